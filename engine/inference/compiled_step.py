@@ -1,9 +1,9 @@
-"""Decoding one row with a compiled program, once it has proved itself (see `engine.models.trials`).
+"""Decodes one row with a compiled program, if a trial finds the program correct and faster (`engine.models.trials`).
 
-Compilation takes from half a minute to minutes. It begins after the first longer reply, in a process of its own, and
-chat goes on meanwhile as before; the reply that is then being written goes on with the program. It is kept in the home,
-for the next time that a model of this shape is loaded. `COCKPIT_COMPILE=0` turns all of this off,
-`=1` turns it on where it is off: on a CPU.
+Compilation takes from half a minute to several minutes. It begins after the first longer reply, in a process of its
+own, and chat goes on meanwhile without it. A reply that is being written when the program is ready goes on with the
+program. The program is kept in the home, for the next time that a model of this configuration is loaded.
+`COCKPIT_COMPILE=0` turns all of this off; `COCKPIT_COMPILE=1` turns it on on a CPU, where it is off by default.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
 VARIABLE = "COCKPIT_COMPILE"
 WORKER = "engine.workers.compile_step"
 LEAST_TOKENS = 32
-"""A reply of as many tokens shows that it is worth while."""
+"""Compilation begins after a reply of at least this many tokens; for shorter ones it is not worthwhile."""
 _STEPS = 4
-"""Tokens of the trial."""
+"""Number of tokens that the trial decodes."""
 _TOLERANCES = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
 _FASTER = 1.15
-"""How many times as fast the program must be: less is within the noise of a machine that does other things, too."""
+"""The program must be this many times as fast. A smaller gain may be noise on a machine that also does other work."""
 _ROOM = 256
-"""Tokens that there is room for at first, behind the prompt."""
+"""Number of tokens after the prompt that the cache has room for at first."""
 
 
 @dataclass
 class Output:
-    """What a forward pass returns, in the words of transformers."""
+    """What a forward pass returns, with the names of transformers."""
 
     logits: Any
     past_key_values: Any
@@ -65,14 +65,14 @@ class Program:
         self.take_weights(model)
 
     def take_weights(self, model: Any) -> None:
-        """Compute with the weights of `model`, which are not copied. Raises KeyError for one that it lacks."""
+        """Use the weights of `model`, without copying them. Raises KeyError if `model` lacks one of the program's."""
         self.model = model
         own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
         self._weights = {name: own[name.removeprefix("model.")].detach() for name in self._runner.get_constant_fqns()}
         self._runner.load_constants(self._weights, check_full_update=True, user_managed=True)
 
     def step(self, ids: Any, held: Held) -> Any:
-        """Logits `[1, vocabulary]` behind the token `ids` [1, 1]; `held` becomes longer by it."""
+        """The logits `[1, vocabulary]` after the token `ids` [1, 1], which is appended to the cache `held`."""
         import torch
 
         held.make_room()
@@ -82,10 +82,10 @@ class Program:
 
 
 class Compilation:
-    """The program for one loaded base: whether there is one, whether it is worth while, and using it."""
+    """Compiles, tries and uses the program for one loaded base."""
 
     def __init__(self, home: Home, base: str, say: Callable[[str], object] = lambda _: None) -> None:
-        """`say` is called with one line when the program is first used, or cannot be."""
+        """`say` is called with one line that says whether the program is used, and why."""
         self._home, self._base, self._say = home, base, say
         self._program: Program | None = None
         self._thread: threading.Thread | None = None
@@ -93,7 +93,7 @@ class Compilation:
         self._latest: weakref.ref[Any] | None = None
         """The model of the newest reply. It may be unloaded while another process compiles."""
         self.active = 0
-        """Replies being written."""
+        """Number of replies that are being written."""
 
     def open(self, model: Any, cancelled: Callable[[], bool]) -> Callable[..., Any]:
         """The forward pass of a reply of one row."""
@@ -103,7 +103,7 @@ class Compilation:
         return _Forward(self, model, cancelled)
 
     def watch(self, model: Any, pieces: Iterator[Piece]) -> Iterator[Piece]:
-        """The pieces of a reply, after which compilation begins if the reply shows that it is worth while."""
+        """The pieces of a reply. After them compilation begins if the reply had at least `LEAST_TOKENS` tokens."""
         self.active += 1
         count = 0
         try:
@@ -116,7 +116,7 @@ class Compilation:
             self._start(model)
 
     def find(self, model: Any) -> Program | None:
-        """The program, with the weights of `model`."""
+        """The program, with the weights of `model`; None if it cannot be used now."""
         program = self._program
         if program is None or program.model is model:
             return program
@@ -131,7 +131,7 @@ class Compilation:
         self._say(f"replies go on without the compiled step: {first_line(error)}")
 
     def wait(self) -> None:
-        """Until what was begun has ended."""
+        """Wait until the thread that compiles and tries the program has ended."""
         if self._thread is not None:
             self._thread.join()
 
@@ -145,7 +145,7 @@ class Compilation:
         self._thread.start()
 
     def _describe(self, model: Any) -> dict[str, Any]:
-        """What the worker must know, without the weights."""
+        """What the worker needs to know to compile the program."""
         return {
             "base": self._base,
             "attention": model.config._attn_implementation,
@@ -157,7 +157,7 @@ class Compilation:
         }
 
     def _run(self, request: dict[str, Any]) -> None:
-        """Compile unless that is done, load, and try."""
+        """Compile the program unless it is there, load it, and try it unless there is a verdict."""
         from engine.inference.step_program import describe_device
 
         try:
@@ -211,7 +211,7 @@ def _build(request: dict[str, Any], home: Home) -> str:
 
 
 class _Forward:
-    """As `CancellableForward`, with the program for single tokens as soon as there is one."""
+    """A `CancellableForward` that uses the program for single tokens, as soon as there is one."""
 
     def __init__(self, compilation: Compilation, model: Any, cancelled: Callable[[], bool]) -> None:
         self._compilation, self._model = compilation, model
@@ -232,11 +232,11 @@ class _Forward:
 
 
 def is_compilable(model: Any) -> bool:
-    """Whether a model is one of transformers' own, whole on one device, with plain weights in one dtype and attention
-    to all tokens, and nothing keeps it from being compiled here."""
+    """Whether a model can be compiled: it is one of transformers' own, on one device, with unquantised weights of one
+    dtype and full attention in all layers; a compiler is installed; and compilation is not turned off."""
     import torch
 
-    # On a CPU it takes minutes to compile, and gained nothing by the clock (see bench/results).
+    # On a CPU compiling takes minutes, and decoding became no faster (see bench/results).
     wanted = os.environ.get(VARIABLE) or ("0" if model.device.type == "cpu" else "1")
     if wanted == "0" or not _has_compiler(model.device.type):
         return False
@@ -247,7 +247,7 @@ def is_compilable(model: Any) -> bool:
     config = model.config.get_text_config()
     if getattr(config, "sliding_window", None) or {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}:
         return False
-    # The program is made for weights that are shared as the configuration says.
+    # The program is compiled from the configuration, so weights must be tied exactly where the configuration ties them.
     ends = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
     if bool(getattr(config, "tie_word_embeddings", False)) != (ends[0] is ends[1]):
         return False
@@ -272,7 +272,7 @@ def _count_threads() -> int:
 
 
 def _hold(cache: Any) -> Held | None:
-    """The content of a cache, if all its layers keep all tokens."""
+    """The content of a cache; None unless all its layers keep all tokens."""
     from transformers.cache_utils import DynamicLayer
 
     from engine.inference.step_program import Held
@@ -287,7 +287,7 @@ def _try(trials: Trials, name: str, program: Program, model: Any) -> Verdict:
     """Compare some tokens of the program with those of the model."""
     import torch
 
-    # Of its own, since a reply may put hooks into the model's modules.
+    # A copy, since a reply may put hooks into the model's modules.
     plain_model = copy_modules(model, {})
     ids = torch.arange(16, device=model.device)[None] + 5
     with torch.inference_mode():
@@ -316,7 +316,7 @@ def _try(trials: Trials, name: str, program: Program, model: Any) -> Verdict:
 
 
 def has_memory_to_build(model: Any) -> bool:
-    """Whether the device has room for the weights once more, which a process that compiles for a card needs."""
+    """Whether the device has room for a second copy of the weights, which the process that compiles for a GPU needs."""
     if model.device.type == "cpu":
         return True
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())

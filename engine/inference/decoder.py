@@ -1,12 +1,12 @@
-"""The model that tokens are decoded with: the loaded one without peft's layers.
+"""Makes the model that decodes tokens: the loaded model without peft's layers.
 
-A LoRA layer of peft adds two matrix products and two conversions to each product of the base, and with one row the
-device waits for the host to hand them out. So the adapter is merged into copies of the weights; a token then takes
-the operations of the base alone. Where that is not possible (a base in 4 or 8 bits, too little memory), a layer adds
-two products in the dtype of the base.
+A LoRA layer of peft adds two matrix products and two conversions to each product of the base. With one row, the device
+waits for the host to launch their kernels. So the adapter is merged into copies of the weights, and a token takes only
+the operations of the base. Where that is not possible (a base in 4 or 8 bits, too little memory), a layer adds two
+products in the dtype of the base.
 
-The modules are copies that share all other tensors with the loaded model, which stays as it is: likelihoods and exports
-are computed with it.
+The modules are copies that share all other tensors with the loaded model. The loaded model is not changed, since
+likelihoods and exports are computed with it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SHARE_ELSEWHERE = 0.5
 
 
 def make_decoder(model: Any) -> Any:
-    """A model that decodes as `model` does, which is in evaluation mode; `model` itself where nothing is gained."""
+    """A faster model that decodes like `model`, which must be in evaluation mode; `model` itself if none is faster."""
     from peft import PeftModel
 
     if not isinstance(model, PeftModel) or not _is_plain_lora(model):
@@ -71,8 +71,8 @@ class LowRank(torch.nn.Module):
 
     @classmethod
     def of(cls, layer: Any, dtype: Any) -> LowRank:
-        """What a LoRA layer of peft computes with its active adapters, whose ranks are joined, in `dtype`, that of the
-        values between layers."""
+        """A layer that computes what this LoRA layer of peft computes, with its active adapters joined into one.
+        `dtype` is that of the values between layers."""
         names = [name for name in layer.active_adapters if name in layer.lora_A]
         down = torch.cat([layer.lora_A[name].weight.float() for name in names])
         up = torch.cat([layer.lora_B[name].weight.float() * layer.scaling[name] for name in names], 1)
@@ -86,7 +86,7 @@ class LowRank(torch.nn.Module):
 
 
 def merge_delta(layer: LoraLayer) -> Any:
-    """The weight of the base layer with the active adapters added in float32, rounded to its own dtype once."""
+    """The base layer's weight plus its active adapters, added in float32 and rounded once, to the weight's dtype."""
     weight = layer.get_base_layer().weight.detach()
     merged = weight.float()
     for name in layer.active_adapters:
@@ -98,7 +98,7 @@ def merge_delta(layer: LoraLayer) -> Any:
 def can_merge(layer: Any) -> bool:
     """Whether `merge_delta` and the base's own forward pass compute what this LoRA layer of peft computes."""
     base = layer.get_base_layer()
-    # A part of a weight that is divided among processes is no Parameter of the plain kind.
+    # The type of a weight that is divided among processes is not Parameter itself.
     return type(base) is torch.nn.Linear and type(base.weight) is torch.nn.Parameter and _is_vanilla(layer)
 
 
@@ -115,13 +115,13 @@ def _is_replaceable(module: Any) -> bool:
 
 
 def _is_plain_lora(model: Any) -> bool:
-    """Whether all that peft does in a forward pass is done by its layers, one by one."""
+    """Whether peft changes the forward pass in its LoRA layers only, each by itself."""
     config = model.active_peft_config
     return str(config.peft_type.value) == "LORA" and not getattr(config, "alora_invocation_tokens", None)
 
 
 def has_room(layers: list[Any]) -> bool:
-    """Whether every device has room for merged copies of the weights under these LoRA layers that it holds."""
+    """Whether every device has room for merged copies of those base weights of these LoRA layers that it holds."""
     needed: defaultdict[Any, int] = defaultdict(int)
     for layer in filter(can_merge, layers):
         weight = layer.get_base_layer().weight
@@ -133,7 +133,7 @@ def has_room(layers: list[Any]) -> bool:
 
 
 def _merge(layer: Any) -> Any:
-    """A linear layer of its own, with the adapter in its weight."""
+    """A new linear layer with the adapter merged into its weight."""
     base = layer.get_base_layer()
     merged = torch.nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
     merged.weight = torch.nn.Parameter(merge_delta(layer), requires_grad=False)
@@ -155,11 +155,11 @@ def copy_modules(module: Any, replaced: dict[Any, Any]) -> Any:
 
 def _copy_module(module: Any, copy: Callable[[Any], Any]) -> Any:
     made = module.__new__(type(module))
-    # Parameters, buffers and hooks can be put into one without the other.
+    # These dictionaries are copied, so that parameters, buffers and hooks can be added to one module without the other.
     made.__dict__ = {name: copy_of(value) if name in _OWN else value for name, value in vars(module).items()}
     made.__dict__["_modules"] = {name: child and copy(child) for name, child in module._modules.items()}
     hook = made.__dict__.pop("_hf_hook", None)
-    if hook is not None:  # accelerate has put a forward pass into the module that is bound to the module itself
+    if hook is not None:  # accelerate has replaced `forward` by one that is bound to the original module
         from accelerate.hooks import add_hook_to_module
 
         for name in ("forward", "_old_forward"):

@@ -1,8 +1,8 @@
-"""One decoded token of one row as a compiled program, without Python and without torch's dispatcher.
+"""Compiles the decoding of one token of one row into a program that needs neither Python nor torch's dispatcher.
 
-The program is made from the model's configuration, not from its weights, which it is handed at run time. So every
-checkpoint and every merged adapter of a base share it. Keys and values are tensors of a fixed capacity that it writes
-into; their length is left open, so one program serves all capacities.
+The program is compiled from the model's configuration; the weights are passed to it at run time. So all checkpoints and
+merged adapters of a base share it. It writes keys and values into tensors of a fixed capacity. This capacity is a
+dynamic dimension of the program, so one program works for all capacities.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ FORMAT = 1
 """Raise it when the program's arguments change."""
 LEAST_CAPACITY = 64
 _INLINED = 8
-"""The compiler writes tensors of so few numbers into the program."""
+"""The compiler writes the values of tensors with at most this many elements into the program."""
 
 
 class GivenLayer(DynamicLayer):
-    """A layer of the cache over given keys and values `[1, heads, capacity, width]`, one position of which is
-    written."""
+    """A cache layer that writes one position of the given keys and values `[1, heads, capacity, width]`."""
 
     def __init__(self, keys: Any, values: Any, position: Any) -> None:
         super().__init__()
@@ -41,14 +40,15 @@ class GivenLayer(DynamicLayer):
 
 
 class Step(torch.nn.Module):
-    """The logits `[1, vocabulary]` behind one token."""
+    """Computes the logits `[1, vocabulary]` after one token."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, ids: Any, position: Any, held: list[Any]) -> Any:
-        """`ids` [1, 1]; `position` [1], that of the token; `held` keys and values in turns, which are written."""
+        """`ids` [1, 1] is the token, `position` [1] its position. `held` has keys and values of each layer in turn;
+        those of the token are written into them."""
         layers = [GivenLayer(held[at], held[at + 1], position) for at in range(0, len(held), 2)]
         seen = torch.arange(held[0].shape[2], device=ids.device) <= position
         output = self.model(
@@ -63,7 +63,7 @@ class Step(torch.nn.Module):
 
 
 def name_program(model: Any) -> str:
-    """A name for what the program depends on."""
+    """A name with a hash of everything that the program depends on."""
     config = {
         key: value for key, value in model.config.to_dict().items() if not key.startswith(("_name", "id2", "label2"))
     }
@@ -82,7 +82,7 @@ def name_program(model: Any) -> str:
 
 
 def describe_device(device: Any) -> str:
-    """The card's name, or the CPU's with its instructions: a home may be shared by machines."""
+    """The GPU's name, or a hash of the CPU's name and instruction sets, because several machines may share a home."""
     device = torch.device(device)
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
@@ -95,8 +95,8 @@ def describe_device(device: Any) -> str:
 
 
 def build(base: str, attention: str, dtype: str, device: str, path: Path) -> None:
-    """Compile the program for the configuration in `base` into `path`, which then is complete. Raises whatever export
-    and compiler raise."""
+    """Compile the program for the configuration in `base` and write it to `path`, which appears only when it is
+    complete. Raises whatever export and compiler raise."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -107,7 +107,7 @@ def build(base: str, attention: str, dtype: str, device: str, path: Path) -> Non
     model.eval().requires_grad_(False)
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
-            # On a CPU, memory that nothing is written into takes no room.
+            # On a CPU, memory that is allocated but never written takes no room.
             setattr(module, name, torch.nn.Parameter(torch.empty_like(weight, device=device), requires_grad=False))
     model.to(device).tie_weights()
     with torch.no_grad():
@@ -137,13 +137,13 @@ class Held:
     """Keys and values of one row in tensors of a fixed capacity, which doubles when it is full."""
 
     def __init__(self, cache: Any, capacity: int) -> None:
-        """The content of a cache of transformers, with room for `capacity` tokens at least."""
+        """Takes the content of a cache of transformers, and makes room for at least `capacity` tokens."""
         self.length = int(cache.get_seq_length())
         self.capacity = max(LEAST_CAPACITY, capacity)
         self.tensors = [self._enlarge(tensor) for layer in cache.layers for tensor in (layer.keys, layer.values)]
 
     def make_room(self) -> None:
-        """Room for one more token."""
+        """Make room for one more token."""
         if self.length >= self.capacity:
             self.capacity *= 2
             self.tensors = [self._enlarge(tensor) for tensor in self.tensors]
@@ -154,7 +154,7 @@ class Held:
         return made
 
     def to_cache(self) -> Any:
-        """As a cache of transformers, to go on without the program."""
+        """A cache of transformers with the same content, to go on without the program."""
         layers = []
         for at in range(0, len(self.tensors), 2):
             layer = DynamicLayer()

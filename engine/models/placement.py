@@ -1,5 +1,5 @@
-"""Chooses the device for a model: the one with most free memory, if the model fits. Otherwise it says what uses the
-memory."""
+"""Chooses the device for a model: the one with the most free memory, or several GPUs if the model fits none alone.
+Raises a problem that says what uses the memory if all of them together have too little."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def estimate_bytes(folder: Path, kind: str | None) -> int:
 
 @dataclass(frozen=True)
 class Spread:
-    """Where a model goes: to `device`, or in parts to several cards, of which that is the first."""
+    """Where a model goes: to `device`, or in parts to several cards, the first of which is `device`."""
 
     device: str
     room: dict[int, int] | None = None
@@ -56,8 +56,8 @@ class Spread:
 
 
 def spread(needed: int) -> Spread:
-    """As `choose`, but a model that fits no card alone goes to all visible ones together. Raises ProblemError, with
-    figures, when they are not enough either."""
+    """Like `choose`, but a model that does not fit on any single card is spread over all visible ones. Raises
+    ProblemError, with figures, if they do not have enough memory together."""
     import torch
 
     try:
@@ -92,7 +92,7 @@ def is_spread(model: Any) -> bool:
 
 
 def check_spread(model: Any) -> None:
-    """Raises ProblemError if parts of a spread model have come to rest outside the cards."""
+    """Raises ProblemError if parts of a spread model were placed outside the cards."""
     places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
     if outside := places & {"cpu", "disk", "meta"}:
         raise ProblemError(
@@ -108,7 +108,7 @@ def check_spread(model: Any) -> None:
 _FILLED = 0.9
 """Share of a card's free memory that the weights of a spread model may take."""
 _LEAST_PART = 1 << 30
-"""A card with less room is left out: its context alone takes half of that."""
+"""Bytes; a card with less room is left out, since its context alone takes half of that."""
 
 
 def choose(needed: int) -> str:
@@ -160,7 +160,8 @@ def list_gpus() -> list[Device]:
 
 
 def isolate(name: str) -> tuple[str, dict[str, str]]:
-    """The environment of a child process that sees this process's device `name` alone, and what it is called there."""
+    """The device's name in a child process, and the environment of a child that sees this process's device `name`
+    alone."""
     kind, _, index = name.partition(":")
     if kind != "cuda":
         return name, dict(os.environ)
@@ -174,8 +175,7 @@ def isolate(name: str) -> tuple[str, dict[str, str]]:
 
 
 _placed: list[int] = []
-"""Devices that models of this process were placed on before CUDA was started. Their numbers must not change any
-more."""
+"""Devices that models of this process were placed on before CUDA was started. Their numbers must no longer change."""
 
 
 def _is_started() -> bool:
@@ -207,14 +207,14 @@ def _name_other() -> str:
 
 
 def _measure_or_guess(device: Device) -> int:
-    """Bytes that are free; -1, after all others, where the device does not say it."""
+    """Free bytes; -1, which sorts after all others, if the device does not report them."""
     free = listing.measure_free(device)
     return -1 if free is None else free
 
 
 def _choose_unlisted(needed: int) -> str:
-    """The first card that has room, where no library lists them. Each card that is asked gets a context, so the others
-    are not."""
+    """The first card that has room, for cards that no library lists. Asking a card opens a context on it, so the cards
+    after the first with room are not asked."""
     import torch
 
     if not torch.cuda.is_available():

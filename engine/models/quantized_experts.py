@@ -1,9 +1,10 @@
-"""NF4 for fused experts: three-dimensional parameters of no linear layer, which bitsandbytes' own layers leave out.
+"""NF4 for fused experts: three-dimensional parameters outside linear layers, which bitsandbytes does not quantise.
 
-They are packed one by one while the model is loaded, so that the device never holds more than one of them in 16 bits.
-A forward pass unpacks the experts of one layer. Autograd would keep what it unpacked until the backward pass, and with
-it the whole base; instead it keeps a note, and the weights are unpacked once more when their layer's turn comes.
-bitsandbytes 0.50 has a parametrisation of its own (`bitsandbytes.nn.parametrize`), which has all of them kept.
+They are packed (quantised to NF4) one by one while the model is loaded, so the device never holds more than one of them
+in 16 bits. The forward pass of a layer unpacks its experts. Autograd would save the unpacked weights for the backward
+pass, and in the end those of the whole base. So a hook saves only a reference to the packed weight, and the backward
+pass of the layer unpacks it once more. bitsandbytes 0.50 has a parametrisation of its own
+(`bitsandbytes.nn.parametrize`), but with that one autograd saves all unpacked weights.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _NAME = "bitsandbytes_nf4_with_experts"
 
 
 class Config(BitsAndBytesConfig):  # type: ignore[misc]
-    """As BitsAndBytesConfig with NF4, for fused experts too."""
+    """A BitsAndBytesConfig with NF4 that also covers fused experts."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -35,10 +36,10 @@ class Config(BitsAndBytesConfig):  # type: ignore[misc]
 
 
 class _Quantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
-    """transformers' loader asks it about each parameter, and loads those that it quantises one after the other."""
+    """Tells the loader of transformers which parameters to quantise; the loader loads these one after the other."""
 
     def __init__(self, quantization_config: Config, **arguments: Any) -> None:
-        quantization_config.quant_method = QuantizationMethod.BITS_AND_BYTES  # what all others shall see
+        quantization_config.quant_method = QuantizationMethod.BITS_AND_BYTES  # what all other code must see
         super().__init__(quantization_config, **arguments)
 
     def param_needs_quantization(self, model: Any, param_name: str, **arguments: Any) -> bool:
@@ -52,7 +53,7 @@ class _Quantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
             packed = [name for name, weight in module.named_parameters(recurse=False) if hasattr(weight, _STATE)]
             if packed:
                 _install(module, packed)
-                model.packed_experts = True  # for what is attached to the model
+                model.packed_experts = True  # read by code that attaches adapters
         return super()._process_model_after_weight_loading(model, **arguments)
 
 
@@ -99,7 +100,7 @@ class Unpack(nn.Module):
         self.state = weight.quant_state
         self._weight = [weight]  # a list, so that it is registered in one place only
         self.storage: int | None = None
-        """Where the unpacked weight of the current forward pass is, while it is kept."""
+        """The address of the weight that the current forward pass has unpacked; None outside a pass."""
 
     def forward(self, packed: Any) -> Any:
         with torch.no_grad():
@@ -108,8 +109,8 @@ class Unpack(nn.Module):
         return weight
 
     def again(self) -> Any:
-        """The weight, for the backward pass. That of the last layer asked for is kept until another is asked for: its
-        experts are computed one by one."""
+        """The unpacked weight, for the backward pass. The weights of the current layer are kept until another layer is
+        computed, because the backward pass reads them once for each expert."""
         if not any(each is self for each in _recent):
             if len(_recent) >= _KEPT:
                 _recent.clear()
@@ -119,12 +120,12 @@ class Unpack(nn.Module):
 
 
 _KEPT = 2
-"""Unpacked weights that a backward pass keeps: a layer of experts has two."""
+"""Number of unpacked weights that are kept in a backward pass: a layer of experts has two."""
 _recent: dict[Unpack, Any] = {}
 
 
 def _install(module: nn.Module, names: list[str]) -> None:
-    """Have these packed parameters of `module` unpacked where its forward pass reads them."""
+    """Make the forward pass of `module` unpack these packed parameters when it reads them."""
     for name in names:
         weight = getattr(module, name)
         parametrize.register_parametrization(module, name, Unpack(weight), unsafe=True)
@@ -152,7 +153,7 @@ def _forward(module: nn.Module, plain: Any, *arguments: Any, **named: Any) -> An
 
     try:
         with parametrize.cached():
-            # Where layers are recomputed, their hooks keep nothing at all, and must see each tensor.
+            # With gradient checkpointing, its own hooks must see each tensor, and save none of them.
             if not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True):
                 return plain(*arguments, **named)
             with saved_tensors_hooks(note, read):
@@ -180,14 +181,14 @@ def count_weights(model: nn.Module) -> int:
 
 
 def set_dtype(model: nn.Module, dtype: Any) -> None:
-    """Have packed experts unpacked to `dtype`."""
+    """Set the dtype that packed experts are unpacked to."""
     for module in list_modules(model):
         for _, unpack in _list_unpacks(module):
             unpack.state.dtype = dtype
 
 
 def unpack_all(model: nn.Module, dtype: Any) -> None:
-    """Unpack all experts once for good; every result stays the same, bit for bit."""
+    """Unpack all experts permanently; every result stays the same, bit for bit."""
     set_dtype(model, dtype)
     for module in list_modules(model):
         for name, _ in list(_list_unpacks(module)):

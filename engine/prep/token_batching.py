@@ -1,9 +1,10 @@
-"""Micro-batches of at most so many tokens (`training.tokens_per_batch`), rather than of a number of rows.
+"""Micro-batches that are limited by their number of tokens (`training.tokens_per_batch`) instead of rows.
 
-Rows are packed into groups of at most the budget once, before the first step, so the number of steps is known and no
-row is met twice in an epoch. Each epoch shuffles the groups and deals them to its global batches. The groups of a
-global batch are the micro-batches of the ranks, unless there are other ranks than at the start of the run, or memory
-was short: then the same rows are packed again, into as many smaller micro-batches as that takes.
+Rows are packed once, before the first step, into groups of at most `budget` tokens. So the number of steps is known
+beforehand, and each row is used once in an epoch. Each epoch shuffles the groups and divides them into global batches.
+Each group of a global batch is a micro-batch of one rank. If memory was short, so that the budget has become smaller,
+the rows of a global batch are packed again, into more and smaller micro-batches. With another number of ranks than at
+the start of the run, the global batches stay the same, and their micro-batches are divided among the new ranks.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from engine.prep.packing import pack
 
 
 class TokenPlan(NamedTuple):
-    """What a global batch is, for the whole of a run: `groups` groups of at most `budget` tokens."""
+    """The size of a global batch, the same for the whole run: `groups` groups of at most `budget` tokens."""
 
     budget: int
     groups: int
 
 
 def group_by_tokens(lengths: Sequence[int], budget: int, *, padded: bool = False) -> list[list[int]]:
-    """The rows in groups of at most `budget` tokens; a longer row is a group of its own. `padded` counts each row of a
-    group with the length of the longest."""
+    """The rows in groups of at most `budget` tokens; a longer row is a group of its own. With `padded`, each row of a
+    group counts as many tokens as the longest one."""
     if not lengths:
         return []
     if not padded:
@@ -43,8 +44,9 @@ def group_by_tokens(lengths: Sequence[int], budget: int, *, padded: bool = False
 
 
 class TokenBatches(GlobalBatches):
-    """A batch sampler as `GlobalBatches` is: for each global batch, an equal number of lists of row numbers for each
-    rank. `budget` is the largest micro-batch in tokens, at most that of the plan; with `padded`, padding counts."""
+    """A batch sampler like `GlobalBatches`: for each global batch, every rank gets the same number of lists of row
+    numbers. `budget` is the largest number of tokens in a micro-batch, at most that of the plan; with `padded`, padding
+    counts."""
 
     def __init__(
         self,
@@ -111,8 +113,8 @@ class TokenBatches(GlobalBatches):
         return self._shuffled[1]
 
     def _divide_groups(self, groups: list[list[int]]) -> list[list[int]]:
-        """The rows of these groups as micro-batches, a multiple of the number of ranks, some perhaps empty. Neighbours,
-        which different ranks compute at the same time, are of similar size."""
+        """The rows of these groups as micro-batches. Their number is a multiple of the number of ranks; some may be
+        empty. Neighbours are of similar size, since different ranks compute them at the same time."""
         if self.budget < self.plan.budget:
             rows = [row for group in groups for row in group]
             lengths = [self.lengths[row] for row in rows]

@@ -41,6 +41,7 @@ def make_loop(job: Job) -> TrainingLoop:
         job.profile, token_counts(rows), job.ranks.rank, job.ranks.world, plan=job.plan, padded=segments is None
     )
     batches.skipped = job.skipped
+    job.longest_row = max(batches.lengths, default=0)
     setup = MethodSetup(
         job=job,
         model=model,

@@ -1,7 +1,8 @@
 """Writes a large checkpoint in a thread, from a copy in the host's memory, while training goes on.
 
-The loop waits for the copy alone. A checkpoint still appears whole or not at all, and the journal has it only when it
-is on the disk: the main thread collects a finished write at the next boundary. One write is under way at a time.
+The loop waits until the copy is made, not until it is written. A checkpoint still appears complete or not at all. The
+journal names it only once it is on the disk: at the next step boundary after the write, the main thread records it.
+Only one write runs at a time.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from typing import Any
 import psutil
 
 SMALLEST = 2**30
-"""Bytes from which it is worthwhile: less is written in a few seconds."""
+"""Bytes from which a write in the background is worthwhile: smaller checkpoints are written in a few seconds."""
 SHARE = 0.5
-"""Of the host's free memory that the copy may take, at most."""
+"""Largest share of the host's free memory that the copy may take."""
 
 
 @dataclass
 class CheckpointFiles:
-    """What a checkpoint consists of, besides its tokenizer and what the model's configuration says."""
+    """The content of a checkpoint, apart from the tokenizer and the model's configuration."""
 
     weights: dict[str, Any] | None
-    """The weights of the whole model as they are stored; None: those that the model has when they are written."""
+    """The whole model's weights, as they are stored. None: the model's weights at the time of writing."""
     objects: dict[str, Any]
-    """What torch saves, by the name of the file among those for a resume."""
+    """Objects that torch saves, by the names of their files in `trainer/`."""
     texts: dict[str, str]
     """Contents of text files, by their path."""
     shards: Path | None = None
@@ -36,7 +37,7 @@ class CheckpointFiles:
 
 
 def is_worthwhile(size: int) -> bool:
-    """Whether a checkpoint of so many bytes is large enough, and leaves the host enough memory."""
+    """Whether a checkpoint of `size` bytes is large enough, and the host has enough memory for a copy."""
     return SMALLEST <= size <= SHARE * psutil.virtual_memory().available
 
 
@@ -59,7 +60,7 @@ def _list_tensors(content: Any) -> Iterator[Any]:
 
 
 def copy_to_host(content: Any) -> Any:
-    """A copy of nested containers that shares nothing with them; tensors one by one, on the host."""
+    """A deep copy of nested containers, with all tensors on the host; they are copied one by one."""
     import torch
 
     if isinstance(content, torch.Tensor):
@@ -72,11 +73,11 @@ def copy_to_host(content: Any) -> Any:
 
 
 class BackgroundWriter:
-    """At most one write. Only the main thread calls it."""
+    """Runs at most one write at a time. Only the main thread calls its methods."""
 
     def __init__(self) -> None:
         self.step: int | None = None
-        """The step of the checkpoint that is being written, or could not be; None when there is none."""
+        """The step of the checkpoint that is being written, or whose write failed; None if there is neither."""
         self._write: Callable[[], None] = lambda: None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -92,7 +93,7 @@ class BackgroundWriter:
         self.restart()
 
     def restart(self) -> None:
-        """Try again what failed; nothing otherwise."""
+        """Start a failed write again; does nothing if no write has failed."""
         if self.step is None or self.busy or (self._thread is not None and self._error is None):
             return
         self._error = None
@@ -106,8 +107,8 @@ class BackgroundWriter:
             self._error = error
 
     def wait(self) -> OSError | None:
-        """Wait for the write to end, and return why it failed; None for a complete one, which is then forgotten. Raises
-        any error that is not the disk's."""
+        """Wait for the write to end. Returns the OSError with which it failed, or None when it is complete, and then
+        forgets it. Raises any other error."""
         if self._thread is not None:
             self._thread.join()
         if self._error is None:

@@ -77,29 +77,32 @@ def _check_sharding(launch: Any, training: Any, adapter: Any, model: Any) -> Ite
     if adapter.kind not in SHARDED_ADAPTERS:
         yield (
             "adapter.kind",
-            f"{adapter.kind} does not go with launch.strategy {launch.strategy}, since its tokens are computed outside "
-            "the layers: choose lora, or launch.strategy ddp",
+            f"{adapter.kind} does not work with launch.strategy {launch.strategy}, because its virtual tokens are "
+            "computed outside the layers: choose lora, or launch.strategy ddp",
         )
     if training.optimizer not in SHARDED_OPTIMIZERS:
         yield (
             "training.optimizer",
-            f"{training.optimizer} does not compute with shares of weights: with launch.strategy {launch.strategy} "
+            f"{training.optimizer} does not work with divided weights: with launch.strategy {launch.strategy} "
             f"choose {', '.join(SHARDED_OPTIMIZERS[:-1])} or {SHARDED_OPTIMIZERS[-1]}",
         )
     if model.quantize_experts:
         yield (
             "model.quantize_experts",
-            f"does not go with launch.strategy {launch.strategy}: packed experts are not divided among the ranks",
+            f"does not work with launch.strategy {launch.strategy}, which cannot divide packed experts: choose ddp or "
+            "zero1",
         )
     if model.dtype == "float16":
         yield (
             "model.dtype",
-            f"must be bfloat16 or float32 with launch.strategy {launch.strategy}: a loss scaler needs whole gradients",
+            f"must be bfloat16 or float32 with launch.strategy {launch.strategy}, because the loss scaler needs whole "
+            "gradients",
         )
     if training.compile is True:
         yield (
             "training.compile",
-            f"does not go with launch.strategy {launch.strategy}: layers gather weights as they compute",
+            f"does not work with launch.strategy {launch.strategy}, because layers gather their weights while they "
+            "compute: leave it out, or choose ddp or zero1",
         )
 
 

@@ -1,9 +1,9 @@
-"""Running out of memory where the attempt cannot go on: the next attempt has smaller micro-batches.
+"""Smaller micro-batches in the next attempt, after a rank of a sharded run has run out of memory.
 
-Where the ranks compute without each other, they agree on smaller micro-batches and go on (see
-`engine.training.memory`). Where a pass gathers weights from all ranks, the others wait for the one that ran out: it
-leaves a note and ends the attempt, and the supervisor starts the next one, which does not count as one of
-`launch.restarts`.
+Where the passes of a rank do not need the others, the ranks agree on smaller micro-batches and go on (see
+`engine.training.memory`). Where a pass gathers weights from all ranks, the others wait for the rank that ran out of
+memory. So that rank leaves a note and ends the attempt. The supervisor then starts another attempt, which does not
+count as one of `launch.restarts`.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ from engine.training.live_settings import SHAPE
 
 
 def leave_note(job: Job, error: BaseException) -> None:
-    """Note for the supervisor and the next attempt that this rank ran out of memory, if smaller micro-batches may
-    help."""
-    if memory.smaller_micro_batch(job.profile) is None:
+    """Leave a note, for the supervisor and the next attempt, that this rank ran out of memory, if smaller micro-batches
+    are possible."""
+    if memory.smaller_micro_batch(job.profile, job.longest_row) is None:
         return
     note = {
         "rank": job.ranks.rank,
         "cause": first_line(error),
+        "longest_row": job.longest_row,
         **{key: live_settings.get_setting(job.profile, key) for key in SHAPE},
     }
     write_private(job.run.exhausted(job.attempt), json.dumps(note).encode())
 
 
 def apply_notes(job: Job, step: int) -> None:
-    """Halve the micro-batches for each of the attempts right before this one that ran out of memory with micro-batches
-    of the size that it had then. Called on every rank."""
+    """Make the micro-batches smaller, once for each attempt right before this one that ran out of memory. A note that
+    was written with other micro-batches than the current ones is ignored. Called on every rank."""
     notes: list[dict[str, Any]] = job.ranks.broadcast(_read_notes(job) if job.ranks.first else [])
     for note in notes:
-        live = memory.smaller_micro_batch(job.profile)
+        live = memory.smaller_micro_batch(job.profile, note["longest_row"])
         if live is None or any(note[key] != live_settings.get_setting(job.profile, key) for key in SHAPE):
             continue  # the user has changed them since, or a checkpoint holds the change
         report_cut(job, step, live, f"rank {note['rank']}: {note['cause']}")
@@ -54,7 +55,7 @@ def _read_notes(job: Job) -> list[dict[str, Any]]:
             note = json.loads(job.run.exhausted(attempt).read_bytes())
         except (OSError, ValueError):
             break
-        if not isinstance(note, dict) or not {"rank", "cause", *SHAPE} <= note.keys():
+        if not isinstance(note, dict) or not {"rank", "cause", "longest_row", *SHAPE} <= note.keys():
             break
         found.insert(0, note)
     return found

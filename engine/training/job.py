@@ -38,6 +38,8 @@ class Job:
     masters: bool = False
     """Whether checkpoints also hold master weights: the trained weights differ from the published ones, which are
     rounded to 16 bits or averaged."""
+    longest_row: int = 0
+    """Tokens of the longest training row; 0 before the rows are read."""
     saved_step: int = -1
     checkpoints: dict[int, dict[str, float]] = field(default_factory=dict)
     """Complete checkpoints with their metrics, by step."""

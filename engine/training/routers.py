@@ -1,7 +1,7 @@
-"""How evenly the routers of a mixture of experts share out tokens, and the auxiliary loss that makes them.
+"""Measures how evenly the routers of a mixture of experts distribute tokens, and computes the load-balancing loss.
 
-Hooks on the routers count, on the device, the tokens of each expert in the passes that are trained; the counts reach
-the host with a report of metrics and never before.
+Hooks on the routers count on the device how many tokens each expert gets in training passes. The counts are copied to
+the host only when metrics are reported.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from engine.training.ranks import Ranks
 
 
 class Routers:
-    """The routers of `model`; none where it has no experts, or where transformers does not say which modules they are.
+    """The routers of `model`; none if it has no experts, or if transformers does not say which modules are routers.
 
-    `coefficient` is `training.router_aux_loss`. None: what the model's configuration says, if a router is trained.
-    Raises ProblemError for a coefficient that this model has no use for.
+    `coefficient` is `training.router_aux_loss`. None: the coefficient in the model's configuration if a router is
+    trained, else 0. Raises ProblemError for a coefficient above 0 if the model has no such loss.
     """
 
     def __init__(self, model: Any, coefficient: float | None) -> None:
@@ -72,9 +72,9 @@ class Routers:
             self._watching = False
 
     def auxiliary_loss(self, share: float) -> Any:
-        """The auxiliary loss of the pass that was watched last, which has this share of the global batch; 0 without
-        one. That of Switch Transformer (Fedus et al. 2021, arXiv:2101.03961), over all layers together: as
-        transformers computes it."""
+        """The auxiliary loss of the last watched pass, times its `share` of the global batch; 0 with a coefficient of
+        0. It is the loss of Switch Transformer (Fedus et al. 2021, arXiv:2101.03961), computed over all layers
+        together, as in transformers."""
         if not self._logits:
             return 0.0
         rows = sum(math.prod(logits.shape[:-1]) for logits, _ in self._logits)
@@ -87,10 +87,11 @@ class Routers:
         return self.coefficient * share * experts * (chosen / rows * (weights / rows)).sum()
 
     def report(self, ranks: Ranks) -> dict[str, float | None]:
-        """The balance over all ranks since the last report, as means over the layers, by name; resets the counts.
+        """Metrics of the balance over all ranks since the last report, as means over the layers; resets the counts.
 
-        `expert_load_max` is the largest share of the tokens that one expert got, times the number of experts; 1 is
-        even. `expert_load_entropy` is the entropy of the shares, divided by that of even ones.
+        `expert_load_max` is the share of tokens of the busiest expert, times the number of experts.
+        `expert_load_entropy` is the entropy of the experts' shares, divided by that of equal shares. Both are 1 for an
+        even load.
         """
         if not self._counts:
             return {}
@@ -116,8 +117,8 @@ class Routers:
 
 
 def _find_routers(model: Any) -> Iterator[tuple[str, Any, int]]:
-    """Names and routers in the order of layers, each with the place of its logits among its outputs: what transformers
-    itself records as `router_logits`."""
+    """Names and routers in the order of layers, each with the index of its logits among its outputs. Routers are the
+    modules whose outputs transformers records as `router_logits`."""
     recorders = [
         recorder
         for module in model.modules()

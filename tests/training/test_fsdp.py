@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,12 +23,14 @@ from engine.options.tables import STRATEGIES
 from engine.protocol.home import Home
 from engine.protocol.journal import BadBatch, Evaluation, Ledger, Start, Warn
 from engine.training.combinations import render_strategies
+from engine.training.exhausted import apply_notes, leave_note
 from engine.training.online.checks import describe_reward_model
 from engine.training.online.options import OnlineOptions, RewardOptions
 from engine.training.parallel.lockstep import in_step
 from engine.training.ranks import Ranks
 from tests.training import online, warm
 from tests.training.harness import PROFILE, Supervised
+from tests.training.here import Here
 from tests.training.preferences import make_scorer
 
 LOSSES = ("train/loss", "train/grad_norm", "train/learning_rate")
@@ -338,3 +341,29 @@ def test_docs_have_the_table_of_strategies() -> None:
 @pytest.mark.parametrize("name", ["fsdp", "zero2", "zero1", "ddp"])
 def test_the_table_and_the_classes_agree(name: str) -> None:
     assert load_reference(STRATEGIES[name].reference).sharded == STRATEGIES[name].sharded
+
+
+def test_a_note_keeps_the_longest_row_in_one_piece(tmp_path: Path, prepared: dict[str, Any]) -> None:
+    """Below it, a smaller token budget changes nothing."""
+    run = Here(tmp_path, "run", prepared)
+    text = PROFILE.format(base=prepared["base"]).replace("micro_batch: 4", "tokens_per_batch: 100")
+    profile = parse(text, "test", Path("/"))
+
+    def job(attempt: int) -> Any:
+        told: list[Any] = []
+        reporter = SimpleNamespace(warn=lambda **warning: told.append(warning), write=lambda entry: None)
+        return SimpleNamespace(
+            run=run.run, attempt=attempt, profile=profile, ranks=Ranks(), longest_row=30, replayed={},
+            reporter=reporter, told=told,
+        )  # fmt: skip
+
+    for attempt, budget in ((1, 50), (2, 30)):
+        failed = job(attempt)
+        apply_notes(failed, 0)
+        leave_note(failed, torch.OutOfMemoryError("no room"))
+        again = job(attempt + 1)
+        apply_notes(again, 0)
+        assert again.profile.training.tokens_per_batch == budget
+        assert len(again.told) == attempt
+    leave_note(again, torch.OutOfMemoryError("no room"))
+    assert not run.run.exhausted(3).exists()

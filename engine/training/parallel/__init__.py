@@ -1,11 +1,14 @@
 """How several processes share one training step. One file per strategy, named in `engine.options.tables.STRATEGIES`.
 
-A strategy extends `SingleProcess`. It owns the prepared model and the optimiser. The training loop calls, in order:
+A strategy extends `SingleProcess`. It owns the prepared model and the optimiser. A run calls these methods:
 
-prepare(model, make_optimizer)    place or shard the model and make its optimiser; sets `model` and `optimizer`
+build(make, device, masters)      make or load the model, on the device of this rank
+prepare(model, make_optimizer)    make its optimiser; sets `model` and `optimizer`
+load(folder)                      restore the optimiser's state from a checkpoint's `trainer/`, written by any strategy
 micro_batch()                     context of one forward and backward pass
-reduce()                          gradients become those of the whole global batch, on every rank
+reduce()                          sum the gradients over all ranks
 clip(max_norm)                    scale the gradients down to this norm; returns the norm before; 0 clips nothing
-save()                            the optimiser's state as one process would have it, complete on rank 0
-load(file)                        go on from a state that `save` returned, written by any strategy
+settle()                          drop weights that a pass has gathered
+in_step()                         context of forward passes without gradients, whose number differs between ranks
+save()                            the optimiser's state, complete on rank 0; of a sharded strategy its groups alone
 """

@@ -15,13 +15,13 @@ from typing import Any
 from engine.training.parallel.single import SingleProcess
 
 BUCKET = 64 * 2**20
-"""Bytes that are sent in one collective. Larger ones are hardly faster, and as many bytes again are needed for each."""
+"""Bytes that one collective sends. Each needs a buffer of this size, and larger buckets are hardly faster."""
 IN_FLIGHT = 2
-"""Collectives that are under way at a time."""
+"""The largest number of collectives that run at the same time."""
 
 
 class DataParallel(SingleProcess):
-    """The same weights on all ranks: gradients are sums over the ranks."""
+    """All ranks have the same weights, and sum their gradients."""
 
     def prepare(self, model: Any, make_optimizer: Callable[[Any], Any]) -> None:
         import torch.distributed as dist
@@ -47,7 +47,7 @@ def send_in_buckets(
     """Run `collective`, which works in place on a flat tensor, on buckets of `tensors`; with `write`, copy its result
     back.
 
-    While one bucket is sent, the next is filled: `IN_FLIGHT` are on their way at a time.
+    While one bucket is sent, the next is filled; `IN_FLIGHT` says how many are in memory at the same time.
     """
     import torch
     from torch._utils import _flatten_dense_tensors, _take_tensors, _unflatten_dense_tensors

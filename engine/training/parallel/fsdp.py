@@ -1,11 +1,13 @@
 """`launch.strategy: fsdp` and `zero2`: each rank holds a share of every weight, gradient and optimiser state.
 
 This is torch's FSDP2 (`torch.distributed.fsdp.fully_shard`): a layer's weights are gathered from all ranks when it
-computes, and dropped afterwards; in the backward pass its gradients are summed, and each rank keeps those of its share.
-So nothing limits the model but the memory of all devices together, and of one for a layer.
+computes, and dropped afterwards. In the backward pass its gradients are summed, and each rank keeps those of its share.
+So the model must fit into the memory of all devices together, and one layer, the embeddings and the output layer into
+that of one device.
 
 The collectives run within the passes. A rank that runs out of memory there cannot report it in a vote, as the others
-wait for it: the attempt ends, and the next one has smaller micro-batches (see `engine.training.exhausted`).
+wait for it in a collective. So the attempt ends, and the next one has smaller micro-batches (see
+`engine.training.exhausted`).
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from engine.training.ranks import Ranks
 
 
 class FullySharded(SingleProcess):
-    """Weights, gradients and optimiser states are divided among the ranks: the n-th part of each along its first
-    dimension."""
+    """Weights, gradients and optimiser states are divided among the ranks: each is split along its first dimension,
+    and rank n holds the n-th part."""
 
     sharded = True
     drops_layers = True
@@ -40,9 +42,9 @@ class FullySharded(SingleProcess):
         self._models: list[Any] = []
         """The divided models; the trained one comes first."""
         self._parts_of: dict[int, list[Any]] = {}
-        """The parts of each that gather weights together, by its id."""
+        """For each divided model, by its id: its FSDP modules, each of which gathers its weights at once."""
         self._stepping = False
-        """Whether the ranks may be at different places, within `in_step`."""
+        """True within `in_step`, where the ranks may be at different places in the code."""
 
     def build(self, make: Callable[[Device], Any], device: Device, masters: Any) -> Any:
         """Rank 0 makes the model in host memory; then all ranks receive it layer by layer, and keep their shares."""
@@ -53,7 +55,8 @@ class FullySharded(SingleProcess):
         if model is not None:
             _remember_scales(model)
         model = self._divide(share_structure(model, self.ranks), device, masters)
-        # Between the passes of an offloaded model its weights are on the host. The class is FSDP's own.
+        # An offloaded model has its weights on the host between passes, but must report its device. The class is FSDP's
+        # own, so models that are not divided are not affected.
         setattr(type(model), "device", property(lambda _: torch.device(device.name)))  # noqa: B010 - mypy: read-only
         self._models.append(model)
         return model
@@ -72,7 +75,7 @@ class FullySharded(SingleProcess):
 
         layers = find_layers(model)
         _check_shared(model, layers)
-        # Weights in float32 are sent in the dtype that is computed in; their gradients are summed in float32.
+        # Float32 weights are sent in the dtype of computation; their gradients are summed in float32.
         cast = device.compute if masters is not None and device.compute != masters else None
         policy: dict[str, Any] = {
             "mesh": init_device_mesh(device.kind, (self.ranks.world,)),
@@ -136,8 +139,8 @@ class FullySharded(SingleProcess):
         return norm
 
     def collect(self, names: Sequence[str] | None, dtype: Any) -> dict[str, Any]:
-        """The weights of these names (None: all, and buffers), whole, in host memory of rank 0; {} on the others. They
-        are gathered and moved one by one."""
+        """The whole weights of these names (None: all weights and buffers), in the host memory of rank 0; {} on the
+        others. They are gathered and moved one by one."""
         self.settle()
         found: dict[str, Any] = {}
         copies: dict[int, Any] = {}  # tied weights share theirs
@@ -155,12 +158,12 @@ class FullySharded(SingleProcess):
     # ── checkpoints ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def save(self) -> dict[str, Any]:
-        """The groups alone: `write_shards` writes the state."""
+        """The parameter groups alone; `write_shards` writes the state of the weights."""
         return {"state": {}, "param_groups": self.optimizer.state_dict()["param_groups"]}
 
     def write_shards(self, folder: Path, averages: dict[str, Any]) -> None:
-        """Write the optimiser's state, the trained weights and their averages. Raises OSError on every rank when one
-        cannot."""
+        """Write this rank's share of the optimiser's state, the trained weights and their averages. If one rank cannot
+        write, OSError is raised on every rank."""
         self.settle()
         weights = {name: weight.detach() for name, weight in self.model.named_parameters() if weight.requires_grad}
         state = dict(sharded_state.flatten_optimizer(self.optimizer))
@@ -187,14 +190,15 @@ class FullySharded(SingleProcess):
 
 
 class Zero2(FullySharded):
-    """`launch.strategy: zero2`: gathered weights stay from a layer's forward to its backward pass. So each pass gathers
-    them once, and all weights have to fit on each device, besides a share of gradients and optimiser states."""
+    """`launch.strategy: zero2`: a layer's gathered weights are kept from its forward to its backward pass. So they are
+    gathered once per micro-batch, and each device must have room for all weights, besides its share of gradients and
+    optimiser states."""
 
     drops_layers = False
 
 
 def find_layers(model: Any) -> list[Any]:
-    """The layers of `model`: what its class says must stay on one device, outermost only. Raises ProblemError where
+    """The layers of `model`: the outermost modules of the classes in its `_no_split_modules`. Raises ProblemError if
     there are none."""
     names = set(getattr(model, "_no_split_modules", None) or ())
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -205,8 +209,8 @@ def find_layers(model: Any) -> list[Any]:
             Problem(
                 code="launch.unshardable",
                 title="This model cannot be divided among ranks",
-                cause=f"{type(base).__name__} does not name its layers",
-                hint="set launch.strategy to ddp",
+                cause=f"{type(base).__name__} has no `_no_split_modules`, which would tell its layers",
+                hint="set launch.strategy to ddp or zero1",
             )
         )
     return found
@@ -221,7 +225,7 @@ def _find_outermost(module: Any, names: set[str]) -> Iterator[Any]:
 
 
 def _check_shared(model: Any, layers: Sequence[Any]) -> None:
-    """Raises ProblemError when two layers share a weight: each would get a copy of its own."""
+    """Raises ProblemError when two layers share a weight, since each would get a copy of its own."""
     holders = Counter(id(weight) for layer in layers for weight in layer.parameters())
     inside = {id(part) for layer in layers for part in layer.modules()}
     rest = {
@@ -233,7 +237,7 @@ def _check_shared(model: Any, layers: Sequence[Any]) -> None:
                 code="launch.unshardable",
                 title="This model cannot be divided among ranks",
                 cause="several of its layers share a weight",
-                hint="set launch.strategy to ddp",
+                hint="set launch.strategy to ddp or zero1",
             )
         )
 
@@ -246,14 +250,15 @@ def _check_dtypes(part: Any) -> None:
             Problem(
                 code="launch.unshardable",
                 title="This model cannot be divided among ranks",
-                cause=f"weights of {' and '.join(sorted(dtypes))} are trained in one layer",
+                cause=f"a layer has trained weights in {' and '.join(sorted(dtypes))}: they must have one dtype",
                 hint="set training.masters to float32",
             )
         )
 
 
 def _check_experts(part: Any) -> None:
-    """Raises ProblemError for experts that some ranks may have no token for, whose gradients torch cannot sum then."""
+    """Raises ProblemError for experts in separate modules: a rank may have no token for one of them, and then this
+    version of torch cannot sum its gradients."""
     import torch
 
     if any(name.endswith("experts") and isinstance(each, torch.nn.ModuleList) for name, each in part.named_modules()):
@@ -261,14 +266,14 @@ def _check_experts(part: Any) -> None:
             Problem(
                 code="launch.unshardable",
                 title="This model cannot be divided among ranks",
-                cause=f"torch {torch.__version__} waits for gradients of experts that a rank has no token for",
-                hint="install torch 2.13, or set launch.strategy to ddp or zero1",
+                cause=f"with torch {torch.__version__} a run hangs when an expert gets no token on one of the ranks",
+                hint="install torch 2.13 or newer, or set launch.strategy to ddp or zero1",
             )
         )
 
 
 # ── quantised weights ─────────────────────────────────────────────────────────────────────────────────────────────────
-# A divided weight is a plain tensor: the scales that bitsandbytes keeps at the weight are kept at the layer.
+# A divided weight is a plain tensor. bitsandbytes keeps a weight's scales in the weight; here the layer keeps them.
 
 _SCALES = "scales_of_weight"
 

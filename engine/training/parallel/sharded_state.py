@@ -1,7 +1,7 @@
 """The state of sharded training on disk: each rank writes its own shares, with torch.distributed.checkpoint.
 
-Every tensor is stored under its position or name, as parts of the whole. So a checkpoint can be read by any number of
-ranks and by any strategy; one of an unsharded strategy (`optimizer.pt`) can be read here.
+Every tensor is stored under its position or name, in parts. So a checkpoint can be read with any number of ranks and by
+any strategy. Sharded training can also read the checkpoint of an unsharded strategy (`optimizer.pt`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def local(tensor: Any) -> Any:
 
 
 def like(weight: Any, whole: Any) -> Any:
-    """`whole`, a value of each element of `weight`, divided as `weight` is, on its device; a copy."""
+    """A copy of `whole`, which has the shape of `weight`, divided as `weight` is, on its device."""
     if not hasattr(weight, "device_mesh"):
         return whole.to(weight.device, copy=True)
     from torch.distributed.tensor import DTensor
@@ -46,20 +46,20 @@ def like(weight: Any, whole: Any) -> Any:
 
 
 def write(folder: Path, state: Mapping[str, Any], ranks: Ranks) -> None:
-    """Write `state` (tensors by name), every rank its own parts. Raises OSError on every rank when one cannot."""
+    """Write `state` (tensors by name); every rank writes its own parts. If one cannot, OSError is raised on all."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
     writer = dcp.FileSystemWriter(folder, sync_files=False)  # the checkpoint is synced as a whole
     try:
         dcp.save(dict(state), storage_writer=writer, process_group=ranks.group)
-    except CheckpointException as error:  # not an Exception; the ranks have told each other
+    except CheckpointException as error:  # a BaseException, raised on every rank with the failures of all ranks
         causes = [cause for cause, _ in error.failures.values()]
         raise next((each for each in causes if isinstance(each, OSError)), RuntimeError(str(causes[0]))) from None
 
 
 def read(folder: Path, state: dict[str, Any], ranks: Ranks, *, alone: bool) -> None:
-    """Fill the tensors of `state`, sharded or not. `alone`: without the other ranks."""
+    """Read the tensors of `state`, sharded or not, in place. With `alone`, the other ranks need not call it."""
     import torch.distributed.checkpoint as dcp
 
     reader = dcp.FileSystemReader(folder)
@@ -78,8 +78,8 @@ def list_names(folder: Path) -> dict[str, Any]:
 
 
 def read_named(folder: Path, part: str, weights: Mapping[str, Any], ranks: Ranks, *, alone: bool) -> dict[str, Any]:
-    """The tensors of a `part` (`WEIGHTS` or `AVERAGES`) by the names of `weights`, divided as those are; {} when the
-    checkpoint has none."""
+    """The stored tensors of a `part` (`WEIGHTS` or `AVERAGES`) under the names of `weights`, divided as those are; {}
+    if the checkpoint has none."""
     import torch
 
     stored = list_names(folder)
@@ -93,14 +93,14 @@ def read_named(folder: Path, part: str, weights: Mapping[str, Any], ranks: Ranks
 
 
 def flatten_optimizer(optimizer: Any) -> Iterator[tuple[str, Any]]:
-    """The tensors of an optimiser's state, by names with the weights' positions in the optimiser."""
+    """The names and tensors of an optimiser's state; a name contains the position of the weight in the optimiser."""
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             yield f"{OPTIMIZER}.{index}.{name}", value
 
 
 def read_optimizer(folder: Path, optimizer: Any, groups: Any, ranks: Ranks) -> None:
-    """Load the shards of an optimiser's state into one of sharded weights, with these groups."""
+    """Load the shards of an optimiser's state into `optimizer`, whose weights are sharded, with these groups."""
     import torch
 
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -139,7 +139,7 @@ def _nest(state: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
 
 
 def divide_optimizer(optimizer: Any, saved: Mapping[str, Any]) -> None:
-    """Load a whole state, as an unsharded optimiser has it, into one of sharded weights."""
+    """Load a whole state, as an unsharded optimiser has it, into `optimizer`, whose weights are sharded."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     state = {
         index: {

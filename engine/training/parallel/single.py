@@ -23,19 +23,19 @@ class SingleProcess:
 
     def __init__(self, accelerator: Any, ranks: Ranks, *, offload: bool = False) -> None:
         """`accelerator` is an `accelerate.Accelerator`, which casts the model, scales the loss and steps the
-        optimiser. `offload` keeps shares of weights in host memory while they are not needed, where there are
-        shares."""
+        optimiser. `offload` keeps the weights in host memory while they are not needed; only sharded strategies use
+        it."""
         self.accelerator, self.ranks = accelerator, ranks
         self.segments: Any = None
         """What keeps attention within joined rows (`engine.models.segments`); set before the first step."""
 
     def build(self, make: Callable[[Device], Any], device: Device, masters: Any) -> Any:
-        """The model that `make` makes on a device; with `masters`, a dtype, its floating-point weights have that."""
+        """The model that `make` makes on `device`. If `masters`, a dtype, is given, floating-point weights have it."""
         model = make(device)
         return model if masters is None else model.to(masters)
 
     def prepare(self, model: Any, make_optimizer: Callable[[Any], Any]) -> None:
-        # Never wrapped in DistributedDataParallel: ranks reduce gradients after their vote, see `reduce`.
+        # The model is not wrapped in DistributedDataParallel, since ranks reduce gradients after their vote (`reduce`).
         self.model = self.accelerator.prepare_model(model, evaluation_mode=True)
         self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(self.model))
 
@@ -46,7 +46,7 @@ class SingleProcess:
         pass
 
     def norm(self) -> Any:
-        """The norm of all gradients as they are, scaled or not."""
+        """The norm of all gradients; if the loss is scaled, that of the scaled gradients."""
         import torch
 
         return torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
@@ -55,13 +55,14 @@ class SingleProcess:
         return self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm or float("inf"))
 
     def settle(self) -> None:
-        """Make the model's parameters those that the optimiser updates. Every rank calls it at the same moment."""
+        """Drop gathered weights, so that the model's parameters are those that the optimiser updates. Every rank calls
+        it at the same moment."""
 
     def release(self, model: Any) -> None:
-        """Drop what a pass of another model, such as a reference, has gathered."""
+        """Drop weights of `model`, such as a reference, that its forward pass has gathered."""
 
     def in_step(self) -> AbstractContextManager[None]:
-        """Context of forward passes without gradients of which the ranks have different numbers."""
+        """Context of forward passes without gradients, whose number may differ between ranks."""
         return nullcontext()
 
     def save(self) -> dict[str, Any]:
@@ -70,7 +71,7 @@ class SingleProcess:
 
     def load(self, folder: Path) -> None:
         """Load the optimiser's state from a checkpoint's `trainer/`, written by any strategy, and the trained weights
-        where a sharded one has written them there."""
+        if a sharded strategy has written them there."""
         self.load_optimizer(read_optimizer_state(folder))
         self.load_weights(folder)
 
@@ -83,18 +84,20 @@ class SingleProcess:
             sharded_state.local(trained[name].data).copy_(sharded_state.local(value))
 
     def read_named(self, folder: Path, part: str, tensors: dict[str, Any]) -> dict[str, Any]:
-        """Tensors of these names from shards in a checkpoint's `trainer/`, divided as these are; {} without any."""
+        """The stored tensors with the names of `tensors`, from the shards in a checkpoint's `trainer/`, divided as
+        `tensors` are; {} if there are no shards."""
         shards = folder / sharded_state.FOLDER
         if not shards.exists():
             return {}
         return sharded_state.read_named(shards, part, tensors, self.ranks, alone=not self.sharded)
 
     def optimizer_pieces(self, pieces: list[Any]) -> list[Any]:
-        """One value per weight, in the optimiser's order, from the rank that holds its state."""
+        """One value per weight, in the optimiser's order, from the rank that holds the weight's state. A sharded
+        strategy returns one value per weight and rank."""
         return pieces
 
     def weight_pieces(self, pieces: list[Any]) -> list[Any]:
-        """The values of all weights, of each rank's share of them where they are divided."""
+        """One value per weight; where weights are divided, one per weight and rank."""
         return pieces
 
 

@@ -1,8 +1,8 @@
 """Gives every rank a model that only rank 0 has loaded: first its structure, then its weights, one part at a time.
 
-The model is built once, in rank 0's host memory, by the same code as for a single process: whatever was quantised,
-replaced or adapted there is in the structure that the others receive. So N ranks hold one model and their own shares,
-and never N models.
+The model is built once, in rank 0's host memory, by the same code as for a single process. The structure that the other
+ranks receive contains all layers that this code has quantised, replaced or adapted. So the host holds one whole model
+and the shares of the ranks, never one whole model for each rank.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def share_structure(model: Any, ranks: Ranks) -> Any:
         try:
             found = _load(content)
         except (ImportError, AttributeError, TypeError, pickle.UnpicklingError) as error:
-            wrong = first_line(error)
+            wrong = f"its structure cannot be read on another rank: {first_line(error)}"
     if wrong := next(filter(None, ranks.gather(wrong)), ""):
         raise ProblemError(
             Problem(
@@ -47,7 +47,8 @@ def share_structure(model: Any, ranks: Ranks) -> Any:
 
 @contextmanager
 def first_alone(ranks: Ranks) -> Iterator[None]:
-    """Context in which rank 0 works with all cores, however long it takes, and the others wait for its end."""
+    """Context in which rank 0 works with all cores, however long it takes; the other ranks wait at the end until rank 0
+    is done."""
     import torch
     from torch.distributed import distributed_c10d
 
@@ -66,18 +67,18 @@ def first_alone(ranks: Ranks) -> Iterator[None]:
         return
     yield
     with ranks.waiting():
-        # In short rounds: a collective would give up after `ranks.TIMEOUT`. If rank 0 dies, the launcher ends all.
+        # Polled, since a collective would give up after `ranks.TIMEOUT`. If rank 0 dies, the launcher ends all ranks.
         while not store.check([key]):
             time.sleep(_ROUND)
 
 
 _ROUND = 0.05
-"""Seconds between two looks whether rank 0 is done."""
+"""Seconds between two checks whether rank 0 is done."""
 _counter = itertools.count()
 
 
 def _dump(model: Any) -> bytes | str:
-    """The structure of `model`; a description of what cannot be copied."""
+    """The pickled structure of `model`, or a message that says what cannot be pickled."""
     places = {id(tensor): index for index, tensor in enumerate(_list_tensors(model))}
     shapes = [(tuple(t.shape), t.dtype, _is_weight(t), t.requires_grad) for t in _list_tensors(model)]
     file = io.BytesIO()
@@ -85,14 +86,14 @@ def _dump(model: Any) -> bytes | str:
         pickle.dump(shapes, file)
         _Pickler(file, places).dump(model)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        return first_line(error)
+        return f"its structure cannot be sent to the other ranks: {first_line(error)}"
     return file.getvalue()
 
 
 def _load(content: bytes) -> Any:
     from transformers.dynamic_module_utils import init_hf_modules
 
-    init_hf_modules()  # where rank 0 has put the code that comes with a model
+    init_hf_modules()  # makes the folder importable into which rank 0 has put the code that comes with a model
     importlib.invalidate_caches()
     file = io.BytesIO(content)
     return _Unpickler(file, pickle.load(file)).load()
@@ -141,8 +142,8 @@ class Placer:
         self._ranks, self._device, self._dtype = ranks, device, dtype
 
     def place(self, module: Any) -> None:
-        """Give `module`, its submodules included, its weights and buffers on this rank's device; those that are divided
-        among the ranks already stay as they are. Rank 0's own copy is free then."""
+        """Put the weights and buffers of `module` and its submodules on this rank's device. Those that are already
+        divided among the ranks stay as they are. Rank 0's copy in host memory can then be freed."""
         import torch
 
         placed: dict[int, Any] = {}  # tied weights stay tied
@@ -151,7 +152,7 @@ class Placer:
             if hasattr(tensor, "device_mesh"):
                 continue
             if id(tensor) not in placed:
-                sources.append(tensor)  # so that no other tensor gets its address meanwhile
+                sources.append(tensor)  # kept alive, so that no other tensor gets the same id
                 copy = self._send(tensor)
                 is_weight = _is_weight(tensor)
                 placed[id(tensor)] = torch.nn.Parameter(copy, requires_grad=tensor.requires_grad) if is_weight else copy

@@ -5,8 +5,8 @@ optimiser is the ordinary one, with all weights in its groups: before its step a
 share, and afterwards the owner of each share broadcasts it. Schedules, clipping, a changed learning rate and the loss
 scaler work unchanged, and as the gradients and their norm are those of `ddp`, so are all results.
 
-Unlike `zero2` and `fsdp` this works with every optimiser, and as no collective runs within a pass, a rank can report
-that it ran out of memory.
+Unlike `zero2` and `fsdp`, this works with every optimiser. No collective runs within a pass, so a rank that runs out of
+memory can report it.
 
 torch's ZeroRedundancyOptimizer requires weights of one dtype, takes optimisers by class, and does not support the
 `state_dict()` that accelerate calls when it prepares an optimiser.
@@ -82,8 +82,8 @@ class OptimizerShards:
             send_in_buckets(share, partial(dist.broadcast, src=rank), write=rank != self._ranks.rank)
 
     def gather_state(self) -> dict[str, Any]:
-        """On rank 0, the optimiser's complete state as with `ddp`, that of other ranks in host memory; {} on the other
-        ranks."""
+        """On rank 0, the optimiser's complete state, as with `ddp`; the part of other ranks is in host memory. On the
+        other ranks, {}."""
         from accelerate.utils import send_to_device
 
         state: dict[str, Any] = self._optimizer.state_dict()
