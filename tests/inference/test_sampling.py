@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.config.sampling import PRESETS, SamplingOptions
 from engine.inference import sampling as sampling_module
 from engine.inference.sampling import Row, Sampling, change_sampling, choose, make_sampling, open_row
 from engine.inference.sampling import _draw_numbers as draw_numbers
 from engine.inference.sampling import _warp as warp
+from tests.operations import READ, Operations
 
 SIZE = 300
 SETTINGS = [
@@ -132,17 +132,7 @@ def test_a_batch_is_drawn_by_as_many_operations_as_a_row() -> None:
 
     few, many = operations(2), operations(64)
     assert few == many and few.total() < 90
-    assert few["_local_scalar_dense"] <= 1, "only ties at the border of top-k are counted on the host"
-
-
-class Operations(TorchDispatchMode):  # type: ignore[misc]
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[function.overloadpacket.__name__] += 1
-        return function(*args, **(kwargs or {}))
+    assert few[READ] <= 1, "only ties at the border of top-k are counted on the host"
 
 
 @pytest.mark.parametrize("seeds", [range(4000), [7] * 4000])

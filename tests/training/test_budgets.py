@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.config.profile import parse
 from engine.options.training import TrainingOptions
@@ -18,21 +17,9 @@ from engine.protocol.home import Home
 from engine.training import doubts, performance
 from engine.training.loop import TrainingLoop
 from engine.training.methods.base import Method
+from tests.operations import READ, Operations
 from tests.training.harness import PROFILE
 from tests.training.in_process import train
-
-READ = "aten::_local_scalar_dense"
-"""Each `item()`, `float()` and `bool()` of a tensor; on a GPU it waits until everything before it is computed."""
-
-
-class Counting(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls[function._schema.name] += 1
-        return function(*args, **(kwargs or {}))
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[Counter[str]]:
@@ -41,9 +28,9 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[
     original: Callable[..., Any] = getattr(owner, name)
 
     def counted(*given: Any) -> Any:
-        with Counting() as counting:
+        with Operations() as counting:
             result = original(*given)
-        found.append(counting.calls)
+        found.append(counting.counts)
         return result
 
     monkeypatch.setattr(owner, name, counted)

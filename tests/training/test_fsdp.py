@@ -22,11 +22,14 @@ from engine.config.profile import ProfileError, parse
 from engine.options.tables import STRATEGIES
 from engine.protocol.home import Home
 from engine.protocol.journal import BadBatch, Evaluation, Ledger, Start, Warn
+from engine.protocol.messages import ProblemError
 from engine.training.combinations import render_strategies
 from engine.training.exhausted import apply_notes, leave_note
 from engine.training.online.checks import describe_reward_model
 from engine.training.online.options import OnlineOptions, RewardOptions
+from engine.training.parallel import fsdp
 from engine.training.parallel.lockstep import in_step
+from engine.training.parallel.skeleton import share_structure
 from engine.training.ranks import Ranks
 from tests.training import online, warm
 from tests.training.harness import PROFILE, Supervised
@@ -367,3 +370,52 @@ def test_a_note_keeps_the_longest_row_in_one_piece(tmp_path: Path, prepared: dic
         assert len(again.told) == attempt
     leave_note(again, torch.OutOfMemoryError("no room"))
     assert not run.run.exhausted(3).exists()
+
+
+class Layer(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(2, 2)
+
+
+class Divisible(torch.nn.Module):
+    _no_split_modules = ("Layer",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([Layer(), Layer()])
+
+
+def test_what_cannot_be_divided_is_named() -> None:
+    model = Divisible()
+    layers = fsdp.find_layers(model)
+    assert layers == [*model.layers]
+    fsdp._check_shared(model, layers)
+    for layer in layers:
+        fsdp._check_dtypes(layer)
+        fsdp._check_experts(layer)
+    layers[0].inner.bias.data = layers[0].inner.bias.data.bfloat16()
+    with pytest.raises(ProblemError, match=r"torch\.bfloat16 and torch\.float32"):
+        fsdp._check_dtypes(layers[0])
+    layers[0].experts = torch.nn.ModuleList()
+    with pytest.raises(ProblemError, match="hangs when an expert gets no token"):
+        fsdp._check_experts(layers[0])
+    for shared in ("module", "weight"):
+        model = Divisible()
+        model.head = model.layers[1].inner if shared == "module" else torch.nn.Linear(2, 2)
+        model.head.weight = model.layers[1].inner.weight
+        with pytest.raises(ProblemError, match="share a weight"):
+            fsdp._check_shared(model, fsdp.find_layers(model))
+    model = Divisible()
+    model.layers[0] = model.layers[1]
+    with pytest.raises(ProblemError, match="share a weight"):
+        fsdp._check_shared(model, fsdp.find_layers(model))
+    with pytest.raises(ProblemError, match="Linear has no `_no_split_modules`"):
+        fsdp.find_layers(torch.nn.Linear(2, 2))
+
+
+def test_a_model_that_cannot_be_sent_is_named() -> None:
+    model = Divisible()
+    model.hook = lambda: None
+    with pytest.raises(ProblemError, match="its structure cannot be sent"):
+        share_structure(model, Ranks())

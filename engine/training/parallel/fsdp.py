@@ -12,7 +12,6 @@ wait for it in a collective. So the attempt ends, and the next one has smaller m
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.models.devices import Device
-from engine.protocol.messages import Problem, ProblemError
 from engine.training.parallel import sharded_state
 from engine.training.parallel.lockstep import in_step
 from engine.training.parallel.single import SingleProcess
-from engine.training.parallel.skeleton import Placer, first_alone, share_structure
+from engine.training.parallel.skeleton import Placer, first_alone, share_structure, unshardable
 from engine.training.ranks import Ranks
 
 
@@ -205,14 +203,7 @@ def find_layers(model: Any) -> list[Any]:
     names |= set(getattr(base, "_no_split_modules", None) or ())
     found = list(_find_outermost(base, names))
     if not found:
-        raise ProblemError(
-            Problem(
-                code="launch.unshardable",
-                title="This model cannot be divided among ranks",
-                cause=f"{type(base).__name__} has no `_no_split_modules`, which would tell its layers",
-                hint="set launch.strategy to ddp or zero1",
-            )
-        )
+        raise unshardable(f"{type(base).__name__} has no `_no_split_modules`, which would tell its layers")
     return found
 
 
@@ -225,34 +216,25 @@ def _find_outermost(module: Any, names: set[str]) -> Iterator[Any]:
 
 
 def _check_shared(model: Any, layers: Sequence[Any]) -> None:
-    """Raises ProblemError when two layers share a weight, since each would get a copy of its own."""
-    holders = Counter(id(weight) for layer in layers for weight in layer.parameters())
-    inside = {id(part) for layer in layers for part in layer.modules()}
-    rest = {
-        id(weight) for part in model.modules() if id(part) not in inside for weight in part.parameters(recurse=False)
-    }
-    if any(count > 1 or weight in rest for weight, count in holders.items()):
-        raise ProblemError(
-            Problem(
-                code="launch.unshardable",
-                title="This model cannot be divided among ranks",
-                cause="several of its layers share a weight",
-                hint="set launch.strategy to ddp or zero1",
-            )
-        )
+    """Raises ProblemError when a weight of a layer is also in another layer or outside of all: it is gathered only
+    while one of them computes."""
+    known = {id(layer) for layer in layers}
+    prefixes = [f"{name}." for name, module in model.named_modules() if id(module) in known]
+    places: dict[int, set[str]] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        place = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
+        places.setdefault(id(weight), set()).add(place)
+    if any(len(found) > 1 for found in places.values()):
+        raise unshardable("several of its layers share a weight")
 
 
 def _check_dtypes(part: Any) -> None:
     """Raises ProblemError when trained weights that are gathered together are of several dtypes."""
     dtypes = {str(w.dtype) for w in part.parameters() if w.requires_grad and not hasattr(w, "device_mesh")}
     if len(dtypes) > 1:
-        raise ProblemError(
-            Problem(
-                code="launch.unshardable",
-                title="This model cannot be divided among ranks",
-                cause=f"a layer has trained weights in {' and '.join(sorted(dtypes))}: they must have one dtype",
-                hint="set training.masters to float32",
-            )
+        raise unshardable(
+            f"a layer has trained weights in {' and '.join(sorted(dtypes))}: they must have one dtype",
+            "set training.masters to float32",
         )
 
 
@@ -262,13 +244,9 @@ def _check_experts(part: Any) -> None:
     import torch
 
     if any(name.endswith("experts") and isinstance(each, torch.nn.ModuleList) for name, each in part.named_modules()):
-        raise ProblemError(
-            Problem(
-                code="launch.unshardable",
-                title="This model cannot be divided among ranks",
-                cause=f"with torch {torch.__version__} a run hangs when an expert gets no token on one of the ranks",
-                hint="install torch 2.13 or newer, or set launch.strategy to ddp or zero1",
-            )
+        raise unshardable(
+            f"with torch {torch.__version__} a run hangs when an expert gets no token on one of the ranks",
+            "install torch 2.13 or newer, or set launch.strategy to ddp or zero1",
         )
 
 

@@ -51,7 +51,8 @@ class _Turns:
         self._begun = True
 
     def end_pass(self) -> None:
-        self._begun = self._begun and self._idle
+        if not self._idle:
+            self._begun = False
 
     def finish(self) -> None:
         """Take part in the others' passes until no rank has any left."""

@@ -23,7 +23,10 @@ def local(tensor: Any) -> Any:
 
 
 def like(weight: Any, whole: Any) -> Any:
-    """A copy of `whole`, which has the shape of `weight`, divided as `weight` is, on its device."""
+    """A copy of `whole`, which has the shape of `weight`, divided as `weight` is, on its device.
+
+    torch's `distribute_tensor` would first move all of it to the device, also for weights that are kept on the host.
+    """
     if not hasattr(weight, "device_mesh"):
         return whole.to(weight.device, copy=True)
     from torch.distributed.tensor import DTensor

@@ -34,15 +34,14 @@ def share_structure(model: Any, ranks: Ranks) -> Any:
         except (ImportError, AttributeError, TypeError, pickle.UnpicklingError) as error:
             wrong = f"its structure cannot be read on another rank: {first_line(error)}"
     if wrong := next(filter(None, ranks.gather(wrong)), ""):
-        raise ProblemError(
-            Problem(
-                code="launch.unshardable",
-                title="This model cannot be divided among ranks",
-                cause=wrong,
-                hint="set launch.strategy to ddp or zero1",
-            )
-        )
+        raise unshardable(wrong)
     return found
+
+
+def unshardable(cause: str, hint: str = "set launch.strategy to ddp or zero1") -> ProblemError:
+    return ProblemError(
+        Problem(code="launch.unshardable", title="This model cannot be divided among ranks", cause=cause, hint=hint)
+    )
 
 
 @contextmanager
@@ -52,9 +51,6 @@ def first_alone(ranks: Ranks) -> Iterator[None]:
     import torch
     from torch.distributed import distributed_c10d
 
-    if ranks.world == 1:
-        yield
-        return
     store, key = distributed_c10d._get_default_store(), f"first-alone-{next(_counter)}"
     if ranks.first:
         threads = torch.get_num_threads()
