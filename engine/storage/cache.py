@@ -11,7 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,20 +107,20 @@ def find_entry(home: Home, name: str, damaged: list[str] | None = None) -> Path 
     """The entry `name` when it is there and whole, else None: one with a damaged file is removed, so that it is made
     again, and `damaged` is told.
 
-    The hash of each file is compared with that of when it was written, once until the file is touched.
+    The hash of each file is compared with that of when it was written, once until the file is touched. The work folder
+    of a whole entry is removed, which a process leaves that is killed when it has just finished.
     """
     folder = home.cache / name
     if not folder.is_dir():
         return None
     wrong = find_damage(folder)
     if not wrong:
+        _remove_leftover_work(home, name)
         return folder
     print(f"{folder}: {wrong}; it is made again", flush=True)
     if damaged is not None:
         damaged.append(f"{name}: {wrong}")
-    aside = folder.with_name(f".{name}.{host_name()}.{os.getpid()}")
-    folder.rename(aside)  # a process that has its files open keeps them
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(folder)
     return None
 
 
@@ -147,15 +147,16 @@ def work_folder(home: Home, name: str) -> Iterator[Path]:
     two weeks are removed.
     """
     make_private(home.cache)
+    _remove_unfinished(home.cache)
     _remove_abandoned(home.cache)
     folder = home.cache / f"{_WORK}{name}"
     with _lock_folder(folder):
         try:
             yield folder
         except (ValueError, ProblemError):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             raise
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
 
 
 @contextmanager
@@ -179,6 +180,29 @@ def _lock_folder(folder: Path) -> Iterator[None]:
             if folder.is_dir() and folder.stat().st_ino == os.fstat(descriptor).st_ino:
                 yield
                 return
+        finally:
+            os.close(descriptor)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder under another name first: one that is half removed when this process is killed must not be taken
+    for a whole one. A process that has its files open keeps them."""
+    aside = folder.with_name(f".{folder.name}.{host_name()}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_leftover_work(home: Home, name: str) -> None:
+    """Remove the work folder of an entry that exists, unless a process holds it, and what killed processes left."""
+    _remove_unfinished(home.cache)
+    folder = home.cache / f"{_WORK}{name}"
+    with suppress(OSError):  # there is none, or it is held
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(folder)
         finally:
             os.close(descriptor)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -175,3 +176,39 @@ def test_a_packed_run_trains_as_an_unpacked_one(bare_home: Home, tmp_path: Path)
             run.close()
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)
     assert losses[True][3] < losses[True][1]
+
+
+def test_killed_while_it_tidies_up(home: Home, profile_over: ProfileOver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process leaves that dies between two results, or in the middle of a removal, is neither used nor kept."""
+    from engine.storage import cache
+
+    def files() -> dict[str, bytes]:
+        found = [path for path in home.cache.rglob("*") if path.is_file() and not path.name.startswith(".checked")]
+        return {str(path.relative_to(home.cache)): path.read_bytes() for path in found}
+
+    profile = profile_over(ROWS, **ALL, processes=1)
+    prepare(profile, home, quiet)
+    expected, remove = files(), cache.shutil.rmtree
+    for half, survived in itertools.product((False, True), range(2)):
+        remove(home.cache)
+        left = [survived]
+
+        def die(folder: Path, half: bool = half, left: list[int] = left, **options: Any) -> None:
+            if not (Path(folder).parent == home.cache and Path(folder).exists()):
+                return remove(folder, **options)
+            left[0] -= 1
+            if left[0] >= 0:
+                return remove(folder, **options)
+            if half:
+                for path in [path for path in sorted(Path(folder).rglob("*")) if path.is_file()][::2]:
+                    path.unlink()
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(cache.shutil, "rmtree", die)
+            with pytest.raises(KeyboardInterrupt):
+                prepare(profile, home, quiet)
+        with monkeypatch.context() as patch:
+            patch.setattr(cache.psutil, "pid_exists", lambda _: False)
+            prepare(profile, home, quiet)
+        assert files() == expected, (half, survived)
