@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engine.evaluation.dataset import EvaluationSet
 from engine.metrics import preferences
-from engine.models import placement, template_lock
+from engine.models import placement, targets, template_lock
 from engine.models.targets import Target
 from engine.tasks.sufficient_stats import Tally
 
@@ -32,6 +32,7 @@ class PairScorer:
         dtype = getattr(torch, options.dtype)
         name = placement.choose(placement.estimate_bytes(Path(target.base), options.dtype))
         device = Device(name, choose_cpu_dtype(dtype) if name == "cpu" else dtype, name)
+        targets.check(target, folders.find_weights_problems)
         template_lock.check_target(target)
         folder = target.folder if folders.has_tokenizer(target.folder) else Path(target.base)
         self._scorer = Scorer(target.base, target.adapter, folder, options, device, progress)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.models import files, folders, gguf, limits
+from engine.models import base_weights, files, folders, gguf, limits
 from engine.models.catalogue import CATALOGUE, pull
 from engine.models.embedded import Progress
 from engine.models.weights import DamagedFile
@@ -106,8 +106,8 @@ def fetch(target: Target, home: Home, progress: Progress) -> Target:
 
 
 def check(target: Target, look: Callable[[Path], list[str]] = folders.find_problems) -> None:
-    """Raises ProblemError when `look` finds a problem in a folder that the target needs. Folders still to be fetched
-    pass."""
+    """Raises ProblemError when `look` finds a problem in a folder that the target needs, and when an adapter's base has
+    changed since. Folders still to be fetched pass."""
     for folder in (target.adapter, None if target.on_hub else Path(target.base)):
         if folder is None or ((target.catalogue or target.gguf) and not folder.exists()):
             continue
@@ -122,6 +122,10 @@ def check(target: Target, look: Callable[[Path], list[str]] = folders.find_probl
                     or f"`cockpit model verify {folder}` checks the folder again when it is repaired",
                 )
             )
+    if target.adapter and target.lock and not target.on_hub:
+        recorded = read_lock(target.lock).get(base_weights.KEY)
+        if base_weights.has_changed(recorded, Path(target.base)):
+            raise ProblemError(base_weights.explain(target.label, target.base))
 
 
 def _suggest_other(target: Target, folder: Path, look: Callable[[Path], list[str]]) -> str:

@@ -212,6 +212,7 @@ CODES: dict[str, str] = {
     "model.not_found": "There is no such model: no run, folder, catalogue name or hub id. Check the spelling.",
     "model.ambiguous": "The folder holds several models. Name the file that you mean.",
     "model.not_pulled": "The model is not on this machine. `cockpit model pull` fetches it.",
+    "model.base_changed": "The base of an adapter has other weights than when the adapter was trained. Put them back.",
     "model.base_missing": "The base model of an adapter is missing. Copy its folder to where the message says.",
     "model.gated": "The model needs its licence to be accepted on the hub. Accept it there and set HF_TOKEN.",
     "model.fetch_failed": "The model could not be fetched. Check the network or the mirror, and pull again.",

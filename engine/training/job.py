@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.profile import Profile
-from engine.models import accelerator
+from engine.models import accelerator, base_weights
 from engine.models.devices import Device
 from engine.prep.token_batching import TokenPlan
 from engine.protocol.home import RunDirectory
@@ -35,6 +35,8 @@ class Job:
     inbox: Inbox
     tokenizer: Any
     plots: Plots
+    base_weights: str | None = None
+    """Identity of the base's weights, on rank 0; None where they have none."""
     masters: bool = False
     """Whether checkpoints also hold master weights: the trained weights differ from the published ones, which are
     rounded to 16 bits or averaged."""
@@ -68,6 +70,7 @@ class Job:
             self.prepared["lock"]
             | {
                 "base": None if profile.model.from_scratch else self.prepared["base"],
+                base_weights.KEY: self.base_weights,
                 "dtype": profile.model.dtype,
                 "quantization": profile.model.quantization,
                 "quantize_experts": profile.model.quantize_experts,

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from engine.config.overrides import load_reference
 from engine.config.profile import Profile
 from engine.config.settable import SETTABLE
-from engine.models import accelerator, devices
+from engine.models import accelerator, base_weights, devices
 from engine.models.base import load_tokenizer
 from engine.models.devices import Device
 from engine.models.memory import is_out_of_memory
@@ -43,6 +44,7 @@ from engine.training.lineage import Lineage
 from engine.training.loggers import open_loggers
 from engine.training.loop import TrainingLoop
 from engine.training.plots import Plots
+from engine.training.preference.reference import ReferenceMethod
 from engine.training.reporter import Reporter
 from engine.training.resume_point import ResumePoint
 
@@ -75,6 +77,7 @@ def train(
         checkpoints.check_output(output)
     job = _make_job(run, attempt, profile, live, reporter, inbox, device, group)
     job.resumed_from = resumed
+    _identify_base(job)
     job.skipped |= skipped
     job.replayed = {entry.name: entry.new for entry in later}
     job.checkpoints = {
@@ -213,6 +216,26 @@ def _make_job(
             prepared.get("tokenizer") or prepared["base"], live.model.trust_remote_code, prepared.get("template")
         ),
     )
+
+
+def _identify_base(job: Job) -> None:
+    """Record which weights the base has. Raises ProblemError on every rank when those that the checkpoint to resume
+    needs have changed since it was written."""
+    base, changed = job.prepared["base"], False
+    if job.ranks.first and not job.profile.model.from_scratch and base and Path(base).is_dir():
+        job.base_weights = base_weights.identify(Path(base))
+        if job.resumed_from and (job.profile.adapter.kind != "none" or has_reference(job.profile)):
+            recorded = json.loads((job.resumed_from / "lock.json").read_bytes()).get(base_weights.KEY)
+            changed = isinstance(recorded, str) and job.base_weights not in (None, recorded)
+    if job.ranks.broadcast(changed):
+        assert job.resumed_from
+        raise ProblemError(base_weights.explain(f"The checkpoint {job.resumed_from.name}", base))
+
+
+def has_reference(profile: Profile) -> bool:
+    """Whether the method compares the trained model with the base."""
+    method: Any = profile.method
+    return issubclass(load_reference(method.method), ReferenceMethod) and method.beta > 0
 
 
 def _read_prepared(run: RunDirectory, group: ranks.Ranks) -> dict[str, Any]:
