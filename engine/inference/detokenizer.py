@@ -14,6 +14,8 @@ from engine.inference.replies import GrowingReply, clean_reply
 from engine.models.template_metadata import read_thinking_marks
 from engine.tasks.thoughts import Marks, split_thoughts
 
+_CONTEXT = 4
+"""Tokens before a text that decide how its first one is decoded."""
 _LOOKED_AT = 32
 """Tokens at a prompt's end among which thinking may have been opened."""
 
@@ -40,6 +42,11 @@ class Detokenizer:
     shown: Mapping[int, str] = field(default_factory=dict)
     _start: int = 0
     _emitted: int = 0
+
+    def follow(self, ids: Sequence[int]) -> None:
+        """Before the first token: the text continues that of these ids."""
+        self.ids = [*ids[-_CONTEXT:]]
+        self._emitted = len(self.ids)
 
     def add(self, token: int) -> str:
         """The text that this token completes."""
@@ -70,9 +77,14 @@ class StreamedReply:
     count only in the reply. Raises ValueError for a template whose metadata names something unknown.
     """
 
-    def __init__(self, tokenizer: Any, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: Any, prompt: Sequence[int], stop: Sequence[str] = (), *, continues: bool = False
+    ) -> None:
+        """`continues`: the reply goes on with the prompt's text, so that a blank between them belongs to it."""
         self.marks = thinking_marks(tokenizer)
         self._detokenizer = Detokenizer(tokenizer, shown=_find_special_marks(tokenizer, self.marks))
+        if continues:
+            self._detokenizer.follow(prompt)
         self._growing = GrowingReply(tokenizer)
         self._stop = tuple(stop)
         self._place = "thinking" if opens_thinking(tokenizer, prompt) else "before"

@@ -65,6 +65,7 @@ class CompletionServer:
         routes = [
             Route(CHAT, self.complete, methods=["POST"]),
             Route(TEXT, self.complete, methods=["POST"]),
+            Route("/v1/embeddings", self.refuse_embeddings, methods=["POST"]),
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
             Route("/health", self.health),
@@ -95,6 +96,11 @@ class CompletionServer:
 
     async def metrics(self, request: Request) -> Response:
         return Response(self.counters.prometheus(), media_type="text/plain; version=0.0.4")
+
+    async def refuse_embeddings(self, request: Request) -> Response:
+        raise RequestError(
+            404, "embeddings are not served: this model generates text, at /v1/chat/completions and /v1/completions"
+        )
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._describe_model()]})

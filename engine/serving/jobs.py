@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.inference.sampling import Sampling
+from engine.serving.logprobs import ScoredToken
 
 
 class Rejection(Exception):
@@ -27,6 +28,14 @@ class Job:
     """On the monotonic clock."""
     grammar: Any = None
     """Keeps the reply to a schema."""
+    alternatives: int | None = None
+    """The number of likeliest tokens that are reported beside each token; None: no log-probabilities."""
+    echo: str | None = None
+    """The text of the prompt, when it begins the answer; with log-probabilities, the prompt's tokens have theirs."""
+    continues: bool = False
+    """Whether the reply goes on with the prompt's text, as a text completion does."""
+    generates: bool = True
+    """Whether a reply follows the prompt; else the prompt is only scored."""
     cancelled: bool = False
     accepted: float = field(default_factory=time.monotonic)
     started: float = 0.0
@@ -41,6 +50,8 @@ class JobText:
 
     text: str
     thinking: str
+    scored: tuple[ScoredToken, ...] = ()
+    """The tokens themselves, where log-probabilities were asked for. The text of a token may come later than it."""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,29 @@ class RequestBuilder:
         self.check_name(request.model)
         if request.max_tokens is None:
             request.max_tokens = 16  # OpenAI's default
-        return self._make_jobs(request, [self._encode(prompt) for prompt in request.prompts()])
+        only_score = bool(request.echo) and request.max_tokens == 0
+        if only_score:
+            request.max_tokens = 1
+        prompts = request.prompts()
+        jobs = self._make_jobs(request, [self._encode(prompt) for prompt in prompts])
+        for job in jobs:
+            job.continues = True
+        if request.echo:
+            if request.logprobs is not None and getattr(self.loaded.model, "reads_both_ways", False):
+                why = f"every token of a prompt of {self.names[0]} sees all others, so it has no log-probability"
+                raise RequestError(400, f"echo is not served with logprobs: {why}", param="echo")
+            each = len(jobs) // len(prompts)
+            for place, job in enumerate(jobs):
+                job.echo, job.generates = self._read(prompts[place // each]), not only_score
+        return jobs
+
+    def _read(self, prompt: str | list[int]) -> str:
+        """A prompt as text."""
+        if isinstance(prompt, str):
+            return prompt
+        with self._lock:
+            text: str = self._own.tokenizer.decode(prompt, clean_up_tokenization_spaces=False)
+        return text
 
     def _wrap(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """With a task, put its prompt around the user's last text; a conversation that begins with a system message is
@@ -152,7 +174,7 @@ class RequestBuilder:
             raise RequestError(400, str(error))
         if len(sampling.stop) > 16 or any(len(stop) > 1000 for stop in sampling.stop):
             raise RequestError(400, "stop takes up to 16 texts of up to 1000 characters", param="stop")
-        deadline = time.monotonic() + self.seconds
+        deadline, alternatives = time.monotonic() + self.seconds, request.alternatives()
         jobs = []
         for prompt in prompts:
             for choice in range(count):
@@ -162,5 +184,5 @@ class RequestBuilder:
                         grammar = self._own.grammar(sampling)
                 except (ValueError, RecursionError) as error:
                     raise RequestError(400, first_line(error), param="response_format")
-                jobs.append(Job(prompt, replace(sampling, seed=seed), deadline, grammar))
+                jobs.append(Job(prompt, replace(sampling, seed=seed), deadline, grammar, alternatives))
         return jobs

@@ -12,16 +12,15 @@ from typing import Any
 
 import msgspec
 
+from engine.serving.logprobs import MOST_ALTERNATIVES
+
 NOT_SERVED = {
-    "logprobs": "log probabilities are not kept",
-    "top_logprobs": "log probabilities are not kept",
     "logit_bias": "logits are not biased here",
     "presence_penalty": "repetition_penalty is served instead",
     "frequency_penalty": "repetition_penalty is served instead",
     "functions": "tools took its place",
     "function_call": "tool_choice took its place",
     "audio": "only text is served",
-    "echo": "the prompt is not repeated",
     "suffix": "text is not filled in between",
     "best_of": "n is served instead",
 }
@@ -91,8 +90,6 @@ class CompletionRequest(msgspec.Struct, kw_only=True):
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
 
-    logprobs: bool | int | None = None
-    top_logprobs: int | None = None
     logit_bias: dict[str, float] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -115,6 +112,11 @@ class CompletionRequest(msgspec.Struct, kw_only=True):
         """The client's field that a setting of `Sampling` comes from."""
         return "max_tokens" if setting == "max_new_tokens" else setting
 
+    def alternatives(self) -> int | None:
+        """The number of likeliest tokens to report beside each token; None: no log-probabilities. Raises
+        RequestError."""
+        raise NotImplementedError
+
     def schema(self) -> dict[str, Any] | None:
         """The schema that the reply must fit. Raises RequestError."""
         response_format = self.response_format
@@ -133,6 +135,8 @@ class CompletionRequest(msgspec.Struct, kw_only=True):
 
 class ChatRequest(CompletionRequest, kw_only=True):
     messages: list[Message]
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
     max_completion_tokens: int | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
@@ -149,6 +153,11 @@ class ChatRequest(CompletionRequest, kw_only=True):
             return "max_completion_tokens"
         return super().field_of(setting)
 
+    def alternatives(self) -> int | None:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise RequestError(400, "top_logprobs goes with logprobs: true", param="top_logprobs")
+        return _check_alternatives("top_logprobs", self.top_logprobs or 0) if self.logprobs else None
+
     def conversation(self) -> list[dict[str, Any]]:
         """The messages in the form that chat templates take. Raises RequestError."""
         if not self.messages:
@@ -158,8 +167,12 @@ class ChatRequest(CompletionRequest, kw_only=True):
 
 class TextRequest(CompletionRequest, kw_only=True):
     prompt: str | list[str | int | list[int]]
-    echo: bool = False
+    logprobs: int | None = None
+    echo: bool | None = None
     suffix: str | None = None
+
+    def alternatives(self) -> int | None:
+        return None if self.logprobs is None else _check_alternatives("logprobs", self.logprobs)
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts, as texts or token ids. Raises RequestError."""
@@ -171,6 +184,12 @@ class TextRequest(CompletionRequest, kw_only=True):
         if not given or not all(given):
             raise RequestError(400, "prompt is empty", param="prompt")
         return given
+
+
+def _check_alternatives(name: str, count: int) -> int:
+    if not 0 <= count <= MOST_ALTERNATIVES:
+        raise RequestError(400, f"{name} must be from 0 to {MOST_ALTERNATIVES}, not {count}", param=name)
+    return count
 
 
 def parse_body(body: bytes, kind: type[ChatRequest] | type[TextRequest]) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.serving.jobs import Job
+from engine.serving.logprobs import format_chat, format_text
 from engine.serving.request_schemas import RequestError
 from engine.serving.streams import ChoiceUpdate
 
@@ -45,6 +46,8 @@ class ResponseWriter:
     model: str
     created: int = field(default_factory=lambda: int(time.time()))
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _lengths: dict[int, int] = field(default_factory=dict)
+    """Characters of the tokens that have been sent, by choice."""
 
     def _head(self, kind: str) -> dict[str, Any]:
         name = f"{'chatcmpl' if self.chat else 'cmpl'}-{self.name}"
@@ -62,7 +65,8 @@ class ResponseWriter:
                 content: dict[str, Any] = {"message": message}
             else:
                 content = {"text": choice.text}
-            written.append({"index": choice.index, **content, "logprobs": None, "finish_reason": choice.ended.finish})
+            scores = self._format_scores(choice, 0) if jobs[choice.index].alternatives is not None else None
+            written.append({"index": choice.index, **content, "logprobs": scores, "finish_reason": choice.ended.finish})
         kind = "chat.completion" if self.chat else "text_completion"
         return self._head(kind) | {"choices": written, "usage": usage(jobs)}
 
@@ -81,11 +85,21 @@ class ResponseWriter:
             delta["reasoning_content"] = update.thinking
         if update.text:
             delta["content"] = update.text
-        pieces = [self._piece(update.index, delta)] if delta else []
+        scores = None
+        if update.scored:
+            begin = self._lengths.get(update.index, 0)
+            scores = self._format_scores(update, begin)
+            self._lengths[update.index] = begin + sum(len(each.text) for each in update.scored)
+        pieces = [self._piece(update.index, delta, scores=scores)] if delta or scores else []
         if update.ended:
             pieces.append(self._piece(update.index, {}, update.ended.finish))
         return pieces
 
-    def _piece(self, index: int, delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:
+    def _format_scores(self, update: ChoiceUpdate, begin: int) -> dict[str, Any]:
+        return format_chat(update.scored) if self.chat else format_text(update.scored, begin)
+
+    def _piece(
+        self, index: int, delta: dict[str, str], finish: str | None = None, scores: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         content: dict[str, Any] = {"delta": delta} if self.chat else {"text": delta.get("content", "")}
-        return {"index": index, **content, "logprobs": None, "finish_reason": finish}
+        return {"index": index, **content, "logprobs": scores, "finish_reason": finish}

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.inference import soft_prompt
@@ -22,12 +22,15 @@ from engine.inference.sampling import Row, choose, open_row
 from engine.models import accelerator
 from engine.serving.jobs import Figures, Job, JobEnd, JobEvent, JobText, Rejection
 from engine.serving.kv_cache import SlotCache, count_bytes
+from engine.serving.logprobs import ScoredToken, TokenScorer
 
 PREFILL_SECONDS = 0.1
 """Longest time of a chunk of a prompt, in seconds, before the active rows get their next token."""
 CHUNK_SIZES = (32, 4096)
 """Least and greatest number of tokens of a chunk."""
 FIRST_CHUNK = 128
+SCORED_CHUNK = 256
+"""Greatest number of tokens of a chunk whose logits are all kept."""
 FAILURES = Exception
 """Whatever a model, its tokenizer or a grammar raises ends the replies concerned, not the server."""
 
@@ -83,6 +86,7 @@ class Scheduler:
         self._following: Any = None
         self._events: list[JobEvent] = []
         self._chunk = FIRST_CHUNK
+        self._scorer = TokenScorer(tokenizer)
         self._wake = threading.Condition()
         self._closing = self._ending = False
 
@@ -216,7 +220,7 @@ class Scheduler:
                 job.grammar,
                 find_thinking_end(self.tokenizer, job.prompt) if job.grammar else (),
             ),
-            StreamedReply(self.tokenizer, job.prompt, job.sampling.stop),
+            StreamedReply(self.tokenizer, job.prompt, job.sampling.stop, continues=job.continues),
             self.stop_ids | find_stop_tokens(self.tokenizer, job.sampling.stop),
             min(job.sampling.max_new_tokens, self.context - len(job.prompt)),
             cache,
@@ -226,6 +230,8 @@ class Scheduler:
         """Process up to `most` tokens of a prompt; returns how many."""
         import torch
 
+        scores_prompt = live.job.echo is not None and live.job.alternatives is not None
+        most = min(most, SCORED_CHUNK) if scores_prompt else most
         # A prompt with bidirectional attention cannot be processed in chunks.
         end = len(live.job.prompt) if getattr(self._decoder, "reads_both_ways", False) else live.read + most
         piece = live.job.prompt[live.read : end]
@@ -234,22 +240,56 @@ class Scheduler:
             input_ids=torch.tensor([piece], device=self._decoder.device),
             past_key_values=live.cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=0 if scores_prompt else 1,
         )
         live.cache = output.past_key_values
+        if live.job.echo is not None:
+            self._echo(live, output.logits[0] if scores_prompt else None, len(piece))
         live.read += len(piece)
         if live.read == len(live.job.prompt):
-            token = int(choose(output.logits[:, -1], [live.row]))
-            self._reading = None
-            self.figures.prompt_tokens += len(live.job.prompt)
-            self._token_bytes = count_bytes(live.cache) / live.cache.get_seq_length()
-            if self._take(live, token):
-                self._add_row(live, token)
+            self._begin_reply(live, output.logits[:, -1])
         if len(piece) >= CHUNK_SIZES[0]:
             accelerator.synchronize(self._decoder.device)  # else the time would be that of handing out the work
             fitting = int(len(piece) * PREFILL_SECONDS / (time.perf_counter() - began))
             self._chunk = max(CHUNK_SIZES[0], min(CHUNK_SIZES[1], (self._chunk + fitting) // 2))
         return len(piece)
+
+    def _echo(self, live: _ActiveRow, logits: Any, count: int) -> None:
+        """Deliver the prompt's text with its first piece, and the scores of the tokens that the `logits` of this piece
+        of `count` tokens predict."""
+        text, scored, job = "", [], live.job
+        if live.read == 0:
+            text = job.echo or ""
+            scored = [ScoredToken(self._scorer.first_text(job.prompt[0]), None)] if logits is not None else []
+        if logits is not None:
+            predicted = job.prompt[live.read + 1 : live.read + count + 1]
+            scored += self._scorer.score(logits[-count:][: len(predicted)], predicted, job.alternatives or 0)
+        if text or scored:
+            self._events.append((job, JobText(text, "", tuple(scored))))
+
+    def _begin_reply(self, live: _ActiveRow, logits: Any) -> None:
+        """Choose the first token of a reply whose prompt has been processed; `logits` is [1, vocabulary]."""
+        self._reading = None
+        self.figures.prompt_tokens += len(live.job.prompt)
+        self._token_bytes = count_bytes(live.cache) / live.cache.get_seq_length()
+        if not live.job.generates:
+            self._finish(live, "length")
+            return
+        token = int(choose(logits, [live.row]))
+        if self._take(live, token, self._score_chosen([live], logits, [token]).get(0)):
+            self._add_row(live, token)
+
+    def _score_chosen(self, rows: list[_ActiveRow], logits: Any, tokens: list[int]) -> dict[int, ScoredToken]:
+        """The scores of the chosen tokens, by place, of the rows that ask for them. `logits` is [rows, vocabulary]."""
+        places = [place for place, live in enumerate(rows) if live.job.alternatives is not None]
+        if not places:
+            return {}
+        most = max(rows[place].job.alternatives or 0 for place in places)
+        scored = self._scorer.score(logits[places], [tokens[place] for place in places], most)
+        return {
+            place: replace(each, top=each.top[: rows[place].job.alternatives])
+            for place, each in zip(places, scored, strict=True)
+        }
 
     def _add_row(self, live: _ActiveRow, token: int) -> None:
         import torch
@@ -276,12 +316,13 @@ class Scheduler:
         failed: dict[int, Exception] = {}
         self._following = choose(output.logits[:, -1], [live.row for live in self._rows], failed)
         tokens = self._following.tolist()
+        scored = self._score_chosen(self._rows, output.logits[:, -1], tokens)
         ended = []
         for place, live in enumerate(self._rows):
             try:
                 if place in failed:
                     raise failed[place]
-                goes_on = self._take(live, tokens[place])
+                goes_on = self._take(live, tokens[place], scored.get(place))
             except FAILURES as error:
                 goes_on = False
                 self._fail([live.job], error)
@@ -289,17 +330,20 @@ class Scheduler:
                 ended.append(place)
         self._remove(ended)
 
-    def _take(self, live: _ActiveRow, token: int) -> bool:
+    def _take(self, live: _ActiveRow, token: int, scored: ScoredToken | None) -> bool:
         """Deliver the text that this token adds. Returns whether the reply goes on."""
+        scores = (scored,) if scored else ()
         live.job.tokens += 1
         self.figures.tokens += 1
         live.job.first = live.job.first or time.monotonic()
         if token in live.stops:
+            if scores:
+                self._events.append((live.job, JobText("", "", scores)))
             self._finish(live, "stop")
             return False
         delta = live.reply.add(token)
-        if delta.text or delta.thinking:
-            self._events.append((live.job, JobText(delta.text, delta.thinking)))
+        if delta.text or delta.thinking or scores:
+            self._events.append((live.job, JobText(delta.text, delta.thinking, scores)))
         if live.reply.stopped or live.job.tokens >= live.limit:
             self._finish(live, "stop" if live.reply.stopped else "length")
             return False

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.serving.jobs import Job, JobEnd, JobEvent, JobText
+from engine.serving.logprobs import ScoredToken
 
 
 @dataclass
@@ -20,10 +21,12 @@ class ChoiceUpdate:
     text: str = ""
     thinking: str = ""
     ended: JobEnd | None = None
+    scored: list[ScoredToken] = field(default_factory=list)
 
     def add(self, later: ChoiceUpdate) -> None:
         self.text += later.text
         self.thinking += later.thinking
+        self.scored += later.scored
         self.ended = later.ended
 
 
@@ -52,6 +55,7 @@ class ReplyStream:
         else:
             update.text += event.text
             update.thinking += event.thinking
+            update.scored += event.scored
         self._arrived.set()
 
     def hang_up(self) -> None:

@@ -119,13 +119,112 @@ def test_texts_are_continued(client: openai.OpenAI) -> None:
     assert unsaid.usage and unsaid.usage.completion_tokens == 16, "as the API says"
 
 
+class Scores:
+    """The log-probabilities that transformers gives."""
+
+    def __init__(self, model: Any) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.model = AutoModelForCausalLM.from_pretrained(model).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+
+    def __call__(self, ids: list[int]) -> Any:
+        import torch
+
+        with torch.no_grad():
+            return self.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+
+
+@pytest.fixture(scope="module")
+def scores(kitchen: Kitchen) -> Scores:
+    return Scores(kitchen.model)
+
+
+@pytest.mark.parametrize("length", [3, 700], ids=["short", "in pieces"])
+def test_a_prompt_is_scored_as_lm_eval_asks_for_it(client: openai.OpenAI, scores: Scores, length: int) -> None:
+    ids = [5 + place * 7 % 50 for place in range(length)]
+    answer = client.completions.create(model="tiny", prompt=ids, max_tokens=1, temperature=0, logprobs=2, echo=True)
+    choice, found = answer.choices[0], answer.choices[0].logprobs
+    assert found and found.tokens and found.token_logprobs and found.top_logprobs and found.text_offset
+    values = scores([*ids, 0])[:-1]
+    written = int(values[-1].argmax())
+    expected = [values[place, token].item() for place, token in enumerate((*ids[1:], written))]
+    assert found.token_logprobs[0] is None and found.token_logprobs[1:] == pytest.approx(expected, abs=1e-4)
+    assert len(found.tokens) == length + 1 and "".join(found.tokens) == choice.text
+    assert choice.text.startswith(scores.tokenizer.decode(ids))
+    assert [
+        choice.text[begin : begin + len(token)] for begin, token in zip(found.text_offset, found.tokens, strict=True)
+    ] == found.tokens
+    best = values.topk(2).values
+    for place, top in enumerate(found.top_logprobs[1:]):
+        assert top and sorted(top.values(), reverse=True) == pytest.approx(best[place].tolist(), abs=1e-4)
+        likeliest = values[place].argmax() == (*ids[1:], written)[place]
+        assert (found.token_logprobs[place + 1] == max(top.values())) == bool(likeliest)
+    assert answer.usage and answer.usage.completion_tokens == 1
+    alone = client.completions.create(model="tiny", prompt=ids, max_tokens=0, temperature=0, logprobs=2, echo=True)
+    assert alone.choices[0].logprobs and alone.choices[0].logprobs.token_logprobs
+    assert alone.choices[0].logprobs.token_logprobs[1:] == pytest.approx(expected[:-1], abs=1e-4)
+    assert alone.usage and alone.usage.completion_tokens == 0 and alone.choices[0].text == scores.tokenizer.decode(ids)
+
+
+def test_replies_are_scored_streamed_and_whole_and_among_others(client: openai.OpenAI, scores: Scores) -> None:
+    """By the model's own distribution, whatever the temperature, for one row of a batch as alone."""
+    settings: Any = {"model": "tiny", "messages": ASKED, "max_tokens": 12, "seed": 3, "temperature": 0.7, "n": 2}
+    whole = client.chat.completions.create(**settings, logprobs=True, top_logprobs=3)
+    prompt = scores.tokenizer.apply_chat_template(ASKED, add_generation_prompt=True, return_dict=False)
+    for choice in whole.choices:
+        assert choice.logprobs and choice.logprobs.content
+        tokens = choice.logprobs.content
+        ids = scores.tokenizer.convert_tokens_to_ids([each.token.strip() for each in tokens])
+        text = scores.tokenizer.decode(ids, skip_special_tokens=True)
+        assert choice.message.content == text and len(tokens) == 12
+        values = scores([*prompt, *ids])[len(prompt) - 1 : -1]
+        assert [each.logprob for each in tokens] == pytest.approx(
+            [values[place, token].item() for place, token in enumerate(ids)], abs=1e-4
+        )
+        for place, each in enumerate(tokens):
+            assert bytes(each.bytes or []).decode() == each.token and len(each.top_logprobs) == 3
+            assert [top.logprob for top in each.top_logprobs] == pytest.approx(
+                values[place].topk(3).values.tolist(), abs=1e-4
+            )
+    chunks = list(client.chat.completions.create(**settings, logprobs=True, stream=True))
+    for index, choice in enumerate(whole.choices):
+        mine = [each.choices[0] for each in chunks if each.choices[0].index == index]
+        parts = [token for each in mine if each.logprobs for token in each.logprobs.content or []]
+        assert choice.logprobs and choice.logprobs.content
+        assert [each.token for each in parts] == [each.token for each in choice.logprobs.content]
+        assert [each.logprob for each in parts] == pytest.approx(
+            [each.logprob for each in choice.logprobs.content], abs=1e-4
+        )
+    plain = client.chat.completions.create(**settings)
+    assert [each.message.content for each in plain.choices] == [each.message.content for each in whole.choices]
+    assert all(each.logprobs is None for each in plain.choices)
+    streamed = list(
+        client.completions.create(model="tiny", prompt="w1 w2", echo=True, logprobs=0, max_tokens=4, stream=True)
+    )
+    parts = [each.choices[0].logprobs for each in streamed if each.choices[0].logprobs]
+    text = "".join(each.choices[0].text for each in streamed)
+    assert [token for each in parts for token in each.tokens or []] and text.startswith("w1 w2")
+    assert all(
+        text[begin:].startswith(token)
+        for each in parts
+        for begin, token in zip(each.text_offset or [], each.tokens or [], strict=True)
+    )
+
+
+def test_embeddings_are_refused_by_name(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="embeddings are not served"):
+        client.embeddings.create(model="tiny", input="w1")
+
+
 def test_unsupported_fields_are_refused_by_name(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"] and client.models.retrieve("tiny").id == "tiny"
     with pytest.raises(openai.NotFoundError, match="'gpt-9' is not served here, only 'tiny'") as missing:
         client.chat.completions.create(model="gpt-9", messages=ASKED)
     assert missing.value.code == "model_not_found"
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"logprobs": True}, "logprobs is not served"),
+        ({"top_logprobs": 2}, "top_logprobs goes with logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs must be from 0 to 20, not 21"),
         ({"frequency_penalty": 0.5}, "frequency_penalty is not served"),
         ({"logit_bias": {"5": 100}}, "logit_bias is not served"),
         ({"n": 99}, "n times the number of prompts must be from 1 to 16, not 99"),
