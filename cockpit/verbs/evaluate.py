@@ -46,9 +46,16 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """The evaluation worker's settings, those that are given."""
-    names = ("data", "task", "rows", "samples", "max_new_tokens", "dtype", "quantization")
+    names = ("data", "task", "rows", "samples", "max_new_tokens", "dtype", "quantization", "few_shot")
     settings = {name: value for name in names if (value := getattr(options, name)) is not None}
     settings |= {name: True for name in ("constrained", "again") if getattr(options, name)}
+    if options.benchmark:
+        settings["benchmarks"] = [name for each in options.benchmark for name in each.split(",") if name]
+        settings["chat_template"] = options.chat_template
+        if options.benchmark_folder:
+            settings["benchmark_folder"] = str(Path(options.benchmark_folder).expanduser().absolute())
+    elif options.benchmark_folder or options.chat_template or options.few_shot is not None:
+        raise ValueError("--benchmark-folder, --few-shot and --chat-template go with --benchmark")
     if options.format != "auto":
         settings["format"] = options.format
     if options.thresholds:
@@ -128,7 +135,7 @@ def _judge_keys(target: str, home: Home, judge: Mapping[str, Any]) -> dict[str, 
 
 def _score_predictions(options: argparse.Namespace, home: Home, settings: dict[str, Any]) -> dict[str, Any]:
     """Score replies in a process of its own, in the foreground. This starts no engine."""
-    for name in ("data", "rows", "samples", "max_new_tokens", "constrained", "dtype", "quantization"):
+    for name in ("data", "rows", "samples", "max_new_tokens", "constrained", "dtype", "quantization", "benchmarks"):
         if name in settings:
             raise ValueError(
                 f"--{name.replace('_', '-')} applies to measuring a model; leave it out with --predictions"
@@ -176,7 +183,14 @@ def print_result(result: dict[str, Any]) -> None:
     if usage := result.get("judge_usage"):
         cost = f", cost {usage['cost']:.4g}" if usage["cost"] else ""
         say(f"the judge used {usage['prompt_tokens']} + {usage['reply_tokens']} tokens{cost}", "dim")
-    say(f"{result['replies']} replies of {result['rows']} rows with their scores are in {result['directory']}", "dim")
+    if versions := result.get("versions"):
+        named = ", ".join(f"{name} {version}" for name, version in versions.items())
+        say(f"versions: {named}; {result['rows']} rows with their scores are in {result['directory']}", "dim")
+    else:
+        say(
+            f"{result['replies']} replies of {result['rows']} rows with their scores are in {result['directory']}",
+            "dim",
+        )
 
 
 def _split_parts(

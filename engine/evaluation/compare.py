@@ -52,22 +52,57 @@ def compare(
             for name in names:
                 if name in pair[0] and name in pair[1]:
                     drawn[name].append(pair[1][name] - pair[0][name])
-    tail = 100 * (1 - SHARE) / 2
-    found = {}
-    for name in names:
-        low, high = (float(bound) for bound in numpy.percentile(drawn[name] or [0.0], [tail, 100 - tail]))
-        difference = values[1][name] - values[0][name]
-        beyond = low > 0 or high < 0
-        found[name] = {
-            "first": values[0][name],
-            "second": values[1][name],
-            "difference": difference,
-            "low": low,
-            "high": high,
-            "beyond_noise": beyond,
-            "better": registry.direction(name) * (1 if difference > 0 else -1) if beyond else 0,
-        }
+    found = {
+        name: _judge(values[0][name], values[1][name], drawn[name] or [0.0], registry.direction(name)) for name in names
+    }
     return {"compared_rows": len(rows), "resamples": resamples, "differences": found}
+
+
+def compare_means(
+    first: Mapping[str, Mapping[int, float]],
+    second: Mapping[str, Mapping[int, float]],
+    directions: Mapping[str, int],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """As `compare`, for metrics that are means over rows, each over rows of its own: metric -> row -> value.
+
+    Raises ValueError when the two have no row in common.
+    """
+    import numpy
+
+    generator, found, most = numpy.random.default_rng(seed), {}, 0
+    for name in (each for each in first if each in second):
+        rows = sorted(first[name].keys() & second[name].keys())
+        if not rows:
+            continue
+        most = max(most, len(rows))
+        values = numpy.array([[side[name][row] for row in rows] for side in (first, second)])
+        weights = generator.multinomial(len(rows), [1 / len(rows)] * len(rows), size=resamples)
+        drawn = weights @ (values[1] - values[0]) / len(rows)
+        found[name] = _judge(float(values[0].mean()), float(values[1].mean()), drawn, directions.get(name, 0))
+    if not found:
+        raise ValueError("there is no row that both were measured on")
+    return {"compared_rows": most, "resamples": resamples, "differences": found}
+
+
+def _judge(first: float, second: float, drawn: Any, direction: int) -> dict[str, Any]:
+    """An entry of `differences`, from the differences of the resampled rows."""
+    import numpy
+
+    tail = 100 * (1 - SHARE) / 2
+    low, high = (float(bound) for bound in numpy.percentile(drawn, [tail, 100 - tail]))
+    beyond = low > 0 or high < 0
+    return {
+        "first": first,
+        "second": second,
+        "difference": second - first,
+        "low": low,
+        "high": high,
+        "beyond_noise": beyond,
+        "better": direction * (1 if second > first else -1) if beyond else 0,
+    }
 
 
 class _Sums:

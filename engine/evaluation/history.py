@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engine.evaluation import results_store
+from engine.evaluation import benchmarks, results_store
 from engine.evaluation.compare import compare
 from engine.evaluation.results_store import REPLIES
 from engine.evaluation.summarize import prompt_text, read_tallies
@@ -138,7 +138,9 @@ def read_reply(folder: Path, row: int) -> dict[str, Any]:
 def compare_folders(first: Path, second: Path) -> dict[str, Any]:
     """`compare` on two folders. Raises ValueError for evaluations of different rows or tasks."""
     identities = [results_store.read_result(folder).get("identity", {}) for folder in (first, second)]
-    for name, words in (("sha256", "rows"), ("task", "tasks")):
+    if all("benchmarks" in identity for identity in identities):
+        return benchmarks.compare_folders(first, second)
+    for name, words in (("sha256", "rows"), ("task", "tasks"), ("benchmarks", "benchmarks")):
         if identities[0].get(name) != identities[1].get(name):
             raise ValueError(f"the two were measured on different {words} and cannot be compared")
     task = identities[0].get("task")

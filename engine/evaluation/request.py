@@ -40,6 +40,14 @@ class EvaluationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """Settings of a judge, which override those of the run's profile; None: no judge."""
     out: str | None = None
     again: bool = False
+    benchmarks: list[str] | None = None
+    """Benchmarks of lm-evaluation-harness to measure on, instead of rows."""
+    benchmark_folder: str | None = None
+    """A folder with files of further benchmarks."""
+    few_shot: int | None = None
+    """Examples before each question of a benchmark; None: as it says itself."""
+    chat_template: bool = False
+    """Put a benchmark's questions into the model's chat template."""
     dtype: str | None = None
     quantization: str | None = None
 

@@ -73,8 +73,9 @@ class ResultStore:
                 f"{self.folder} holds an evaluation with other {', '.join(names)}: name another folder, or add --again"
             )
         if again or not before:
-            for name in (LOSSES, REPLIES, JUDGE):
-                (self.folder / name).unlink(missing_ok=True)
+            for path in self.folder.iterdir():
+                if path.is_file() and path.name not in (FILE, ".lock"):
+                    path.unlink()
             before = {}
         self.began: float = before.get("began") or time.time()
         self._complete: list[str] = before.get("complete", [])

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from engine.evaluation import benchmarks
 from engine.evaluation.collect_outputs import OutputCollector
 from engine.evaluation.dataset import EvaluationSet, RunFiles, read_source
 from engine.evaluation.request import NEW_TOKENS, EvaluationRequest, Models, Watch, check_request
@@ -33,6 +34,8 @@ def evaluate(
     """Measure a target. Returns the content of `evaluation.json`, with `metrics` and `passed`. Raises ProblemError,
     ValueError."""
     target = targets.resolve(name, home, directory)
+    if request.benchmarks:
+        return _run_benchmarks(target, request, home, models, watch)
     request = fill_defaults(request, target, home)
     run = RunFiles.read(home.run(target.run)) if target.run else None
     watch("reading", 0, 0)
@@ -77,6 +80,23 @@ def evaluate(
             "rejected": dataset.rejected,
         }
         return summarize(store, facts, request, notes, watch)
+
+
+def _run_benchmarks(
+    target: Target, request: EvaluationRequest, home: Home, models: Models, watch: Watch
+) -> dict[str, Any]:
+    check_request(request)
+    benchmarks.check_request(request)
+    identity = {
+        "target": target.label,
+        "weights": _fingerprint(target),
+        "dtype": request.dtype,
+        "quantization": request.quantization,
+        "origin": "benchmark",
+        **benchmarks.describe_request(request),
+    }
+    with ResultStore(_folder(target, request, home, identity), identity, again=request.again) as store:
+        return benchmarks.run(store, target, request, models, watch)
 
 
 def _read_marks(target: Target) -> Marks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,12 @@ def summarize(
 def judge_thresholds(metrics: Mapping[str, float], limits: list[str]) -> dict[str, Any]:
     """`metrics`, `passed`, and each threshold with its value. Raises ValueError."""
     verdicts = thresholds.check_thresholds(limits, {f"eval/{name}": value for name, value in metrics.items()})
+    return {"metrics": dict(metrics), **describe_verdicts(verdicts)}
+
+
+def describe_verdicts(verdicts: Sequence[thresholds.Verdict]) -> dict[str, Any]:
+    """`passed`, and each threshold with its value."""
     return {
-        "metrics": dict(metrics),
         "passed": all(verdict.passed for verdict in verdicts),
         "thresholds": [
             {

@@ -404,6 +404,8 @@ CODES: dict[str, str] = {
     "evaluation.threshold_missed": (
         "A result misses one of `evaluation.thresholds`. Train on, on more or better data, or change the threshold."
     ),
+    "evaluation.benchmark_failed": "A benchmark cannot be measured, for example because its rows cannot be fetched.",
+    "evaluation.benchmark_unknown": "There is no benchmark with this name. `lm_eval ls tasks` lists those that exist.",
     "evaluation.failed": "The scoring process ended without a result.",
     "generation.failed": "The model failed while it was generating. The message gives the first line of the error.",
     "generation.process_failed": "A process of batch generation ended. Its log says why; the same command goes on.",
