@@ -23,7 +23,7 @@ from engine.protocol.messages import Resume, Run, RunRef
 
 PREPARED = ("rows", "tokens", "trained_tokens", "rejected", "rejects", "train", "validation", "tokenizer", "expanded")
 """Keys of `prepared.json` that `prepare` reports."""
-_REPORTED = ("stages", "passed", "thresholds", "test", "export")
+_REPORTED = ("stages", "passed", "thresholds", "test", "benchmarks", "export")
 """Keys of report.json that `train` reports."""
 
 
@@ -138,8 +138,10 @@ def _stage_result(stage: str, document: dict[str, Any]) -> str:
         case stages.TRAIN:
             return f"{document['step']} steps"
         case stages.EVALUATE:
-            test = document["test"]
-            return f"{test['rows']} rows of data.test, checkpoint of step {test['step']}"
+            parts = {"data.test": document.get("test"), "benchmarks": document.get("benchmarks")}
+            found = [f"{part['rows']} rows of {name}" for name, part in parts.items() if part]
+            step = next(part["step"] for part in parts.values() if part)
+            return f"{', '.join(found)}, checkpoint of step {step}"
         case stages.EXPORT:
             exported = document["export"]
             return f"{exported['kind']} in {exported['directory']}{_format_agreement(exported['agreement'])}"

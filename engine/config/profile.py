@@ -56,6 +56,7 @@ CHECKS = (
     "engine.prep.checks:check_tokenizer",
     "engine.models.checks:check_base",
     "engine.metrics.checks:metric_names",
+    "engine.evaluation.checks:check_benchmarks",
     "engine.export.checks:check_export",
 )
 """Checks across sections. Each is `(sections, directory, home) -> [(key, message)]`, and accepts missing sections."""

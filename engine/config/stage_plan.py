@@ -18,7 +18,7 @@ def list_stages(profile: Profile) -> list[str]:
     """The stages of this profile, in order."""
     optional = {
         EXPAND: profile.data.expand is not None,
-        EVALUATE: has_test_rows(profile),
+        EVALUATE: is_evaluated_after(profile),
         EXPORT: profile.export.kind != "none",
     }
     return [stage for stage in STAGES if optional.get(stage, True)]
@@ -37,6 +37,11 @@ def find_first_touched(settings: Iterable[str]) -> str:
 def is_within(name: str, keys: Iterable[str]) -> bool:
     """Whether the setting `name` is one of `keys`, or part of one."""
     return any(name == key or name.startswith(f"{key}.") for key in keys)
+
+
+def is_evaluated_after(profile: Profile) -> bool:
+    """Whether the best checkpoint is evaluated after training: on test rows, on benchmarks, or on both."""
+    return has_test_rows(profile) or profile.evaluation.benchmarks is not None
 
 
 def has_test_rows(profile: Profile) -> bool:

@@ -8,7 +8,6 @@ requests_rank0.db   the model's answers: an evaluation that was interrupted goes
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -17,12 +16,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from engine.evaluation import checks
 from engine.evaluation.compare import compare_means
 from engine.evaluation.request import EvaluationRequest, Models, Watch
 from engine.evaluation.results_store import ResultStore, read_lines
 from engine.evaluation.summarize import describe_verdicts
 from engine.models.targets import Target
 from engine.options import thresholds
+from engine.options.evaluation import BenchmarkOptions
 from engine.protocol.home import write_private
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.text import did_you_mean, first_line
@@ -30,7 +31,6 @@ from engine.protocol.text import did_you_mean, first_line
 SAMPLES, RESULTS, REQUESTS = "samples.jsonl", "benchmarks.json", "requests"
 GROUP = "benchmark/"
 """Prefix of the names of metrics: `benchmark/arc_easy/acc`."""
-_EXTRA = "benchmarks"
 _NOT_WITH = ("data", "task", "samples", "max_new_tokens", "constrained", "judge")
 UNNAMED = "none"
 """The harness's name of the filter that changes nothing."""
@@ -42,15 +42,26 @@ def check_request(request: EvaluationRequest) -> None:
         raise ValueError(
             f"--{clash[0].replace('_', '-')} cannot be used with --benchmark: a benchmark has its own rows and metrics"
         )
-    if importlib.util.find_spec("lm_eval") is None:
+    if not checks.has_harness():
         raise ProblemError(
             Problem(
                 code="package.missing",
                 title="Benchmarks need the package lm_eval",
                 cause="it is not installed",
-                hint=f"pip install 'cockpit[{_EXTRA}]', or pip install lm_eval",
+                hint=checks.INSTALL,
             )
         )
+
+
+def make_request(options: BenchmarkOptions, directory: Path) -> EvaluationRequest:
+    """The request of a profile in `directory`."""
+    return EvaluationRequest(
+        benchmarks=list(options.names),
+        benchmark_folder=str(directory / Path(options.folder).expanduser()) if options.folder else None,
+        rows=options.rows,
+        few_shot=options.few_shot,
+        chat_template=options.chat_template,
+    )
 
 
 def describe_request(request: EvaluationRequest) -> dict[str, Any]:

@@ -120,13 +120,14 @@ def _agreement(exported: ExportResult) -> Iterator[str]:
 
 def _results(report: dict[str, Any], target: Target) -> Iterator[str]:
     at = [each for each in report.get("evaluations", ()) if each["step"] == target.step]
-    test = report.get("test") or {}
-    if not at and not test and not report.get("thresholds"):
+    later = [part for name in ("test", "benchmarks") if (part := report.get(name))]
+    if not at and not later and not report.get("thresholds"):
         return
     yield from ("## Results", "| metric | value |", "|---|---|")
     for each in at:
         yield from (f"| {name} | {value:.4g} |" for name, value in each["values"].items() if value is not None)
-    yield from (f"| {name} | {value:.4g} |" for name, value in test.get("values", {}).items() if value is not None)
+    for part in later:
+        yield from (f"| {name} | {value:.4g} |" for name, value in part["values"].items() if value is not None)
     yield ""
     for each in report.get("thresholds", ()):
         value = "not measured" if each["value"] is None else f"{each['value']:.4g}"

@@ -50,6 +50,16 @@ class JudgeOptions(ServiceOptions):
         return rubric
 
 
+class BenchmarkOptions(Options):
+    """Benchmarks of lm-evaluation-harness on which the best checkpoint is measured after training."""
+
+    names: list[str] = option(help="Their names, such as arc_easy.", min_length=1)
+    rows: int | None = option(None, help="Use at most this many rows of each; none: all.", unit="rows", ge=1)
+    folder: str | None = option(None, help="A folder with YAML files of further benchmarks.")
+    few_shot: int | None = option(None, help="Examples before each question; none: as a benchmark says itself.", ge=0)
+    chat_template: bool = option(False, help="Ask the questions in the model's chat template.")
+
+
 class EvaluationOptions(Options):
     every_steps: int | None = option(
         None, help="Steps between two evaluations; none: one per epoch.", unit="steps", ge=1
@@ -66,6 +76,9 @@ class EvaluationOptions(Options):
         help=(
             "How a service judges replies, when `cockpit eval --judge` or a pipeline asks it to; never while training."
         ),
+    )
+    benchmarks: BenchmarkOptions | None = option(
+        None, help="Benchmarks on which the best checkpoint is measured after training."
     )
     at_start: bool = option(True, help="Evaluate before the first step: an out-of-memory shows in the first minute.")
     early_stopping: EarlyStoppingOptions | None = option(

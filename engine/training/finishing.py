@@ -80,8 +80,8 @@ def _write_results(job: Job, loop: TrainingLoop, seconds: float) -> None:
     report.write_report(job, loop.outcome, step, results, verdicts, seconds)
     if loop.outcome == "completed":
         write_private(job.run.result(stages.TRAIN), json.dumps({"step": step, "seconds": seconds}).encode())
-    # With an evaluation on test rows, the thresholds are checked there, once.
-    judged = loop.outcome == "completed" and not stage_plan.has_test_rows(job.profile)
+    # With an evaluation after training, the thresholds are checked there, once.
+    judged = loop.outcome == "completed" and not stage_plan.is_evaluated_after(job.profile)
     for verdict in verdicts if judged else ():
         if not verdict.passed:
             job.reporter.warn(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.config import stage_plan
 from engine.config.profile import Profile, ProfileError, parse
 from engine.models import targets
 from engine.models.targets import Target
@@ -29,6 +30,7 @@ from engine.protocol.worker_link import Link
 from engine.workers.run_journal import RunJournal
 
 if TYPE_CHECKING:
+    from engine.evaluation.request import EvaluationRequest
     from engine.evaluation.reward_scoring import PairScorer
     from engine.inference.loaded_model import LoadedModel
 
@@ -48,24 +50,18 @@ class Stage:
 
 
 def evaluate(stage: Stage) -> dict[str, Any]:
-    """Evaluate on the test rows; returns the content of `evaluated.json`."""
+    """Evaluate on the test rows and on benchmarks; returns the content of `evaluated.json`."""
+    from engine.evaluation import benchmarks
     from engine.evaluation.request import EvaluationRequest
-    from engine.evaluation.run import evaluate as measure
     from engine.training import report
 
-    began = time.monotonic()
-    watch = _Watch(stage.journal)
-    found = measure(
-        stage.target.label, EvaluationRequest(), stage.home, stage.run.path, _Models(stage.home, watch), watch
-    )
-    values = {f"{GROUP}{name}": value for name, value in found["metrics"].items()}
-    seconds = time.monotonic() - began
-    totals = {
-        name: value for name, value in values.items() if "." not in name
-    }  # without the parts of a metric, such as each predicate's
-    stage.journal.write(
-        Evaluation(attempt=stage.journal.attempt, step=stage.target.step or 0, values=totals, seconds=seconds)
-    )
+    options, outcome = stage.profile.evaluation.benchmarks, {}
+    if stage_plan.has_test_rows(stage.profile):
+        outcome["test"] = _measure(stage, "the test rows", EvaluationRequest(), GROUP)
+    if options is not None:
+        request = benchmarks.make_request(options, stage.profile.directory)
+        outcome["benchmarks"] = _measure(stage, "benchmarks", request, "")
+    values = {name: value for part in outcome.values() for name, value in part["values"].items()}
     verdicts = report.judge_test(stage.run, stage.profile, values)
     for verdict in verdicts:
         if not verdict.passed:
@@ -75,15 +71,28 @@ def evaluate(stage: Stage) -> dict[str, Any]:
                 stage.target.step,
                 code="evaluation.threshold_missed",
             )
-    fields = ("rows", "replies", "data", "sha256", "directory", "notes")
-    outcome = {
-        "step": stage.target.step,
-        "values": values,
-        "seconds": seconds,
-        **{name: found.get(name) for name in fields},
-    }
-    report.extend_report(stage.run, stages.EVALUATE, test=outcome)
+    report.extend_report(stage.run, stages.EVALUATE, **outcome)
     return outcome
+
+
+def _measure(stage: Stage, on: str, request: EvaluationRequest, group: str) -> dict[str, Any]:
+    """Measure the target and journal the values, whose names get the prefix `group`; returns an entry of the report."""
+    from engine.evaluation.run import evaluate as measure
+
+    began = time.monotonic()
+    watch = _Watch(stage.journal, on)
+    found = measure(stage.target.label, request, stage.home, stage.run.path, _Models(stage.home, watch), watch)
+    values = {f"{group}{name}": value for name, value in found["metrics"].items()}
+    seconds = time.monotonic() - began
+    totals = {
+        name: value for name, value in values.items() if "." not in name
+    }  # without the parts of a metric, such as each predicate's
+    stage.journal.write(
+        Evaluation(attempt=stage.journal.attempt, step=stage.target.step or 0, values=totals, seconds=seconds)
+    )
+    fields = ("rows", "replies", "data", "sha256", "directory", "notes", "versions")
+    facts = {name: found[name] for name in fields if name in found}
+    return {"step": stage.target.step, "values": values, "seconds": seconds, **facts}
 
 
 def export(stage: Stage) -> dict[str, Any]:
@@ -126,11 +135,11 @@ STAGES = {stages.EVALUATE: evaluate, stages.EXPORT: export}
 class _Watch:
     """Journals the progress of the evaluation."""
 
-    def __init__(self, journal: RunJournal) -> None:
-        self._journal = journal
+    def __init__(self, journal: RunJournal, on: str) -> None:
+        self._journal, self._on = journal, on
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        self._journal.progress(f"evaluating on the test rows: {stage}", done, total)
+        self._journal.progress(f"evaluating on {self._on}: {stage}", done, total)
 
     def is_cancelled(self) -> bool:
         return False  # a stage is stopped by ending its process

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from engine.protocol import journal
 from engine.protocol.home import Home, RunDirectory
 from tests import plain
 from tests.cli.conftest import Cockpit
+from tests.evaluation.benchmark_files import CHOICES
 from tests.prep.service import Act, LoopbackService, completion
 from tests.training.test_profiles import LLAMA, family
 
@@ -105,13 +107,25 @@ def test_thought_graphs_from_examples_to_an_exported_model(
         assert "sk-loop" not in "".join(
             path.read_text(errors="replace") for path in run.path.rglob("*.*") if path.is_file()
         )
-        # Another threshold, and nothing but what it is about is done again: the service is not asked.
-        changes += ["--set", "evaluation.thresholds=['loss < 100']"]
+        # A threshold and a benchmark, and nothing but what they are about is done again: the service is not asked.
+        limits = ["loss < 100"]
+        if find_spec("lm_eval"):
+            (tmp_path / "capitals.yaml").write_text(CHOICES)
+            (tmp_path / "choices.jsonl").write_text(
+                '{"question": "The capital of France is", "choices": ["Paris", "seven"], "answer": 0}\n' * 3
+            )
+            limits.append("benchmark/capitals/acc >= 0")
+            changes += ["--set", f"evaluation.benchmarks={{names: [capitals], rows: 2, folder: {tmp_path}}}"]
+        changes += ["--set", f"evaluation.thresholds={limits}"]
         again = cockpit(
             "train", "thought-graph-pipeline", "--from", "evaluate", *changes, seconds=120, DEEPSEEK_API_KEY="sk-loop"
         )
         assert again.returncode == 0, again.stderr
-        assert "✓ passed  loss < 100" in again.stdout and "✓ export    merged in" in again.stdout
+        assert all(f"✓ passed  {limit}" in again.stdout for limit in limits)
+        assert "✓ export    merged in" in again.stdout
+        if len(limits) > 1:
+            assert "rows of data.test, 2 rows of benchmarks" in again.stdout
+            assert "benchmark/capitals/acc" in (run.exported / "README.md").read_text()
         assert stages_of(run) == ["prepare", "train", "evaluate", "export", "prepare", "evaluate", "export"]
         assert len(service.prompts) == asked
 
