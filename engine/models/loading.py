@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engine.models import accelerator, folders
+from engine.models import accelerator, bitsandbytes_import, folders
 from engine.models.glm.generations import Generation, Unsupported, recognise
 from engine.protocol.messages import Problem, ProblemError
 
@@ -19,6 +19,7 @@ def load_model(name: str, **arguments: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     accelerator.set_up_torch()
+    bitsandbytes_import.import_lightly()
     generation = _detect_generation(name)
     if generation is None:
         return AutoModelForCausalLM.from_pretrained(name, **arguments)
@@ -50,6 +51,7 @@ def load_reward_model(name: str, **arguments: Any) -> Any:
     from transformers import AutoModelForSequenceClassification
 
     accelerator.set_up_torch()
+    bitsandbytes_import.import_lightly()
     generation = _detect_generation(name)
     if generation is not None:
         raise ProblemError(

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from engine.protocol import journal
 from engine.protocol.home import Home, RunDirectory
 from tests import plain
 from tests.cli.conftest import Cockpit
-from tests.evaluation.benchmark_files import CHOICES
+from tests.evaluation.benchmark_files import CHOICES, HARNESS
 from tests.prep.service import Act, LoopbackService, completion
 from tests.training.test_profiles import LLAMA, family
 
@@ -76,7 +75,8 @@ def test_thought_graphs_from_examples_to_an_exported_model(
             "data.max_rows=20",
             "evaluation.thresholds=['schema_validity >= 0.9', 'loss < 100']",
         )
-        done = cockpit("train", "thought-graph-pipeline", "--json", *changes, seconds=400, DEEPSEEK_API_KEY="sk-loop")
+        given = {"DEEPSEEK_API_KEY": "sk-loop", "PYTHONPATH": str(HARNESS)}
+        done = cockpit("train", "thought-graph-pipeline", "--json", *changes, seconds=400, **given)
         asked = len(service.prompts)
         assert asked >= 3 and service.keys == {"Bearer sk-loop"}
         # A missed threshold is told by the exit status; the run has done all its stages nevertheless.
@@ -109,7 +109,7 @@ def test_thought_graphs_from_examples_to_an_exported_model(
         )
         # A threshold and a benchmark, and nothing but what they are about is done again: the service is not asked.
         limits = ["loss < 100"]
-        if find_spec("lm_eval"):
+        if HARNESS.is_dir():
             (tmp_path / "capitals.yaml").write_text(CHOICES)
             (tmp_path / "choices.jsonl").write_text(
                 '{"question": "The capital of France is", "choices": ["Paris", "seven"], "answer": 0}\n' * 3
@@ -117,9 +117,7 @@ def test_thought_graphs_from_examples_to_an_exported_model(
             limits.append("benchmark/capitals/acc >= 0")
             changes += ["--set", f"evaluation.benchmarks={{names: [capitals], rows: 2, folder: {tmp_path}}}"]
         changes += ["--set", f"evaluation.thresholds={limits}"]
-        again = cockpit(
-            "train", "thought-graph-pipeline", "--from", "evaluate", *changes, seconds=120, DEEPSEEK_API_KEY="sk-loop"
-        )
+        again = cockpit("train", "thought-graph-pipeline", "--from", "evaluate", *changes, seconds=120, **given)
         assert again.returncode == 0, again.stderr
         assert all(f"✓ passed  {limit}" in again.stdout for limit in limits)
         assert "✓ export    merged in" in again.stdout

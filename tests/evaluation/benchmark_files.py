@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+HARNESS = Path(sys.prefix, "lm-eval")
+"""Where `make test` installs the harness: beside the virtual environment's packages, so that it slows no other test."""
+
 QUESTIONS = [
     ("The capital of France is", ["Paris", "a banana", "seven"], 0),
     ("Two and two are", ["nine", "four", "blue"], 1),

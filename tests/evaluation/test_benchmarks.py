@@ -17,11 +17,16 @@ from engine.models import targets
 from engine.models.targets import Target
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
-from tests.evaluation.benchmark_files import CHOICES, QUESTIONS, REPLIES, TEXTS
+from tests.evaluation.benchmark_files import CHOICES, HARNESS, QUESTIONS, REPLIES, TEXTS
 
-lm_eval = pytest.importorskip("lm_eval")
+pytestmark = pytest.mark.skipif(not HARNESS.is_dir(), reason="lm-evaluation-harness is not installed: make test does")
 
 NAMES = ["capitals", "completions", "prose"]
+
+
+@pytest.fixture(autouse=True)
+def harness(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(HARNESS))
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,14 @@ import pytest
 
 from engine.evaluation import run
 from engine.evaluation.request import EvaluationRequest
+from tests.evaluation.benchmark_files import HARNESS
 from tests.evaluation.test_benchmarks import Models, Watch
 from tests.serving.conftest import Kitchen, Served
 
-pytest.importorskip("lm_eval")
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not HARNESS.is_dir(), reason="lm-evaluation-harness is not installed: make test does"),
+]
 
 CHOICES = """\
 task: words
@@ -30,7 +33,10 @@ metadata: {version: 1.0}
 """
 
 
-def test_a_benchmark_against_the_server_is_that_of_eval(kitchen: Kitchen, served: Served, tmp_path: Path) -> None:
+def test_a_benchmark_against_the_server_is_that_of_eval(
+    kitchen: Kitchen, served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(HARNESS))
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.openai_completions import LocalCompletionsAPI
     from lm_eval.tasks import TaskManager

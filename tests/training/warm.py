@@ -319,6 +319,7 @@ def _work(request: dict[str, Any], files: list[int]) -> None:
         os.umask(request.get("umask", 0o022))
         os.environ.clear()
         os.environ.update(request["environment"])
+        sys.path += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in sys.path]
         sys.argv = [request["module"], *request["arguments"]]
         importlib.import_module("tests.warm_engine").install(request["module"])
         runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
