@@ -6,17 +6,20 @@ import asyncio
 import importlib
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar
 
+from textual import work
 from textual._compositor import ChopsUpdate
 from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from cockpit.connection.engine_app import EngineApp, connect
+from cockpit.fault_guard import Fault, FaultPage
 from cockpit.partial_update import PartialUpdate
 from cockpit.screens import SCREENS
 from cockpit.screens.base import CockpitScreen
@@ -73,6 +76,8 @@ class CockpitApp(EngineApp):
         super().__init__(home, readonly=readonly, selected=selected, connect=connect)
         self._first = first
         self._visited: list[str] = []
+        self._discarded: Screen[Any] | None = None
+        """The last screen that could not be drawn. It is being removed, and fails until it is."""
         self.register_theme(COCKPIT)
         self.theme = "cockpit"
 
@@ -112,7 +117,10 @@ class CockpitApp(EngineApp):
         for stack in self._screen_stacks.values():
             for screen in stack:
                 if isinstance(screen, CockpitScreen) and screen.is_mounted:
-                    screen.receive(self.state, body)
+                    try:
+                        screen.receive(self.state, body)
+                    except Exception as error:  # noqa: BLE001 - the other screens shall have it all the same
+                        self.catch(error, screen)
         for bar in self.screen.query(TopBar):
             bar.show(self.state)
 
@@ -125,7 +133,14 @@ class CockpitApp(EngineApp):
         await self.action_go("dashboard")
 
     async def action_go(self, name: str) -> None:
-        if name == self.current_mode or len(self.screen_stack) > 1:
+        """Show the screen `name`. A dialog has to be answered first; what else lies on this screen stays there."""
+        if isinstance(self.screen, FaultPage):
+            await self.leave_fault(self.screen)
+        if self.screen.is_modal:
+            return
+        if name == self.current_mode:
+            while len(self.screen_stack) > 1:
+                await self.pop_screen()
             return
         self._visited.append(self.current_mode)
         await self.switch_mode(name)
@@ -145,6 +160,52 @@ class CockpitApp(EngineApp):
             self.copy_to_clipboard(selected)
             return
         self.exit()
+
+    # ── exceptions ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def show_fault(self, fault: Fault) -> None:
+        if fault.screen is not None and fault.screen is self._discarded:
+            return
+        if isinstance(self.screen, FaultPage):
+            self.screen.count()
+            return
+        from cockpit.screens.fault import FaultScreen
+
+        self.push_screen(FaultScreen(fault, str(self.fault_log)))
+
+    @work(group="fault")
+    async def action_close_fault(self) -> None:
+        if isinstance(self.screen, FaultPage):
+            await self.leave_fault(self.screen)
+
+    async def leave_fault(self, page: FaultPage) -> None:
+        """Close the page about a fault, and the screen that failed if it cannot be used any more."""
+        fault = page.fault
+        self._discarded = fault.screen if fault.broken else None
+        await self._try(self.pop_screen())
+        if fault.broken and fault.screen is self.screen:
+            await self._discard(self.screen)
+        else:
+            self.went_back(fault.screen)
+
+    async def _discard(self, screen: Screen[Any]) -> None:
+        """Close a dialog as Esc would; make a screen with a key anew the next time that it is opened."""
+        if len(self.screen_stack) > 1:
+            screen.dismiss(None)
+            return
+        broken = self.current_mode
+        self._visited = [name for name in self._visited if name != broken]
+        other = self._visited.pop() if self._visited else next(name for name in self.MODES if name != broken)
+        await self._try(self.switch_mode(other))
+        await self._try(self.remove_mode(broken))
+        self.add_mode(broken, self.MODES[broken])
+
+    async def _try(self, change: Awaitable[Any]) -> None:
+        """Await a change of screens: one that cannot be drawn fails once more while it is removed."""
+        try:
+            await change
+        except Exception as error:  # noqa: BLE001 - there is a page about it already
+            self.catch(error, self._discarded)
 
     def action_help(self) -> None:
         from cockpit.screens.help import HelpScreen
@@ -166,11 +227,14 @@ class CockpitApp(EngineApp):
         yield SystemCommand("Detach", "leave the app; the runs go on", self.action_detach)
 
 
-def run(home: Home, readonly: bool = False, select: str | None = None, screen: str = "dashboard") -> None:
-    """Open the app and return when the user has detached."""
+def run(home: Home, readonly: bool = False, select: str | None = None, screen: str = "dashboard") -> int:
+    """Open the app and return its exit status when the user has detached: 1 when it had to end by itself."""
     app = CockpitApp(home, readonly=readonly, selected=select, first=screen)
     app.run()
+    if app.return_code:
+        print(f"The app had to end. The report is in {app.fault_log}", file=sys.stderr)
     live = [run.id for run in app.state.runs.values() if run.state in LIVE and run.state != "stopping"]
     if live:
         goes = "goes" if len(live) == 1 else "go"
         print(f"Detached: {', '.join(live)} {goes} on. Come back with `cockpit`, stop with `cockpit stop {live[0]}`.")
+    return app.return_code or 0

@@ -6,14 +6,15 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from textual.app import App
 from textual.events import Event, InputEvent, Paste
 from textual.filter import LineFilter
 from textual.screen import Screen
 
 from cockpit.control_filter import SHOW_CONTROLS
+from cockpit.fault_guard import FaultTolerantApp, guard_handlers
 from cockpit.key_queue import KeyQueue
 from cockpit.state.app_state import AppState, reduce, select_run
 from engine.protocol.console import GuardedConsole
@@ -43,13 +44,14 @@ async def connect(home: Home) -> AsyncClient:
     return await AsyncClient.connect(home)
 
 
-class EngineApp(App[None]):
+class EngineApp(FaultTolerantApp):
     """Attaches to the engine of `home`, or starts it, and keeps `state` up to date.
 
     Subclasses show each message (`publish`) and a run (`open_run`).
     """
 
     def __init__(self, home: Home, *, readonly: bool, selected: str | None, connect: Callable[[Home], Any]) -> None:
+        guard_handlers()
         super().__init__()
         self.error_console = GuardedConsole(stderr=True)  # a traceback shows variables
         self.home, self.readonly = home, readonly
@@ -58,6 +60,10 @@ class EngineApp(App[None]):
         self.keys = KeyQueue(self, super().on_event)
         self._connect = connect
         self._last_message = time.monotonic()
+
+    @property
+    def fault_log(self) -> Path:
+        return self.home.app_log
 
     def publish(self, body: object) -> None:
         """Show what `body` changed in `state`."""
@@ -107,7 +113,10 @@ class EngineApp(App[None]):
                         self.notify_problem(warning)
                 async for body in self.client.follow():
                     self._last_message = time.monotonic()
-                    self.take(body)
+                    try:
+                        self.take(body)
+                    except Exception as error:  # noqa: BLE001 - a body that cannot be shown must not end the following
+                        self.catch(error)
             except ProblemError as error:
                 self._set_connection("lost", error.problem)
                 self.notify(str(error.problem), title="No engine", severity="error", timeout=10)

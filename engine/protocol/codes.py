@@ -48,6 +48,7 @@ CODES: dict[str, str] = {
         "The directory of the sockets belongs to another user or is open to others. Restrict it to yourself."
     ),
     "engine.bug": "The engine failed because of a mistake of its own. Its log holds the traceback; please report it.",
+    "app.fault": "An exception in the app itself. The app and all runs go on; the report is in `app.log` in the home.",
     "app.needs_terminal": "The app was started without a terminal. Use the verbs, which need none.",
     "app.read_only": "This cockpit was started with `--readonly` and changes nothing. Start it without the option.",
     # ── requests ──
