@@ -201,9 +201,8 @@ def _frames(error: BaseException) -> Iterator[FrameType]:
 
 
 def _is_ours(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0] in ("cockpit", "engine") and not (
-        frame.f_code.co_filename == __file__
-    )
+    package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    return package in ("cockpit", "engine") and frame.f_code.co_filename != __file__
 
 
 def _place(frame: FrameType, line: int) -> str:
