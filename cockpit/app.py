@@ -17,6 +17,7 @@ from textual._compositor import ChopsUpdate
 from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
+from textual.widgets import Input
 
 from cockpit.connection.engine_app import EngineApp, connect
 from cockpit.fault_guard import Fault, FaultPage
@@ -24,6 +25,8 @@ from cockpit.partial_update import PartialUpdate
 from cockpit.screens import SCREENS
 from cockpit.screens.base import CockpitScreen
 from cockpit.theme import COCKPIT
+from cockpit.widgets.chat_input import ChatInput
+from cockpit.widgets.confirm import LeaveDialog
 from cockpit.widgets.top_bar import TopBar
 from engine.protocol.home import Home
 from engine.protocol.states import LIVE
@@ -58,7 +61,7 @@ class CockpitApp(EngineApp):
         Binding("question_mark", "help", "Help", key_display="?"),
         Binding("colon", "command_palette", "Menu", key_display=":"),
         Binding("q", "detach", "Detach"),
-        Binding("ctrl+c", "detach", "Detach", show=False, priority=True),
+        Binding("ctrl+c", "interrupt", "Stop, clear or detach", show=False, priority=True),
         Binding("ctrl+q", "detach", "Detach", show=False, priority=True),
         Binding("escape", "back", "Back", show=False),
     ]
@@ -100,6 +103,7 @@ class CockpitApp(EngineApp):
         nowhere = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(nowhere, descriptor)
+        self.drafts.flush()
         self.exit()
         last_resort = threading.Timer(HANG_UP, os._exit, (1,))
         last_resort.daemon = True
@@ -154,12 +158,38 @@ class CockpitApp(EngineApp):
             await self.switch_mode(self._visited.pop())
 
     def action_detach(self) -> None:
-        """Exit; the runs go on. With text selected, ctrl+c copies it instead, as it does everywhere."""
+        """Exit; the runs go on. What is not saved is asked about first."""
+        if isinstance(self.screen, LeaveDialog) or not self.drafts.kept():
+            self.exit()
+        else:
+            self._ask_to_leave()
+
+    def action_interrupt(self) -> None:
+        """ctrl+c copies the selected text, else stops what is going on, else clears the line, else asks whether to
+        leave; a second one leaves."""
         selected = getattr(self.focused, "selected_text", "") or self.screen.get_selected_text()
+        line = self.focused
         if selected:
             self.copy_to_clipboard(selected)
-            return
-        self.exit()
+        elif isinstance(self.screen, LeaveDialog):
+            self.exit()
+        elif isinstance(self.screen, CockpitScreen) and self.screen.interrupt():
+            pass
+        elif isinstance(line, Input) and line.value:
+            line.value = ""
+        elif isinstance(line, ChatInput) and line.text:
+            line.clear()
+        else:
+            self._ask_to_leave()
+
+    @work(exclusive=True, group="leave")
+    async def _ask_to_leave(self) -> None:
+        self.drafts.flush()
+        answer = await self.push_screen_wait(LeaveDialog(self.drafts.kept()))
+        if answer == "d":
+            self.drafts.drop_all()
+        if answer is not None:
+            self.exit()
 
     # ── exceptions ────────────────────────────────────────────────────────────────────────────────────────────────
 

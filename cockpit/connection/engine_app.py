@@ -13,6 +13,7 @@ from textual.events import Event, InputEvent, Paste
 from textual.filter import LineFilter
 from textual.screen import Screen
 
+from cockpit.connection.drafts import Drafts
 from cockpit.control_filter import SHOW_CONTROLS
 from cockpit.fault_guard import FaultTolerantApp, guard_handlers
 from cockpit.key_queue import KeyQueue
@@ -57,6 +58,8 @@ class EngineApp(FaultTolerantApp):
         self.home, self.readonly = home, readonly
         self.state = AppState(requested=selected)
         self.client: AsyncClient | None = None
+        self.drafts = Drafts(home, lambda seconds, call: self.set_timer(seconds, call))
+        self.drafts.failed = self._report_drafts
         self.keys = KeyQueue(self, super().on_event)
         self._connect = connect
         self._last_message = time.monotonic()
@@ -99,7 +102,11 @@ class EngineApp(FaultTolerantApp):
         self.run_worker(self._follow(), name="engine", exit_on_error=True)
         self.set_interval(1.0, self._watch)
 
+    def _report_drafts(self, reason: str) -> None:
+        self.notify(f"{reason}\n→ save what you change with ctrl+s", title="Drafts cannot be kept", severity="warning")
+
     async def on_unmount(self) -> None:
+        self.drafts.flush()
         if self.client is not None:
             await self.client.close()
 

@@ -62,6 +62,10 @@ class CockpitScreen(Screen[None]):
         """Called on every mounted screen, visible or not, after `body` (a Snapshot or a published body) was reduced
         into `state`."""
 
+    def interrupt(self) -> bool:
+        """Stop what is going on here. Returns whether there was something."""
+        return False
+
     def _compositor_refresh(self) -> None:
         """Textual marks a screen under a modal for repainting each time it has repainted it. Every tick of a timer
         below would then send the whole dimmed screen again, 25 kB."""
