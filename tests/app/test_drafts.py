@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import Input
 
 from cockpit.connection import drafts
 from cockpit.connection.drafts import Drafts
@@ -18,6 +19,7 @@ from cockpit.screens.chat import ChatScreen
 from cockpit.screens.profile import ProfileScreen
 from cockpit.widgets.chat_input import ChatInput
 from cockpit.widgets.confirm import LeaveDialog
+from cockpit.widgets.prompt import Prompt
 from engine.protocol.home import Home
 from tests.app.fake import demo_run
 from tests.app.screen import HIGH, run_app, screen_text, until
@@ -153,7 +155,8 @@ async def test_saving_asks_before_it_replaces_what_was_not_opened(home: Home) ->
         at = next(at for at, file in enumerate(screen.files) if file.name == "triples-qlora")
         screen.open(screen.files[at])
         await pilot.press("ctrl+s")
-        await until(pilot, lambda: "triples-qlora-2.yaml" in screen_text(pilot))
+        await until(pilot, lambda: isinstance(pilot.app.screen, Prompt))
+        assert pilot.app.screen.query_one(Input).value.endswith("/triples-qlora-2.yaml")
 
 
 # ── leaving ───────────────────────────────────────────────────────────────────────────────────────────────────────
