@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from textual import work
+from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual._compositor import ChopsUpdate
 from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
@@ -42,6 +43,14 @@ def load_screen(reference: str) -> Screen[Any]:
     return screen
 
 
+def forget_mac_characters() -> None:
+    """Read Esc and a digit that arrive together as alt and that digit. Textual takes them for what the Option key
+    types on some Macs, so that Esc and then 4, typed fast, would write `¢` into a text."""
+    for sequence, meaning in list(ANSI_SEQUENCES_KEYS.items()):
+        if len(sequence) == 2 and isinstance(meaning, str) and not meaning.isascii():
+            del ANSI_SEQUENCES_KEYS[sequence]
+
+
 class CockpitApp(EngineApp):
     """Leaving the app only detaches: it sends nothing to any job."""
 
@@ -58,6 +67,13 @@ class CockpitApp(EngineApp):
             Binding(str(key), f"go('{name}')", title, show=False)
             for key, (name, (title, _)) in enumerate(SCREENS.items(), start=1)
         ),
+        *(
+            Binding(f"alt+{key}", f"go('{name}')", title, show=False, priority=True)
+            for key, name in enumerate(SCREENS, start=1)
+            for title in (SCREENS[name][0],)
+        ),
+        Binding("f1", "help", "Help", show=False, priority=True),
+        Binding("ctrl+p", "command_palette", "Menu", show=False, priority=True),
         Binding("question_mark", "help", "Help", key_display="?"),
         Binding("colon", "command_palette", "Menu", key_display=":"),
         Binding("q", "detach", "Detach"),
@@ -76,6 +92,7 @@ class CockpitApp(EngineApp):
         connect: Callable[[Home], Any] = connect,
     ) -> None:
         """`selected` is the run to show, `first` the screen to open. `connect` is awaited for an `AsyncClient`."""
+        forget_mac_characters()
         super().__init__(home, readonly=readonly, selected=selected, connect=connect)
         self._first = first
         self._visited: list[str] = []
@@ -240,7 +257,10 @@ class CockpitApp(EngineApp):
     def action_help(self) -> None:
         from cockpit.screens.help import HelpScreen
 
-        self.push_screen(HelpScreen(self.screen))
+        if isinstance(self.screen, HelpScreen):
+            self.screen.dismiss()
+        else:
+            self.push_screen(HelpScreen(self.screen))
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """The command palette's entries: the screens, the keys of the current screen, and the app's own commands."""

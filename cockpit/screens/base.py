@@ -49,8 +49,11 @@ class CockpitScreen(Screen[None]):
     HELP_TEXT = ""
     """A few lines for `?`, above the keys."""
 
+    OVER = ""
+    """The title of a screen that has no key and lies on another one."""
+
     def compose(self) -> ComposeResult:
-        yield TopBar({name: title for name, (title, _) in SCREENS.items()})
+        yield TopBar({name: title for name, (title, _) in SCREENS.items()}, self.OVER)
         yield from self.compose_body()
         yield KeyBar()
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from textual import on, work
 from textual.app import ComposeResult
+from textual.binding import Binding
 from textual.containers import Horizontal
 from textual.widgets import OptionList, Static, TextArea
 
@@ -59,6 +60,7 @@ class ProfileScreen(CockpitScreen):
         ("ctrl+s", "save", "Save as"),
         ("ctrl+l", "launch", "Launch"),
         ("ctrl+g", "next_problem", "Next problem"),
+        Binding("escape", "leave", "Back", show=False),
     ]
 
     def __init__(self) -> None:
@@ -223,6 +225,13 @@ class ProfileScreen(CockpitScreen):
         assert self.result is not None
         issue = self.result.issues[index]
         self.editor.go_to(issue.line, issue.column)
+
+    async def action_leave(self) -> None:
+        """Esc leaves the text, then the screen."""
+        if self.focused is self.editor:
+            self.form.settings.focus()
+        else:
+            await self.app.action_back()
 
     def action_next_problem(self) -> None:
         """Go to the next problem after the cursor, else to the first one."""

@@ -144,7 +144,13 @@ async def test_saving_asks_before_it_replaces_what_was_not_opened(home: Home) ->
         await until(pilot, lambda: pilot.app.screen is screen)
         mine.write_text("changed by somebody else")
         await pilot.press("ctrl+s", "enter")
-        await until(pilot, lambda: "It has changed on disk" in " ".join(screen_text(pilot).replace("│", " ").split()) and "Replace" in screen_text(pilot))
+        await until(
+            pilot,
+            lambda: (
+                "It has changed on disk" in " ".join(screen_text(pilot).replace("│", " ").split())
+                and "Replace" in screen_text(pilot)
+            ),
+        )
         await pilot.press("escape")
         assert other.read_text() == "precious" and mine.read_text() == "changed by somebody else"
         assert screen.editor.text.startswith("#")

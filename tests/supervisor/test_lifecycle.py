@@ -103,7 +103,7 @@ def test_what_was_set_outlives_the_engine_and_its_index(indexed: bool, engine: E
             path.unlink()
     engine.restart()
     # The profile, which still says 2,000, is read some time after the start.
-    for _ in range(8):
+    for _ in range(20):
         found = engine.show(run).run
         assert (found.state, found.step, found.max_steps) == (states.COMPLETED, 60, 60)
         time.sleep(0.05)
