@@ -17,6 +17,7 @@ from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual._compositor import ChopsUpdate
 from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
+from textual.command import CommandPalette
 from textual.screen import Screen
 from textual.widgets import Input
 
@@ -253,6 +254,13 @@ class CockpitApp(EngineApp):
             await change
         except Exception as error:  # noqa: BLE001 - there is a page about it already
             self.catch(error, self._discarded)
+
+    def action_command_palette(self) -> None:
+        """Open the palette, or close it. There is one: help may lie on it, and ctrl+p reaches through everything."""
+        if isinstance(self.screen, CommandPalette):
+            self.screen.dismiss()
+        elif not any(isinstance(screen, CommandPalette) for stack in self._screen_stacks.values() for screen in stack):
+            super().action_command_palette()
 
     def action_help(self) -> None:
         from cockpit.screens.help import HelpScreen

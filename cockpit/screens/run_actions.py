@@ -26,7 +26,6 @@ OFFERED: dict[str, Collection[str]] = {
     "resume": [state for state in ENDED if state != COMPLETED],
     "delete": ENDED,
     "export": [state for state in STATES if state not in (QUEUED, PREPARING)],
-    "queue": (QUEUED,),
 }
 """Action -> the states of a run in which it has an effect. In others, and with `--readonly`, it is not offered."""
 BOUNDARY = 600.0

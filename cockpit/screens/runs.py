@@ -44,14 +44,14 @@ class RunsScreen(RunActionsScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "Open"),
         Binding("slash", "filter", "Filter", key_display="/"),
-        Binding("t", "sort", "Sort"),
-        Binding("o", "overlay", "Overlay"),
-        Binding("E", "evaluations", "Results"),
         Binding("p", "pause", "Pause"),
         Binding("p", "continue", "Continue"),
         Binding("x", "stop", "Stop"),
         Binding("r", "resume", "Resume"),
         Binding("d", "delete", "Delete"),
+        Binding("t", "sort", "Sort"),
+        Binding("o", "overlay", "Overlay"),
+        Binding("E", "evaluations", "Results"),
         Binding("X", "export", "Export", show=False),
         Binding("j", "cursor(1)", "Down", show=False),
         Binding("k", "cursor(-1)", "Up", show=False),
@@ -109,6 +109,10 @@ class RunsScreen(RunActionsScreen):
     def on_screen_resume(self) -> None:
         self._show()
         self._show_servers()
+        self._follow_selection()
+
+    def _follow_selection(self) -> None:
+        """Put the cursor on the run of the dashboard, when that is another one than the last time."""
         selected = self.app.state.selected
         if selected != self._selected and selected in self._rows:
             self._selected = selected
@@ -164,10 +168,12 @@ class RunsScreen(RunActionsScreen):
             table.clear()
             for run, row in zip(runs, cells, strict=True):
                 table.add_row(*[row[str(key.value)] for key in table.columns], key=run.id)
-            self._rows = ids
+            first, self._rows = not self._rows, ids
             self.refresh_bindings()
             if selected is not None and selected.id in ids:
                 table.move_cursor(row=ids.index(selected.id), animate=False)
+            elif first:
+                self._follow_selection()
         else:
             changed = False
             for at, row in enumerate(cells):

@@ -19,7 +19,7 @@ from textual.app import App
 from textual.keys import _character_to_key
 
 from cockpit.app import CockpitApp
-from cockpit.screens import chat_targets, profile, save
+from cockpit.screens import SCREENS, chat_targets, profile, save
 from cockpit.screens.chat import ChatScreen
 from cockpit.screens.doctor import DoctorScreen
 from cockpit.screens.profile import ProfileScreen
@@ -53,6 +53,8 @@ class Fuzz:
         self.random = random.Random(SEED)
         self.home, self.left, self.apps = home, ACTIONS, 0
         self.trail: list[str] = []
+        self.seen: set[str] = set()
+        """The screens that were on top."""
 
     async def run(self) -> None:
         while self.left > 0:
@@ -68,7 +70,9 @@ class Fuzz:
                     for _ in range(BURST):
                         self.left -= 1
                         self._act(app, engine)
+                    import time as _t; _s=_t.monotonic()
                     await self._settle(app)
+                    if _t.monotonic()-_s > 1: print("SLOW", round(_t.monotonic()-_s,1), app.screen, self.trail[-BURST:])
                     self._check(app)
 
     def _runs(self) -> list[Any]:
@@ -84,7 +88,9 @@ class Fuzz:
             character = self.random.choice(CHARACTERS)
             self._press(app, character if character.isalnum() else _character_to_key(character), character)
         elif kind < 0.88:
-            self._click(app, self.random.randrange(width), self.random.choice((0, height - 1, self.random.randrange(height))))
+            self._click(
+                app, self.random.randrange(width), self.random.choice((0, height - 1, self.random.randrange(height)))
+            )
         elif kind < 0.92:
             self._resize(app, *self.random.choice(SIZES))
         else:
@@ -144,6 +150,7 @@ class Fuzz:
         assert app.faults == 0, f"seed {SEED}, {len(self.trail)} actions: {self.trail[-60:]}"
         if not app.is_running:
             return
+        self.seen |= {app.current_mode, type(app.screen).__name__}
         app.drafts.flush()
         kept = {(each["kind"], each["key"]): each for each in map(_read, self.home.drafts.glob("*.json"))}
         for stack in app._screen_stacks.values():
@@ -196,4 +203,5 @@ async def test_random_actions_end_in_no_exception_and_no_lost_draft(
     monkeypatch.setattr(App, "copy_to_clipboard", lambda app, text: None)
     fuzz = Fuzz(home)
     await fuzz.run()
-    assert len(fuzz.trail) > ACTIONS
+    print("SEEN", fuzz.apps, sorted(fuzz.seen))
+    assert len(fuzz.trail) > ACTIONS and fuzz.seen >= {name for name in SCREENS if name != "doctor"}
