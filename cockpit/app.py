@@ -16,6 +16,7 @@ from textual import work
 from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual._compositor import ChopsUpdate
 from textual.app import SystemCommand
+from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.command import CommandPalette
 from textual.screen import Screen
@@ -153,6 +154,10 @@ class CockpitApp(EngineApp):
         self.select_run(run)
         self.publish(self.state)
         await self.action_go("dashboard")
+
+    def pop_screen(self) -> AwaitComplete:
+        """As Textual, but a dialog that is closed twice, or has been left behind on another screen, ends nothing."""
+        return super().pop_screen() if len(self._screen_stack) > 1 else AwaitComplete.nothing()
 
     async def action_go(self, name: str) -> None:
         """Show the screen `name`. A dialog has to be answered first; what else lies on this screen stays there."""
