@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from textual import work
 from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
@@ -50,7 +50,7 @@ def forget_mac_characters() -> None:
     types on some Macs, so that Esc and then 4, typed fast, would write `¢` into a text."""
     for sequence, meaning in list(ANSI_SEQUENCES_KEYS.items()):
         if len(sequence) == 2 and isinstance(meaning, str) and not meaning.isascii():
-            del ANSI_SEQUENCES_KEYS[sequence]
+            cast(dict[str, Any], ANSI_SEQUENCES_KEYS).pop(sequence)
 
 
 class CockpitApp(EngineApp):
@@ -157,7 +157,7 @@ class CockpitApp(EngineApp):
 
     def pop_screen(self) -> AwaitComplete:
         """As Textual, but a dialog that is closed twice, or has been left behind on another screen, ends nothing."""
-        return super().pop_screen() if len(self._screen_stack) > 1 else AwaitComplete.nothing()
+        return super().pop_screen() if len(self._screen_stack) > 1 else AwaitComplete()
 
     async def action_go(self, name: str) -> None:
         """Show the screen `name`. A dialog has to be answered first; what else lies on this screen stays there."""

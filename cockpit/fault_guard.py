@@ -103,7 +103,7 @@ class FaultTolerantApp(App[None]):
         broken = failed_again or any(frame.f_code.co_name in DRAWING for frame in _frames(error))
         fault = Fault(describe(error), self._report(error, pump), screen, broken)
         self.faults += 1
-        self._log(fault.report)
+        self._write_report(fault.report)
         if self._exit or (self._is_mounted and not self.is_running):
             return  # leaving: there is nobody to show it to
         if self._is_mounted and not isinstance(screen, FaultPage):
@@ -119,7 +119,7 @@ class FaultTolerantApp(App[None]):
         facts = f"cockpit {version('cockpit')}, textual {version('textual')}, {self.size.width}x{self.size.height}"
         return show_controls(f"{facts}, in {where}\n{trace}")
 
-    def _log(self, report: str) -> None:
+    def _write_report(self, report: str) -> None:
         now = time.monotonic()
         if len(self._logged) == MANY and now - self._logged[0] < PERIOD:
             return
@@ -152,9 +152,7 @@ def append_report(path: Path, report: str) -> None:
     try:
         record = logging.LogRecord("cockpit", logging.ERROR, "", 0, report, None, None)
         handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(message)s"))
-        if handler.shouldRollover(record):
-            handler.doRollover()
-        handler.stream.write(handler.format(record) + "\n")
+        handler.emit(record)
     finally:
         handler.close()
 

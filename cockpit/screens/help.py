@@ -30,6 +30,7 @@ class HelpScreen(ModalScreen[None]):
         width: 84; max-width: 96%; height: auto; max-height: 90%; border: round $accent; background: $surface;
         padding: 0 1; scrollbar-size-vertical: 1;
     }
+    HelpScreen #text { width: 1fr; }
     """
     BINDINGS = [("escape,q,question_mark,f1", "dismiss", "Close")]
 
@@ -48,8 +49,8 @@ class HelpScreen(ModalScreen[None]):
         self.call_after_refresh(self._draw)
 
     def _draw(self) -> None:
-        box = self.query_one(VerticalScroll)
-        self.query_one("#text", Static).update(self._text(max(20, box.scrollable_content_region.width)))
+        text = self.query_one("#text", Static)
+        text.update(self._text(max(20, text.size.width - 1)))  # less one for the scrollbar, which may come
 
     def _text(self, width: int) -> Content:
         blocks: dict[str, list[Content]] = {}
@@ -77,7 +78,7 @@ def collect(screen: Screen[Any]) -> Iterator[tuple[str, str, str, bool]]:
             for action, sentence in sentences.items():
                 if action in keys and (group, sentence) not in seen:
                     seen.add((group, sentence))
-                    shown = list(dict.fromkeys(keys[action]))
+                    shown = sorted(dict.fromkeys(keys[action]), key=len)
                     yield group, " ".join(shown[:2]), sentence, _does_something(node, action)
 
 

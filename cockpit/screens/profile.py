@@ -304,7 +304,8 @@ class ProfileScreen(CockpitScreen):
             return True
         changed = "It has changed on disk since you opened it." if path == file.path else "It is another file."
         choices = {"y": "replace it"}
-        return bool(await self.app.push_screen_wait(Confirm("Replace the file?", f"{path} exists. {changed}", choices)))
+        answer = await self.app.push_screen_wait(Confirm("Replace the file?", f"{path} exists. {changed}", choices))
+        return answer is not None
 
     @opens_dialog
     @work(exclusive=True, group="launch")

@@ -13,12 +13,12 @@ from cockpit.fault_guard import FaultTolerantApp
 def faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The reports of exceptions that the app has caught. A test that causes one empties the list."""
     reports: list[str] = []
-    log = FaultTolerantApp._log
+    log = FaultTolerantApp._write_report
 
     def note(app: FaultTolerantApp, report: str) -> None:
         reports.append(report)
         log(app, report)
 
-    monkeypatch.setattr(FaultTolerantApp, "_log", note)
+    monkeypatch.setattr(FaultTolerantApp, "_write_report", note)
     yield reports
     assert not reports, reports[0]
