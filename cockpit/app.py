@@ -27,7 +27,7 @@ from cockpit.fault_guard import Fault, FaultPage
 from cockpit.partial_update import PartialUpdate
 from cockpit.screens import SCREENS
 from cockpit.screens.base import CockpitScreen
-from cockpit.theme import COCKPIT
+from cockpit.theme import COCKPIT, COCKPIT_LIGHT
 from cockpit.widgets.chat_input import ChatInput
 from cockpit.widgets.confirm import LeaveDialog
 from cockpit.widgets.top_bar import TopBar
@@ -101,6 +101,7 @@ class CockpitApp(EngineApp):
         self._discarded: Screen[Any] | None = None
         """The last screen that could not be drawn. It is being removed, and fails until it is."""
         self.register_theme(COCKPIT)
+        self.register_theme(COCKPIT_LIGHT)
         self.theme = "cockpit"
 
     async def on_mount(self) -> None:
