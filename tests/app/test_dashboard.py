@@ -30,8 +30,8 @@ async def test_eight_gpus_fit_on_a_small_screen() -> None:
     async with run_app(FakeEngine(demo_run(), devices=8), LOW) as pilot:
         text = screen_text(pilot)
         for index in range(8):
-            assert f"GPU {index}" in text
-        assert "90% 60.0/140G 60°C 500W" in text
+            assert f"{60 + index}.0/140G {60 + index}°" in text
+        assert "load 2.1/2" in text and "╭─ loss" in text
         assert_fits(pilot)
 
 
