@@ -26,7 +26,7 @@ from cockpit.connection.engine_app import EngineApp, connect
 from cockpit.fault_guard import Fault, FaultPage
 from cockpit.partial_update import PartialUpdate
 from cockpit.screens import SCREENS
-from cockpit.screens.base import CockpitScreen
+from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.theme import COCKPIT, COCKPIT_LIGHT
 from cockpit.widgets.chat_input import ChatInput
 from cockpit.widgets.confirm import LeaveDialog
@@ -206,6 +206,7 @@ class CockpitApp(EngineApp):
         else:
             self._ask_to_leave()
 
+    @opens_dialog
     @work(exclusive=True, group="leave")
     async def _ask_to_leave(self) -> None:
         self.drafts.flush()
