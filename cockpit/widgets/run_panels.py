@@ -22,7 +22,7 @@ from cockpit.state.formatting import (
 from cockpit.state.run_history import Threshold, active_warnings, meets_threshold, pause_advice, thresholds
 from cockpit.widgets.line import MUTED, Line, join_fitting, labelled
 from engine.protocol.messages import Problem, Run
-from engine.protocol.states import LIVE
+from engine.protocol.states import LIVE, PAUSED
 
 BAR = ("━", "╺", "─")
 COMPARISONS = {">=": "≥", "<=": "≤", ">": ">", "<": "<"}
@@ -54,8 +54,8 @@ def _title(run: Run, place: str, width: int) -> Content:
     left = Content.assemble(format_state(run.state), "  ", (run.name or run.id, "bold $text"))
     if run.name not in ("", run.id):
         left = Content.assemble(left, "  ", (run.id, MUTED))
-    if phase in (run.reason, f"{run.state} {run.reason}"):
-        phase = ""  # a pause is both, in the same words
+    if run.state == PAUSED:
+        phase = ""  # it repeats the reason
     for note, colour in ((run.reason, "$warning"), (phase, "$secondary")):
         left = Content.assemble(left, (f"   {note}" if note else "", colour))
     right = Content.styled(place, MUTED)
