@@ -98,8 +98,8 @@ class FaultTolerantApp(App[None]):
         """Log an exception, and show it when the app can show anything."""
         if isinstance(error, WorkerFailed):
             error = error.error if isinstance(error.error, Exception) else error
-        screen = _failed_screen(error) or _screen_of(pump) or (self._screen_stack[-1] if self._screen_stack else None)
-        failed_again = screen is self._left[0] and time.monotonic() - self._left[1] < AGAIN
+        screen = _failed_screen(error) or _screen_of(pump)
+        failed_again = screen is not None and screen is self._left[0] and time.monotonic() - self._left[1] < AGAIN
         broken = failed_again or any(frame.f_code.co_name in DRAWING for frame in _frames(error))
         fault = Fault(describe(error), self._report(error, pump), screen, broken)
         self.faults += 1
@@ -185,9 +185,10 @@ def _screen_of(pump: MessagePump | None) -> Screen[Any] | None:
 
 
 def _failed_screen(error: BaseException) -> Screen[Any] | None:
-    """The screen that was being drawn. A screen also draws those below it, so the pump says less."""
-    owners = [frame.f_locals.get("self") for frame in _frames(error) if frame.f_code.co_name in DRAWING]
-    return next((owner for owner in reversed(owners) if isinstance(owner, Screen)), None)
+    """The screen of the widget in which it happened. A screen also draws those below it, so the pump says less."""
+    owners = [frame.f_locals.get("self") for frame in _frames(error)]
+    screens = (_screen_of(owner) for owner in reversed(owners) if isinstance(owner, Widget))
+    return next((screen for screen in screens if screen is not None), None)
 
 
 def _walk(error: BaseException) -> Iterator[tuple[FrameType, int]]:
