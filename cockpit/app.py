@@ -6,21 +6,30 @@ import asyncio
 import importlib
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+from textual import work
+from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual._compositor import ChopsUpdate
 from textual.app import SystemCommand
+from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
+from textual.command import CommandPalette
 from textual.screen import Screen
+from textual.widgets import Input
 
 from cockpit.connection.engine_app import EngineApp, connect
+from cockpit.fault_guard import Fault, FaultPage
 from cockpit.partial_update import PartialUpdate
 from cockpit.screens import SCREENS
-from cockpit.screens.base import CockpitScreen
-from cockpit.theme import COCKPIT
+from cockpit.screens.base import CockpitScreen, opens_dialog
+from cockpit.theme import COCKPIT, COCKPIT_LIGHT
+from cockpit.widgets.chat_input import ChatInput
+from cockpit.widgets.confirm import LeaveDialog
 from cockpit.widgets.top_bar import TopBar
 from engine.protocol.home import Home
 from engine.protocol.states import LIVE
@@ -34,6 +43,14 @@ def load_screen(reference: str) -> Screen[Any]:
     module, name = reference.split(":")
     screen: Screen[Any] = getattr(importlib.import_module(module), name)()
     return screen
+
+
+def forget_mac_characters() -> None:
+    """Read Esc and a digit that arrive together as alt and that digit. Textual takes them for what the Option key
+    types on some Macs, so that Esc and then 4, typed fast, would write `¢` into a text."""
+    for sequence, meaning in list(ANSI_SEQUENCES_KEYS.items()):
+        if len(sequence) == 2 and isinstance(meaning, str) and not meaning.isascii():
+            cast(dict[str, Any], ANSI_SEQUENCES_KEYS).pop(sequence)
 
 
 class CockpitApp(EngineApp):
@@ -52,10 +69,17 @@ class CockpitApp(EngineApp):
             Binding(str(key), f"go('{name}')", title, show=False)
             for key, (name, (title, _)) in enumerate(SCREENS.items(), start=1)
         ),
+        *(
+            Binding(f"alt+{key}", f"go('{name}')", title, show=False, priority=True)
+            for key, name in enumerate(SCREENS, start=1)
+            for title in (SCREENS[name][0],)
+        ),
+        Binding("f1", "help", "Help", show=False, priority=True),
+        Binding("ctrl+p", "command_palette", "Menu", show=False, priority=True),
         Binding("question_mark", "help", "Help", key_display="?"),
         Binding("colon", "command_palette", "Menu", key_display=":"),
         Binding("q", "detach", "Detach"),
-        Binding("ctrl+c", "detach", "Detach", show=False, priority=True),
+        Binding("ctrl+c", "interrupt", "Stop, clear or detach", show=False, priority=True),
         Binding("ctrl+q", "detach", "Detach", show=False, priority=True),
         Binding("escape", "back", "Back", show=False),
     ]
@@ -70,10 +94,14 @@ class CockpitApp(EngineApp):
         connect: Callable[[Home], Any] = connect,
     ) -> None:
         """`selected` is the run to show, `first` the screen to open. `connect` is awaited for an `AsyncClient`."""
+        forget_mac_characters()
         super().__init__(home, readonly=readonly, selected=selected, connect=connect)
         self._first = first
         self._visited: list[str] = []
+        self._discarded: Screen[Any] | None = None
+        """The last screen that could not be drawn. It is being removed, and fails until it is."""
         self.register_theme(COCKPIT)
+        self.register_theme(COCKPIT_LIGHT)
         self.theme = "cockpit"
 
     async def on_mount(self) -> None:
@@ -95,6 +123,7 @@ class CockpitApp(EngineApp):
         nowhere = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(nowhere, descriptor)
+        self.drafts.flush()
         self.exit()
         last_resort = threading.Timer(HANG_UP, os._exit, (1,))
         last_resort.daemon = True
@@ -112,7 +141,10 @@ class CockpitApp(EngineApp):
         for stack in self._screen_stacks.values():
             for screen in stack:
                 if isinstance(screen, CockpitScreen) and screen.is_mounted:
-                    screen.receive(self.state, body)
+                    try:
+                        screen.receive(self.state, body)
+                    except Exception as error:  # noqa: BLE001 - the other screens shall have it all the same
+                        self.catch(error, screen)
         for bar in self.screen.query(TopBar):
             bar.show(self.state)
 
@@ -124,8 +156,19 @@ class CockpitApp(EngineApp):
         self.publish(self.state)
         await self.action_go("dashboard")
 
+    def pop_screen(self) -> AwaitComplete:
+        """As Textual, but a dialog that is closed twice, or has been left behind on another screen, ends nothing."""
+        return super().pop_screen() if len(self._screen_stack) > 1 else AwaitComplete()
+
     async def action_go(self, name: str) -> None:
-        if name == self.current_mode or len(self.screen_stack) > 1:
+        """Show the screen `name`. A dialog has to be answered first; what else lies on this screen stays there."""
+        if isinstance(self.screen, FaultPage):
+            await self.leave_fault(self.screen)
+        if self.screen.is_modal:
+            return
+        if name == self.current_mode:
+            while len(self.screen_stack) > 1:
+                await self.pop_screen()
             return
         self._visited.append(self.current_mode)
         await self.switch_mode(name)
@@ -139,17 +182,100 @@ class CockpitApp(EngineApp):
             await self.switch_mode(self._visited.pop())
 
     def action_detach(self) -> None:
-        """Exit; the runs go on. With text selected, ctrl+c copies it instead, as it does everywhere."""
+        """Exit; the runs go on. What is not saved is asked about first."""
+        if isinstance(self.screen, LeaveDialog) or not self.drafts.kept():
+            self.exit()
+        else:
+            self._ask_to_leave()
+
+    def action_interrupt(self) -> None:
+        """ctrl+c copies the selected text, else stops what is going on, else clears the line, else asks whether to
+        leave; a second one leaves."""
         selected = getattr(self.focused, "selected_text", "") or self.screen.get_selected_text()
+        line = self.focused
         if selected:
             self.copy_to_clipboard(selected)
+        elif isinstance(self.screen, LeaveDialog):
+            self.exit()
+        elif isinstance(self.screen, CockpitScreen) and self.screen.interrupt():
+            pass
+        elif isinstance(line, Input) and line.value:
+            line.value = ""
+        elif isinstance(line, ChatInput) and line.text:
+            line.clear()
+        else:
+            self._ask_to_leave()
+
+    @opens_dialog
+    @work(exclusive=True, group="leave")
+    async def _ask_to_leave(self) -> None:
+        self.drafts.flush()
+        answer = await self.push_screen_wait(LeaveDialog(self.drafts.kept()))
+        if answer == "d":
+            self.drafts.drop_all()
+        if answer is not None:
+            self.exit()
+
+    # ── exceptions ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def show_fault(self, fault: Fault) -> None:
+        if fault.screen is not None and fault.screen is self._discarded:
             return
-        self.exit()
+        if isinstance(self.screen, FaultPage):
+            self.screen.count()
+            return
+        from cockpit.screens.fault import FaultScreen
+
+        self.push_screen(FaultScreen(fault, str(self.fault_log)))
+
+    @work(group="fault")
+    async def action_close_fault(self) -> None:
+        if isinstance(self.screen, FaultPage):
+            await self.leave_fault(self.screen)
+
+    async def leave_fault(self, page: FaultPage) -> None:
+        """Close the page about a fault, and the screen that failed if it cannot be used any more."""
+        fault = page.fault
+        self._discarded = fault.screen if fault.broken else None
+        await self._try(self.pop_screen())
+        if fault.broken and fault.screen is self.screen:
+            await self._discard(self.screen)
+        else:
+            self.went_back(fault.screen)
+
+    async def _discard(self, screen: Screen[Any]) -> None:
+        """Close a dialog as Esc would; make a screen with a key anew the next time that it is opened."""
+        if len(self.screen_stack) > 1:
+            screen.dismiss(None)
+            return
+        broken = self.current_mode
+        self._visited = [name for name in self._visited if name != broken]
+        other = self._visited.pop() if self._visited else next(name for name in self.MODES if name != broken)
+        await self._try(self.switch_mode(other))
+        await self._try(self.remove_mode(broken))
+        self.add_mode(broken, self.MODES[broken])
+
+    async def _try(self, change: Awaitable[Any]) -> None:
+        """Await a change of screens: one that cannot be drawn fails once more while it is removed."""
+        try:
+            await change
+        except Exception as error:  # noqa: BLE001 - there is a page about it already
+            self.catch(error, self._discarded)
+
+    def action_command_palette(self) -> None:
+        """Open the palette, or close it. There is one: help may lie on it, and ctrl+p reaches through everything."""
+        if isinstance(self.screen, CommandPalette):
+            self.screen.dismiss()
+        elif not any(isinstance(screen, CommandPalette) for stack in self._screen_stacks.values() for screen in stack):
+            super().action_command_palette()
 
     def action_help(self) -> None:
         from cockpit.screens.help import HelpScreen
 
-        self.push_screen(HelpScreen(self.screen))
+        if isinstance(self.screen, HelpScreen):
+            self.screen.dismiss()
+        else:
+            self.push_screen(HelpScreen(self.screen))
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """The command palette's entries: the screens, the keys of the current screen, and the app's own commands."""
@@ -166,11 +292,14 @@ class CockpitApp(EngineApp):
         yield SystemCommand("Detach", "leave the app; the runs go on", self.action_detach)
 
 
-def run(home: Home, readonly: bool = False, select: str | None = None, screen: str = "dashboard") -> None:
-    """Open the app and return when the user has detached."""
+def run(home: Home, readonly: bool = False, select: str | None = None, screen: str = "dashboard") -> int:
+    """Open the app and return its exit status when the user has detached: 1 when it had to end by itself."""
     app = CockpitApp(home, readonly=readonly, selected=select, first=screen)
     app.run()
+    if app.return_code:
+        print(f"The app had to end. The report is in {app.fault_log}", file=sys.stderr)
     live = [run.id for run in app.state.runs.values() if run.state in LIVE and run.state != "stopping"]
     if live:
         goes = "goes" if len(live) == 1 else "go"
         print(f"Detached: {', '.join(live)} {goes} on. Come back with `cockpit`, stop with `cockpit stop {live[0]}`.")
+    return app.return_code or 0

@@ -42,6 +42,12 @@ VERBS = (
             ),
         ),
     ),
+    Verb(
+        "completion",
+        "print what completes cockpit's verbs and options in a shell",
+        "completion:completion",
+        (option("shell", choices=("bash", "zsh"), help="add its output to the shell's start-up file"),),
+    ),
 )
 
 
@@ -50,6 +56,31 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, f"{self.prog} --help")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """For a mistyped verb or choice say which one was probably meant, rather than list them all."""
+        choices = [str(choice) for choice in action.choices or ()]
+        if choices and str(value) not in choices and (meant := _did_you_mean(str(value), choices)):
+            name = "verb" if isinstance(action, argparse._SubParsersAction) else "/".join(action.option_strings)
+            raise argparse.ArgumentError(None, f"there is no {name} {value!r}: {meant}".replace("  ", " "))
+        super()._check_value(action, value)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse, but for an option that does not exist say which one was probably meant."""
+        parsed, extra = self.parse_known_args(args, namespace)
+        if extra:
+            known = [flag for verb in getattr(parsed, "known", ()) for flag in verb]
+            meant = _did_you_mean(extra[0].partition("=")[0], known)
+            self.error(f"unrecognized arguments: {' '.join(extra)}{f': {meant}' if meant else ''}")
+        return parsed
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    """The question after a mistyped word, empty when nothing is like it."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, known, 1, 0.7)
+    return f"did you mean `{close[0]}`?" if close else ""
 
 
 class UsageError(ValueError):
@@ -102,7 +133,8 @@ def _add_verbs(parser: argparse.ArgumentParser, verbs: tuple[Verb, ...], require
         if verb.verbs:
             _add_verbs(child, verb.verbs, required=True)
         else:
-            child.set_defaults(function=verb.function, verb=verb.name)
+            flags = [option.flags for option in verb.options]
+            child.set_defaults(function=verb.function, verb=verb.name, known=[*flags, ("--home", "--json", "--help")])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

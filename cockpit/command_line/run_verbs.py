@@ -112,7 +112,12 @@ RUN_VERBS = (
         "train:resume",
         (option("run", metavar="RUN[@STEP]", help="its newest checkpoint, or the one of STEP"), SET, DETACH),
     ),
-    Verb("delete", "delete a run that has ended, with its checkpoints", "runs:delete", (RUN,)),
+    Verb(
+        "delete",
+        "delete a run that has ended, with its checkpoints",
+        "runs:delete",
+        (RUN, option("--yes", action="store_true", help="do not ask; for scripts")),
+    ),
 )
 
 PROFILE_VERBS = (

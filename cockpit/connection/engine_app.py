@@ -6,14 +6,16 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from textual.app import App
 from textual.events import Event, InputEvent, Paste
 from textual.filter import LineFilter
 from textual.screen import Screen
 
+from cockpit.connection.drafts import Drafts
 from cockpit.control_filter import SHOW_CONTROLS
+from cockpit.fault_guard import FaultTolerantApp, guard_handlers
 from cockpit.key_queue import KeyQueue
 from cockpit.state.app_state import AppState, reduce, select_run
 from engine.protocol.console import GuardedConsole
@@ -43,21 +45,28 @@ async def connect(home: Home) -> AsyncClient:
     return await AsyncClient.connect(home)
 
 
-class EngineApp(App[None]):
+class EngineApp(FaultTolerantApp):
     """Attaches to the engine of `home`, or starts it, and keeps `state` up to date.
 
     Subclasses show each message (`publish`) and a run (`open_run`).
     """
 
     def __init__(self, home: Home, *, readonly: bool, selected: str | None, connect: Callable[[Home], Any]) -> None:
+        guard_handlers()
         super().__init__()
         self.error_console = GuardedConsole(stderr=True)  # a traceback shows variables
         self.home, self.readonly = home, readonly
         self.state = AppState(requested=selected)
         self.client: AsyncClient | None = None
+        self.drafts = Drafts(home, lambda seconds, call: self.set_timer(seconds, call))
+        self.drafts.failed = self._report_drafts
         self.keys = KeyQueue(self, super().on_event)
         self._connect = connect
         self._last_message = time.monotonic()
+
+    @property
+    def fault_log(self) -> Path:
+        return self.home.app_log
 
     def publish(self, body: object) -> None:
         """Show what `body` changed in `state`."""
@@ -93,7 +102,11 @@ class EngineApp(App[None]):
         self.run_worker(self._follow(), name="engine", exit_on_error=True)
         self.set_interval(1.0, self._watch)
 
+    def _report_drafts(self, reason: str) -> None:
+        self.notify(f"{reason}\n→ save what you change with ctrl+s", title="Drafts cannot be kept", severity="warning")
+
     async def on_unmount(self) -> None:
+        self.drafts.flush()
         if self.client is not None:
             await self.client.close()
 
@@ -107,7 +120,10 @@ class EngineApp(App[None]):
                         self.notify_problem(warning)
                 async for body in self.client.follow():
                     self._last_message = time.monotonic()
-                    self.take(body)
+                    try:
+                        self.take(body)
+                    except Exception as error:  # noqa: BLE001 - a body that cannot be shown must not end the following
+                        self.catch(error)
             except ProblemError as error:
                 self._set_connection("lost", error.problem)
                 self.notify(str(error.problem), title="No engine", severity="error", timeout=10)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cockpit.profiles.files import ProfileFile
 from cockpit.profiles.yaml_edit import read_yaml
+from cockpit.state.formatting import counted
 
 if TYPE_CHECKING:
     from engine.config.form import Field
@@ -54,7 +55,7 @@ def summarize_launch(profile: Profile) -> str:
     rank = getattr(profile.adapter, "rank", None)
     adapter = profile.adapter.kind + (f" of rank {rank}" if rank else "")
     base = f"{profile.model.quantization} base in {profile.model.dtype}"
-    length = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"
+    length = counted(training.max_steps, "step") if training.max_steps else counted(training.epochs, "epoch")
     unit = "tokens" if training.tokens_per_batch else "rows"
     micro = training.tokens_per_batch or training.micro_batch
     each = f"{micro} × {training.accumulation} × {launch.processes}"

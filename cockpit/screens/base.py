@@ -49,8 +49,11 @@ class CockpitScreen(Screen[None]):
     HELP_TEXT = ""
     """A few lines for `?`, above the keys."""
 
+    OVER = ""
+    """The title of a screen that has no key and lies on another one."""
+
     def compose(self) -> ComposeResult:
-        yield TopBar({name: title for name, (title, _) in SCREENS.items()})
+        yield TopBar({name: title for name, (title, _) in SCREENS.items()}, self.OVER)
         yield from self.compose_body()
         yield KeyBar()
 
@@ -61,6 +64,10 @@ class CockpitScreen(Screen[None]):
     def receive(self, state: AppState, body: object) -> None:
         """Called on every mounted screen, visible or not, after `body` (a Snapshot or a published body) was reduced
         into `state`."""
+
+    def interrupt(self) -> bool:
+        """Stop what is going on here. Returns whether there was something."""
+        return False
 
     def _compositor_refresh(self) -> None:
         """Textual marks a screen under a modal for repainting each time it has repainted it. Every tick of a timer

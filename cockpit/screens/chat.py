@@ -12,9 +12,10 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, Vertical
-from textual.widgets import Static
+from textual.widgets import Static, TextArea
 
 from cockpit.connection.chat_target import ChatTarget
+from cockpit.connection.drafts import PROMPT
 from cockpit.content import Content
 from cockpit.screens.chat_targets import READY
 from cockpit.screens.save import SaveScreen
@@ -92,6 +93,18 @@ class ChatScreen(SaveScreen):
         self.show_status("no model", "ctrl+t picks one")
         await self.conversation.clear(EMPTY)
         self.query_one(ChatInput).focus()
+        await self.restore_draft()
+        for left in await asyncio.to_thread(self.app.drafts.take_over, PROMPT, 1):
+            box = self.query_one(ChatInput)
+            box.load_text(str(left["text"]))
+            box.move_cursor(box.document.end)
+
+    @on(TextArea.Changed)
+    def _prompt_changed(self) -> None:
+        if text := self.query_one(ChatInput).text:
+            self.app.drafts.keep(PROMPT, "", text=text)
+        else:
+            self.app.drafts.drop(PROMPT, "")
 
     async def on_unmount(self) -> None:
         await asyncio.gather(*(target.close() for target in self.targets))
@@ -276,6 +289,11 @@ class ChatScreen(SaveScreen):
     async def action_stop(self) -> None:
         await asyncio.gather(*(target.cancel() for target in self.targets if target.request))
 
+    def interrupt(self) -> bool:
+        if self.busy:
+            self.run_worker(self.action_stop(), group="stop")
+        return self.busy
+
     async def action_leave(self) -> None:
         """Esc: stop a reply, else close the settings, cancel an edit, leave the input, or go back."""
         box = self.query_one(ChatInput)
@@ -292,10 +310,13 @@ class ChatScreen(SaveScreen):
             await self.app.action_back()
 
     async def action_clear(self) -> None:
-        """Start a new conversation; the models stay loaded."""
+        """Start a new conversation, and keep the old one; the models stay loaded."""
         if self.refuse_while_busy():
             return
-        self.chat, self._chat_name = ChatTree(), ""
+        if not await self.keep_old():
+            return
+        self._chat_name = ""
+        self.chat = ChatTree()
         self._edit(None)
         await self.conversation.clear(READY if self.targets else EMPTY)
         self.action_write()

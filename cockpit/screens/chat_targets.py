@@ -34,10 +34,22 @@ class ChatTargetsScreen(CockpitScreen):
 
     def __init__(self) -> None:
         super().__init__()
-        self.chat = ChatTree()
-        """The conversation with all its branches."""
+        self._chat = ChatTree()
         self.targets: list[ChatTarget] = []
         self.blind = False
+
+    @property
+    def chat(self) -> ChatTree:
+        """The conversation with all its branches."""
+        return self._chat
+
+    @chat.setter
+    def chat(self, tree: ChatTree) -> None:
+        self._chat = tree
+        self.chat_changed()
+
+    def chat_changed(self) -> None:
+        """Called when the conversation has changed, to keep a draft of it."""
 
     @property
     def conversation(self) -> Conversation:

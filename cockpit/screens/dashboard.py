@@ -73,6 +73,8 @@ One run, live. The bright line is the smoothed loss, the dim band the measured o
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("b", "bad_batch", "Batch"),
         Binding("p", "pause", "Pause"),
+        Binding("p", "continue", "Continue"),
+        Binding("r", "resume", "Resume"),
         Binding("s", "save", "Save"),
         Binding("e", "evaluate", "Eval"),
         Binding("a", "adjust", "Set"),
@@ -102,8 +104,8 @@ One run, live. The bright line is the smoothed loss, the dim band the measured o
         """Whether something changed while this screen was not on top."""
         self._log_offset: int | None = None
         self._texts = Throttle(self, self._show_texts, 0.5)
-        self._has_batch = False
-        """Whether the key for a bad batch is offered."""
+        self._offered: tuple[object, ...] = ()
+        """What the keys on offer depend on."""
 
     def compose_body(self) -> ComposeResult:
         yield Static(EMPTY, id="empty")
@@ -241,8 +243,9 @@ One run, live. The bright line is the smoothed loss, the dim band the measured o
         place = f"{ids.index(run.id) + 1}/{len(ids)} [ ]" if len(ids) > 1 else ""
         self.query_one(RunHeader).show_run(run, history, place)
         self.query_one(Notice).show(run, run.problem or state.problem, history)
-        if self._has_batch != (history.bad_batch is not None):
-            self._has_batch = history.bad_batch is not None
+        offered = (run.id, run.state, history.bad_batch is not None)
+        if self._offered != offered:
+            self._offered = offered
             self.refresh_bindings()
         chart = self.query_one("#loss", Chart)
         chart.limit = run.max_steps
@@ -279,7 +282,8 @@ One run, live. The bright line is the smoothed loss, the dim band the measured o
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "bad_batch":
-            return self._has_batch
+            run = self.current_run if self.is_mounted else None
+            return run is not None and self.app.state.histories.get(run.id, RunHistory()).bad_batch is not None
         if action in ("replies", "history", "evaluations"):
             return self.is_mounted and self.current_run is not None
         return super().check_action(action, parameters)

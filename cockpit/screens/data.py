@@ -204,6 +204,11 @@ class DataScreen(ReviewScreen):
         if sum(rows for part, rows in self.totals.items() if part != REJECTED) <= MAX_COUNTED:
             await self._count_tokens()
 
+    def interrupt(self) -> bool:
+        if self.request:
+            self.run_worker(self.worker.cancel(self.request), group="stop")
+        return bool(self.request)
+
     async def action_stop(self) -> None:
         """Esc: cancel the current question, else leave the batches, else go back."""
         if self.request:

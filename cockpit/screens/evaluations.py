@@ -50,6 +50,7 @@ LEADING = {"": 1, "step": 7, "by": 5, "ok": 2, "replies": 7}
 
 
 class EvaluationsScreen(CockpitScreen):
+    OVER = "Results"
     HELP_TEXT = """\
 The evaluations of one run, those of its training and those of `cockpit eval`. ★ is the best on the same rows.
 Enter shows the replies, the worst first; t sorts them by another score, f shows those that passed or failed.
@@ -68,7 +69,7 @@ data it uses the rows that the run held out. Leaving this screen stops it; finis
         Binding("k", "move(-1)", "Up", show=False),
         Binding("pagedown", "scroll(1)", "Reply down", show=False),
         Binding("pageup", "scroll(-1)", "Reply up", show=False),
-        Binding("escape", "leave", "Back", show=False),
+        Binding("escape,q", "leave", "Back", key_display="Esc"),
     ]
     DEFAULT_CSS = """
     EvaluationsScreen #place {
@@ -139,7 +140,7 @@ data it uses the rows that the run held out. Leaving this screen stops it; finis
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "measure" and self.app.readonly:
-            return None
+            return False
         if action == "cancel":
             return bool(self._request)
         if action in ("sort", "filter"):

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from textual import on, work
 from textual.app import ComposeResult
+from textual.binding import Binding
 from textual.containers import Horizontal
 from textual.widgets import OptionList, Static, TextArea
 
+from cockpit.connection.drafts import PROFILE
 from cockpit.connection.submission import build_submission
 from cockpit.content import Content
 from cockpit.profiles.check import ProfileCheck, check_profile, summarize_launch
@@ -58,6 +60,7 @@ class ProfileScreen(CockpitScreen):
         ("ctrl+s", "save", "Save as"),
         ("ctrl+l", "launch", "Launch"),
         ("ctrl+g", "next_problem", "Next problem"),
+        Binding("escape", "leave", "Back", show=False),
     ]
 
     def __init__(self) -> None:
@@ -66,6 +69,9 @@ class ProfileScreen(CockpitScreen):
         self.file: ProfileFile | None = None
         self.saved = ""
         self.drafts: dict[Path, str] = {}
+        """Unsaved texts. They are on disk too, see `connection.drafts`."""
+        self._bases: dict[Path, str] = {}
+        """The text of each file when it was opened, or when its draft was begun."""
         self.result: ProfileCheck | None = None
 
     def compose_body(self) -> ComposeResult:
@@ -98,6 +104,7 @@ class ProfileScreen(CockpitScreen):
     async def load_files(self, selected: Path | None) -> None:
         """List the profiles and open `selected`, else the first one."""
         self.files = await asyncio.to_thread(list_profiles, self.app.home, Path.cwd())
+        await self._restore_drafts()
         paths = [file.path for file in self.files]
         at = paths.index(selected) if selected in paths else 0
         with self.prevent(OptionList.OptionHighlighted):
@@ -106,6 +113,18 @@ class ProfileScreen(CockpitScreen):
             self.listing.highlighted = at
         self.open(self.files[at])
         (self.form.settings if selected else self.listing).focus()
+
+    async def _restore_drafts(self) -> None:
+        """Offer the unsaved edits of an app that has ended, and those of files that are gone or lie elsewhere."""
+        left = await asyncio.to_thread(self.app.drafts.take_over, PROFILE)
+        for draft in left:
+            self.drafts[Path(draft["key"])] = str(draft["text"])
+            self._bases[Path(draft["key"])] = str(draft["base"])
+        known = {file.path for file in self.files}
+        self.files += [ProfileFile(path, "draft") for path in self.drafts if path not in known]
+        if left:
+            names = ", ".join(Path(draft["key"]).stem for draft in left)
+            self.notify(f"{names}: what was not saved is back, marked with *", title="Unsaved edits", timeout=8)
 
     def _label(self, file: ProfileFile) -> Content:
         changed = "*" if file.path in self.drafts else ""
@@ -124,9 +143,13 @@ class ProfileScreen(CockpitScreen):
         try:
             self.saved = file.path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            self.notify(f"cannot read {file.path}: {error}", severity="error")
-            return
+            if file.path not in self.drafts:
+                self.notify(f"cannot read {file.path}: {error}", severity="error")
+                return
+            self.saved = ""
         self.file = file
+        if file.path not in self.drafts:
+            self._bases[file.path] = self.saved
         self.editor.load_text(self.drafts.get(file.path, self.saved))
         self.editor.read_only = file.builtin
         self.check()
@@ -136,14 +159,23 @@ class ProfileScreen(CockpitScreen):
     @on(TextArea.Changed, "#text")
     def _text_changed(self) -> None:
         file, text = self.file, self.editor.text
-        if file is not None and (file.path in self.drafts) != (text != self.saved):
-            self.drafts.pop(file.path, None)
-            if text != self.saved:
-                self.drafts[file.path] = text
-            self.listing.replace_option_prompt_at_index(self.files.index(file), self._label(file))
-        elif file is not None and file.path in self.drafts:
+        if file is None:
+            return
+        was_changed = file.path in self.drafts
+        if text != self.saved:
             self.drafts[file.path] = text
+            base = self._bases.setdefault(file.path, self.saved)
+            self.app.drafts.keep(PROFILE, str(file.path), text=text, base=base)
+        elif was_changed:
+            self._forget_draft(file.path)
+        if was_changed != (file.path in self.drafts):
+            self.listing.replace_option_prompt_at_index(self.files.index(file), self._label(file))
         self.check()
+
+    def _forget_draft(self, path: Path) -> None:
+        self.drafts.pop(path, None)
+        self._bases.pop(path, None)
+        self.app.drafts.drop(PROFILE, str(path))
 
     @work(exclusive=True, group="check")
     async def check(self) -> None:
@@ -194,6 +226,13 @@ class ProfileScreen(CockpitScreen):
         issue = self.result.issues[index]
         self.editor.go_to(issue.line, issue.column)
 
+    async def action_leave(self) -> None:
+        """Esc leaves the text, then the screen."""
+        if self.focused is self.editor:
+            self.form.settings.focus()
+        else:
+            await self.app.action_back()
+
     def action_next_problem(self) -> None:
         """Go to the next problem after the cursor, else to the first one."""
         issues = self.result.issues if self.result else []
@@ -229,24 +268,44 @@ class ProfileScreen(CockpitScreen):
         """Ask for a path and write the text there."""
         if self.file is None:
             return
-        path = user_folder(self.app.home) / self.file.path.name if self.file.builtin else self.file.path
-        text = self.editor.text
+        file, text = self.file, self.editor.text
+        proposed = _free_path(user_folder(self.app.home) / file.path.name) if file.builtin else file.path
         answer = await self.app.push_screen_wait(
-            Prompt("Save as", "A path; relative to the working directory.", str(path))
+            Prompt("Save as", "A path; relative to the working directory.", str(proposed))
         )
         if not answer:
             return
         path = Path(answer).expanduser().absolute()
         path = path if path.suffix else path.with_suffix(".yaml")
+        if not await self._may_write(path, file, text):
+            return
         try:
             await asyncio.to_thread(_write, path, text, self.app.home)
         except OSError as error:
             self.notify(f"cannot write {path}: {error.strerror}", severity="error")
             return
-        self.drafts.pop(self.file.path, None)
-        self.drafts.pop(path, None)
+        self._forget_draft(file.path)
+        self._forget_draft(path)
         self.notify(f"saved {path}")
         self.load_files(path)
+
+    async def _may_write(self, path: Path, file: ProfileFile, text: str) -> bool:
+        """Whether nothing is lost by writing `text` there, or the user agrees to lose it. The file that is being
+        edited may be replaced as long as it is as it was when it was opened."""
+        try:
+            there = await asyncio.to_thread(path.read_bytes)
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            self.notify(f"cannot read {path}: {error.strerror}", severity="error")
+            return False
+        unchanged = path == file.path and there == self._bases.get(path, "").encode()
+        if unchanged or there == text.encode():
+            return True
+        changed = "It has changed on disk since you opened it." if path == file.path else "It is another file."
+        choices = {"y": "replace it"}
+        answer = await self.app.push_screen_wait(Confirm("Replace the file?", f"{path} exists. {changed}", choices))
+        return answer is not None
 
     @opens_dialog
     @work(exclusive=True, group="launch")
@@ -271,6 +330,16 @@ def _issue_line(issue: Issue) -> Content:
     return Content.assemble(
         ("✗ ", "$text-error"), (f"{issue.line}:{issue.column} ", "dim"), (f"{issue.key}  ", "bold"), issue.message
     )
+
+
+def _free_path(path: Path) -> Path:
+    """This path, or with a number behind its name the first that does not exist."""
+    number = 2
+    free = path
+    while free.exists():
+        free = path.with_stem(f"{path.stem}-{number}")
+        number += 1
+    return free
 
 
 def _write(path: Path, text: str, home: Home) -> None:

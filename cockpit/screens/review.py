@@ -8,8 +8,8 @@ from textual.binding import Binding
 from cockpit.screens.row_browser import EXPANDED, UNDECIDED, RowBrowserScreen
 
 REVIEW_ACTIONS = frozenset({"decide", "take_back", "undecided"})
-"""Actions on expanded rows. Other parts do not offer them; with `--readonly` those that change anything are greyed
-out."""
+"""Actions on expanded rows. Other parts do not offer them; with `--readonly` those that change anything are not
+offered."""
 
 
 class ReviewScreen(RowBrowserScreen):
@@ -33,7 +33,7 @@ class ReviewScreen(RowBrowserScreen):
             return True
         if self.part != EXPANDED:
             return False
-        return None if self.app.readonly and action != "undecided" else True
+        return action == "undecided" or not self.app.readonly
 
     def forget_decisions(self) -> None:
         """Other data is open: earlier decisions can no longer be taken back."""

@@ -30,6 +30,10 @@ UNDECIDED = "is:undecided"
 """The search condition for expanded rows without a decision."""
 VIEWS = ("conversation", "tokens", "text", "raw")
 """Ways to show a row, in the order in which `t` goes through them."""
+QUESTIONS = {"tokens": "tokens", "text": "rendered"}
+"""View -> what the worker is asked for it."""
+ANSWERS = " answers"
+"""Where a row keeps the answers, by view. No column is called so, and neither is what a row is made of."""
 
 
 class RowBrowserScreen(CockpitScreen):
@@ -125,10 +129,12 @@ class RowBrowserScreen(CockpitScreen):
             self.show_status(part, self.queries.get(part, ""))
             return
         row = await self.fetch_row(part, index)
-        if row is not None and view in ("tokens", "text") and view not in row:
-            question = "tokens" if view == "tokens" else "rendered"
-            row[view] = await self.ask(question, {"part": part, "index": index})
-        if row is None or (part, index) != (self.part, self.index) or row.get(view, row) is None:
+        if row is None:
+            return
+        answers = row.setdefault(ANSWERS, {})
+        if view in QUESTIONS and answers.get(view) is None:
+            answers[view] = await self.ask(QUESTIONS[view], {"part": part, "index": index})
+        if (part, index) != (self.part, self.index) or answers.get(view, row) is None:
             return
         counts = self._show_view(row, view)
         if part == EXPANDED:
@@ -144,14 +150,14 @@ class RowBrowserScreen(CockpitScreen):
         """Show a row in one of `VIEWS`. Returns the token counts, if the view has any."""
         match view:
             case "tokens":
-                tokens = row["tokens"]
+                tokens = row[ANSWERS]["tokens"]
                 self.show_content(
                     row_view.replies(tokens["parts"]) if "parts" in tokens else row_view.tokens(tokens["pieces"])
                 )
                 cut = f", {tokens['cut']} cut" if tokens.get("cut") else ""
                 return f"{tokens['tokens']} tokens, {tokens['trained']} trained{cut}"
             case "text":
-                self.show_content(row_view.rendered(row["text"]))
+                self.show_content(row_view.rendered(row[ANSWERS]["text"]))
             case "raw":
                 self.show_content(Content(row["raw"]))
             case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 from textual import work
 
@@ -11,11 +12,22 @@ from cockpit.state.app_state import RunHistory
 from cockpit.state.run_history import current_settings, format_value
 from cockpit.widgets.confirm import Confirm
 from engine.protocol.messages import Command, Continue, Message, Reorder, Resume, Run, RunRef, Set, Stop, Taken
-from engine.protocol.states import ENDED, LIVE, PAUSED, PREPARING, QUEUED, RUNNING
+from engine.protocol.states import COMPLETED, ENDED, LIVE, PAUSED, PREPARING, QUEUED, RUNNING, STATES, STOPPING
 
-STEERING = frozenset({"pause", "save", "evaluate", "adjust", "learning_rate", "stop", "delete", "resume", "export"})
-"""Actions on a run. They are not offered without a run, and are greyed out with `--readonly`."""
 STEERABLE = (RUNNING, PAUSED)
+OFFERED: dict[str, Collection[str]] = {
+    "pause": (RUNNING,),
+    "continue": (PAUSED,),
+    "save": STEERABLE,
+    "evaluate": STEERABLE,
+    "adjust": STEERABLE,
+    "learning_rate": STEERABLE,
+    "stop": [state for state in LIVE if state != STOPPING],
+    "resume": [state for state in ENDED if state != COMPLETED],
+    "delete": ENDED,
+    "export": [state for state in STATES if state not in (QUEUED, PREPARING)],
+}
+"""Action -> the states of a run in which it has an effect. In others, and with `--readonly`, it is not offered."""
 BOUNDARY = 600.0
 """Seconds that a command may wait for a step to end: evaluations and first steps of large models are long."""
 NOTICE_DELAY = 2.0
@@ -30,11 +42,10 @@ class RunActionsScreen(CockpitScreen):
         raise NotImplementedError
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        if action not in STEERING:
+        if action not in OFFERED:
             return True
-        if self.app.readonly:
-            return None
-        return self.is_mounted and self.current_run is not None
+        run = self.current_run if self.is_mounted and not self.app.readonly else None
+        return run is not None and run.state in OFFERED[action]
 
     async def _send(self, operation: str) -> None:
         run = self.current_run
@@ -54,8 +65,11 @@ class RunActionsScreen(CockpitScreen):
 
     @work(group="command")
     async def action_pause(self) -> None:
-        run = self.current_run
-        await self._send("continue" if run and run.state == PAUSED else "pause")
+        await self._send("pause")
+
+    @work(group="command")
+    async def action_continue(self) -> None:
+        await self._send("continue")
 
     @work(group="command")
     async def action_save(self) -> None:
@@ -165,8 +179,11 @@ class RunActionsScreen(CockpitScreen):
         if run is None or run.state not in LIVE:
             self.notify("nothing to stop: this run has ended" if run else "no run", severity="warning")
             return
-        choices = {"y": "stop after this step and save a checkpoint", "k": "end it at once, without saving"}
         text = f"{run.name or run.id} is {run.state} at step {run.step:,}. It can be resumed later."
+        choices = {"y": "stop after this step and save a checkpoint", "k": "end it at once, without saving"}
+        if run.state in (QUEUED, PREPARING):
+            text = f"{run.name or run.id} is {run.state}: it has no step yet. It can be resumed later."
+            choices = {"y": "take it out of the queue" if run.state == QUEUED else "end it"}
         answer = await self.app.push_screen_wait(Confirm(f"Stop {run.id}?", text, choices))
         if answer is not None:
             await self.app.ask("stop", Stop(run=run.id, now=answer == "k"), timeout=BOUNDARY)
@@ -184,12 +201,17 @@ class RunActionsScreen(CockpitScreen):
         if await self.app.push_screen_wait(Confirm(f"Delete {run.id}?", text, {"y": "delete it"})):
             await self.app.ask("delete", RunRef(run=run.id))
 
+    @opens_dialog
     @work(group="command")
     async def action_resume(self) -> None:
         from cockpit.connection.submission import resume_environment
 
         run = self.current_run
         if run is None:
+            return
+        ended = f"{run.state} at step {run.step:,} of {run.max_steps:,}{f': {run.reason}' if run.reason else ''}"
+        text = f"{run.name or run.id} is {ended}. It goes on from its newest checkpoint."
+        if not await self.app.push_screen_wait(Confirm(f"Resume {run.id}?", text, {"y": "resume it"})):
             return
         environment = await asyncio.to_thread(resume_environment, run.directory)
         if await self.app.ask("resume", Resume(run=run.id, environment=environment)) is not None:

@@ -29,6 +29,8 @@ SORTS = {
     "loss": lambda run: run.metrics.get("eval/loss", run.metrics.get("train/loss", float("inf"))),
 }
 """The sort orders, in the order in which `t` goes through them."""
+HEADINGS = {"state": "state", "run": "name", "loss": "loss", "eval": "loss", "age": "newest"}
+"""Column -> the sort order that a click on its heading chooses."""
 LOSS = "train/loss"
 COLUMNS = {"": 1, "state": 11, "run": 0, "progress": 20, "loss": 6, "eval": 6, "base": 21, "age": 6}
 NARROW = {"": 1, "state": 11, "run": 0, "progress": 12, "loss": 6, "age": 6}
@@ -42,12 +44,14 @@ class RunsScreen(RunActionsScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "Open"),
         Binding("slash", "filter", "Filter", key_display="/"),
+        Binding("p", "pause", "Pause"),
+        Binding("p", "continue", "Continue"),
+        Binding("x", "stop", "Stop"),
+        Binding("r", "resume", "Resume"),
+        Binding("d", "delete", "Delete"),
         Binding("t", "sort", "Sort"),
         Binding("o", "overlay", "Overlay"),
         Binding("E", "evaluations", "Results"),
-        Binding("x", "stop", "Stop"),
-        Binding("r", "resume", "Resume"),
-        Binding("d", "delete", "Del"),
         Binding("X", "export", "Export", show=False),
         Binding("j", "cursor(1)", "Down", show=False),
         Binding("k", "cursor(-1)", "Up", show=False),
@@ -56,6 +60,7 @@ class RunsScreen(RunActionsScreen):
         Binding("y", "log_scale", "Log", show=False),
         Binding("plus,equals_sign", "zoom(1)", "Zoom in", key_display="+", show=False),
         Binding("minus", "zoom(-1)", "Zoom out", key_display="-", show=False),
+        Binding("escape", "leave", "Back", show=False),
     ]
     DEFAULT_CSS = """
     RunsScreen #bar { height: 1; background: $surface; padding: 0 1; }
@@ -77,6 +82,8 @@ class RunsScreen(RunActionsScreen):
         self._marked: list[str] = []
         self._rows: list[str] = []
         """Run ids in the order of the table."""
+        self._selected: str | None = None
+        """The run of the dashboard when the cursor was last put on it."""
         self._room = 12
         """Cells for a run's id."""
         self._list_throttle = Throttle(self, self._show, 1.0)
@@ -102,6 +109,14 @@ class RunsScreen(RunActionsScreen):
     def on_screen_resume(self) -> None:
         self._show()
         self._show_servers()
+        self._follow_selection()
+
+    def _follow_selection(self) -> None:
+        """Put the cursor on the run of the dashboard, when that is another one than the last time."""
+        selected = self.app.state.selected
+        if selected != self._selected and selected in self._rows:
+            self._selected = selected
+            self.query_one(DataTable).move_cursor(row=self._rows.index(selected), animate=False)
 
     def _show_servers(self) -> None:
         self.query_one(Servers).show(self.app.state)
@@ -153,16 +168,22 @@ class RunsScreen(RunActionsScreen):
             table.clear()
             for run, row in zip(runs, cells, strict=True):
                 table.add_row(*[row[str(key.value)] for key in table.columns], key=run.id)
-            self._rows = ids
+            first, self._rows = not self._rows, ids
             self.refresh_bindings()
             if selected is not None and selected.id in ids:
                 table.move_cursor(row=ids.index(selected.id), animate=False)
+            elif first:
+                self._follow_selection()
         else:
+            changed = False
             for at, row in enumerate(cells):
                 for column, key in enumerate(table.columns):
                     place, cell = Coordinate(at, column), row[str(key.value)]
                     if not cell.is_same(table.get_cell_at(place)):
                         table.update_cell_at(place, cell)
+                        changed = True
+            if changed:
+                self.refresh_bindings()
         self.query_one("#none").display = not everything
         live = sum(run.state in ("preparing", "running", "paused", "stopping") for run in everything)
         count = f"{len(runs)} of {len(everything)}" if words else f"{len(everything)}"
@@ -187,6 +208,16 @@ class RunsScreen(RunActionsScreen):
             "base": Content(_cut(run.base.rsplit("/", 1)[-1], 21)),
             "age": Content(f"{format_age(run.created):>6}"),
         }
+
+    @on(DataTable.RowHighlighted)
+    def _row_highlighted(self) -> None:
+        self.refresh_bindings()  # what can be done depends on the run's state
+
+    @on(DataTable.HeaderSelected)
+    def _header_selected(self, event: DataTable.HeaderSelected) -> None:
+        """A click on a column's heading sorts by it."""
+        self._sort = HEADINGS.get(str(event.column_key.value), self._sort)
+        self._show()
 
     @on(DataTable.RowSelected)
     async def _row_selected(self) -> None:
@@ -222,7 +253,7 @@ class RunsScreen(RunActionsScreen):
         event.input.set_class(bool(event.value), "-open")
         self.query_one(DataTable).focus()
 
-    def key_escape(self) -> None:
+    async def action_leave(self) -> None:
         """Esc closes the filter, then the overlay, then the screen."""
         field = self.query_one("#filter", Input)
         if field.has_class("-open"):
@@ -234,7 +265,7 @@ class RunsScreen(RunActionsScreen):
             self._overlay()
             self._show()
         else:
-            self.run_worker(self.app.action_back())
+            await self.app.action_back()
 
     # ── comparison ────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -10,11 +10,13 @@ from typing import Any
 from textual import work
 
 from cockpit.connection.chat_target import ChatTarget
+from cockpit.connection.drafts import CHAT
 from cockpit.screens.base import opens_dialog
 from cockpit.screens.chat_targets import MAX_TARGETS
 from cockpit.screens.target_choices import list_saved_chats
 from cockpit.screens.vote import VoteScreen
-from cockpit.state.chat_tree import Turn, dump_tree, parse_tree
+from cockpit.state.chat_tree import ChatTree, Turn, dump_tree, parse_tree
+from cockpit.widgets.confirm import Confirm
 from cockpit.widgets.picker import Picker
 from cockpit.widgets.prompt import Prompt
 from cockpit.widgets.sampling import Sampling
@@ -28,6 +30,8 @@ class SaveScreen(VoteScreen):
         super().__init__()
         self._chat_name = ""
         """The name that the conversation was saved or opened under."""
+        self._saved = self.chat
+        """The conversation as it was last saved or opened."""
 
     def _settings(self) -> dict[str, Any] | None:
         """The sampling settings; None after showing what is wrong with them."""
@@ -46,19 +50,79 @@ class SaveScreen(VoteScreen):
             return
         name = self._chat_name or _file_name(self.chat.turns[0].text)
         text = f"A name, stored in {self.app.home.chats}, or a path"
-        if answer := await self.app.push_screen_wait(Prompt("Save the conversation", text, name)):
-            path = _file_path(answer, self.app.home.chats)
-            targets = [target.target for target in self.targets]
-            settings = self._settings() or {}
-            try:
-                make_private(path.parent)
-                document = dump_tree(self.chat, targets=targets, settings=settings)
-                await asyncio.to_thread(write_private, path, document.encode())
-            except OSError as error:
-                self.notify(f"{path}: {error.strerror}", title="Not saved", severity="error")
+        answer = await self.app.push_screen_wait(Prompt("Save the conversation", text, name))
+        if not answer:
+            return
+        path = _file_path(answer, self.app.home.chats)
+        if path.exists() and answer != self._chat_name:
+            question = f"{path} exists. It is another conversation."
+            if not await self.app.push_screen_wait(Confirm("Replace the file?", question, {"y": "replace it"})):
                 return
+        if await self._write(path):
             self._chat_name = answer
             self.notify(str(path), title="Saved")
+
+    async def _write(self, path: Path) -> bool:
+        """Write the conversation. Returns False after showing why it could not be."""
+        tree = self.chat
+        try:
+            make_private(path.parent)
+            await asyncio.to_thread(write_private, path, self._document(tree).encode())
+        except OSError as error:
+            self.notify(f"{path}: {error.strerror}", title="Not saved", severity="error")
+            return False
+        self._saved = tree
+        if self.chat is tree:
+            self.app.drafts.drop(CHAT, "")
+        return True
+
+    def _document(self, tree: ChatTree) -> str:
+        targets = [target.target for target in self.targets]
+        return dump_tree(tree, targets=targets, settings=self._quiet_settings())
+
+    def _quiet_settings(self) -> dict[str, Any]:
+        try:
+            return self.query_one(Sampling).settings()
+        except ValueError:  # a field that is being typed
+            return {}
+
+    # ── drafts ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def chat_changed(self) -> None:
+        if not self.is_mounted:
+            return
+        if self.chat.turns and self.chat is not self._saved:
+            self.app.drafts.keep(CHAT, "", document=self._document(self.chat), name=self._chat_name)
+        else:
+            self.app.drafts.drop(CHAT, "")
+
+    async def keep_old(self) -> bool:
+        """Save a conversation that has not been saved, under a name of its own, before another takes its place.
+        Returns False when it could not be."""
+        if not self.chat.turns or self.chat is self._saved:
+            return True
+        name = self._chat_name or _file_name(self.chat.turns[0].text)
+        path, number = _file_path(name, self.app.home.chats), 2
+        while path.exists() and not self._chat_name:
+            path, number = _file_path(f"{name}-{number}", self.app.home.chats), number + 1
+        if not await self._write(path):
+            return False
+        self.notify(f"{path.stem}: ctrl+o opens it again", title="The conversation is kept")
+        return True
+
+    async def restore_draft(self) -> bool:
+        """Go on with the conversation of an app that ended before it was saved. Returns whether there was one."""
+        left = await asyncio.to_thread(self.app.drafts.take_over, CHAT, 1)
+        if not left:
+            return False
+        try:
+            tree, extra = parse_tree(str(left[0].get("document")))
+        except ValueError:
+            return False
+        self._chat_name = str(left[0].get("name") or "")
+        await self._show(tree, extra)
+        self.notify("ctrl+s saves it, ctrl+n begins another", title="The last conversation was not saved: it is back")
+        return True
 
     @opens_dialog
     @work(exclusive=True, group="save")
@@ -76,7 +140,15 @@ class SaveScreen(VoteScreen):
             cause = error.strerror if isinstance(error, OSError) else str(error)
             self.notify(f"{path}: {cause}", title="Not opened", severity="error")
             return
-        self.chat, self._chat_name = tree, answer
+        if not await self.keep_old():
+            return
+        self._saved, self._chat_name = tree, answer
+        await self._show(tree, extra)
+        self.action_write()
+
+    async def _show(self, tree: ChatTree, extra: dict[str, Any]) -> None:
+        """Show another conversation. The targets stay; without any, those of the conversation are loaded later."""
+        self.chat = tree
         self._edit(None)
         self.query_one(Sampling).fill({**extra.get("settings", {}), "system": tree.system})
         await self.conversation.clear("")
@@ -85,7 +157,6 @@ class SaveScreen(VoteScreen):
             self.targets = [ChatTarget(self.app, str(target)) for target in extra["targets"][:MAX_TARGETS]]
             self.update_columns()
             self.show_status(", ".join(target.target for target in self.targets), "loads with the next message")
-        self.action_write()
 
 
 def _file_name(text: str) -> str:

@@ -82,6 +82,17 @@ def format_count(count: float) -> str:
     return f"{count:.1f}T"
 
 
+def format_epochs(count: float) -> str:
+    """Epochs with as many digits as say something: 1, 0.62, 8.7."""
+    return f"{count:.2f}".rstrip("0").rstrip(".") if count < 10 else f"{count:.1f}".removesuffix(".0")
+
+
+def counted(number: float, noun: str) -> str:
+    """A number with its noun: 1 epoch, 0.5 epochs, 1,200 rows."""
+    amount = f"{number:,}" if isinstance(number, int) else format_epochs(number)
+    return f"{amount} {noun}{'' if number == 1 else 's'}"
+
+
 def format_percent(share: float) -> str:
     """A share from 0 to 1: 62 %, and 0.7 % where a whole number would not be precise enough."""
     value = 100 * share

@@ -41,7 +41,8 @@ def demo(options: argparse.Namespace) -> int:
         else:
             from cockpit.app import run as run_app
 
-            run_app(home, select=run.id)
+            if ended := run_app(home, select=run.id):
+                return ended
             run = client.request("show", RunRef(run=run.id)).run
             if run.state in states.LIVE:  # the app has printed that it goes on, and how to come back
                 return 0

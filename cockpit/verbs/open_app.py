@@ -26,5 +26,4 @@ def open_app(options: argparse.Namespace) -> int:
         )
     from cockpit.app import run
 
-    run(Home.locate(options.home), readonly=options.readonly)
-    return 0
+    return run(Home.locate(options.home), readonly=options.readonly)

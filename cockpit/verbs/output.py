@@ -36,11 +36,18 @@ def console() -> GuardedConsole:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a result as a table. When stdout is not a terminal, each row is one line."""
-    drawn = Table(*map(show_controls, columns), box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        drawn.add_row(*map(text, row))
-    GuardedConsole(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(drawn)
+    """Print a result as a table. The first column names each row and is never cut; where the terminal is too narrow
+    for it, lines run on. When stdout is not a terminal, each row is one line."""
+    listed = [tuple(map(text, row)) for row in rows]
+    name = max((row[0].cell_len for row in listed if row), default=0)
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for at, column in enumerate(columns):
+        drawn.add_column(show_controls(column), no_wrap=at == 0, min_width=None if at else name)
+    for row in listed:
+        drawn.add_row(*row)
+    console = GuardedConsole(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    console.width = max(console.width, name + 12 * (len(columns) - 1))
+    console.print(drawn)
 
 
 def show_problem(problem: Problem) -> None:

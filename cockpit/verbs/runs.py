@@ -13,7 +13,7 @@ import msgspec
 from cockpit.state.formatting import format_age, format_duration
 from cockpit.verbs import run_files
 from cockpit.verbs.follow import watch
-from cockpit.verbs.output import emit, format_metric, say, show_problem, table
+from cockpit.verbs.output import console, emit, format_metric, say, show_problem, table
 from engine.protocol import states
 from engine.protocol.client import Client
 from engine.protocol.home import Home
@@ -235,15 +235,37 @@ def parse_changes(changes: list[str]) -> dict[str, Any]:
 
 
 def delete(options: argparse.Namespace) -> int:
+    """Delete one run. A prefix is shown as the run that it means, and asked about; a script says --yes."""
     with Client(Home.locate(options.home)) as client:
         run: Run = client.request("show", RunRef(run=options.run)).run
         if run.state in states.LIVE:
             raise ProblemError(
                 Problem(code="run.live", title=f"{run.id} is {run.state}", hint=f"cockpit stop {run.id}")
             )
+        if not options.yes and not _agrees_to_delete(run, options.run):
+            say(f"{run.id} is kept")
+            return 1
         client.request("delete", RunRef(run=run.id), BOUNDARY)
     if options.json:
         emit({"run": run.id, "deleted": True})
     else:
         print(f"{run.id} is deleted")
     return 0
+
+
+def _agrees_to_delete(run: Run, named: str) -> bool:
+    """Ask on a terminal. Without one, the run's whole id is enough, and anything else is refused."""
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        say(f"{run.id}: {run.name}, {run.state} at step {run.step:,}, with all checkpoints in {run.directory}")
+        console().print("Delete it permanently? [y/N] ", end="", markup=False)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+    if named == run.id:
+        return True
+    raise ProblemError(
+        Problem(
+            code="request.unconfirmed",
+            title=f"{named} means {run.id}, which is not deleted",
+            cause="without a terminal nobody can be asked",
+            hint=f"cockpit delete {run.id}, or --yes to delete what {named} means",
+        )
+    )

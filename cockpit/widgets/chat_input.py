@@ -5,6 +5,7 @@ from __future__ import annotations
 from textual.binding import Binding
 from textual.events import Key
 from textual.message import Message
+from textual.strip import Strip
 from textual.widgets import TextArea
 
 
@@ -27,6 +28,10 @@ class ChatInput(TextArea):
             highlight_cursor_line=False,
             placeholder="Write to the model. Enter sends, ctrl+j starts a new line.",
         )
+
+    def render_line(self, y: int) -> Strip:
+        """An empty line where the frame leaves no room: Textual cannot wrap the placeholder into no cells at all."""
+        return super().render_line(y) if self.wrap_width > 0 else Strip.blank(self.size.width)
 
     async def _on_key(self, event: Key) -> None:
         if event.key == "enter":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from textual import events
 from textual.app import ComposeResult
@@ -20,9 +22,10 @@ class Confirm(ModalScreen[str | None]):
     DEFAULT_CSS = """
     Confirm { align: center middle; }
     Confirm > Vertical {
-        width: auto; max-width: 90%; height: auto; border: round $warning; background: $surface; padding: 1 2;
+        width: 76; max-width: 96%; height: auto; max-height: 96%; border: round $warning; background: $surface;
+        padding: 1 2; overflow-y: auto; scrollbar-size-vertical: 1;
     }
-    Confirm Static { width: auto; }
+    Confirm Static { width: 1fr; }
     """
 
     def __init__(self, title: str, text: str, choices: Mapping[str, str]) -> None:
@@ -42,3 +45,25 @@ class Confirm(ModalScreen[str | None]):
             self.dismiss(event.key)
         elif event.key in ("n", "escape"):
             self.dismiss(None)
+
+
+class LeaveDialog(Confirm):
+    """Asks whether to leave the app, and names what is not saved. Dismissed with `y` to keep that, `d` to drop it."""
+
+    def __init__(self, drafts: Sequence[Mapping[str, Any]]) -> None:
+        text = "Runs go on without the app; cockpit shows them again."
+        choices = {"y": "leave"}
+        if drafts:
+            names = "\n".join(f"  · {_describe_draft(draft)}" for draft in drafts)
+            text = f"Not saved:\n{names}\nIt is kept, and offered the next time. Runs go on without the app."
+            choices = {"y": "leave, and keep it", "d": "leave, and throw it away"}
+        super().__init__("Leave cockpit?", text, choices)
+
+
+def _describe_draft(draft: Mapping[str, Any]) -> str:
+    match draft["kind"]:
+        case "profile":
+            return f"the profile {Path(draft['key']).stem}"
+        case "chat":
+            return "a conversation"
+    return "a prompt that you are writing"

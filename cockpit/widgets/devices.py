@@ -13,6 +13,7 @@ from cockpit.content import Content
 from cockpit.state.app_state import AppState
 from cockpit.state.formatting import format_size
 from cockpit.widgets.chart import Graph
+from cockpit.widgets.device_table import MANY, device_table, table_height
 from cockpit.widgets.line import Line, labelled
 from engine.protocol.messages import Device, Rank, Run, Telemetry
 from engine.protocol.states import LIVE
@@ -90,24 +91,32 @@ MAX_BESIDE_HOST = 2
 
 
 class Devices(Widget):
-    """A panel for each accelerator, and the host's where there is room. Without accelerators, the ranks' memory is
-    shown instead."""
+    """A panel for each accelerator, and the host's where there is room; from `MANY` on a line each. Without
+    accelerators, the ranks' memory is shown instead."""
 
-    DEFAULT_CSS = "Devices { height: auto; layout: grid; grid-rows: 6; }"
+    DEFAULT_CSS = """
+    Devices { height: auto; layout: grid; grid-rows: 6; }
+    Devices.-table { layout: vertical; padding: 0 1; }
+    Devices #device-table { text-wrap: nowrap; text-overflow: ellipsis; }
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._panels: dict[str, DevicePanel] = {}
         self._ranks: RankPanel | None = None
+        self._table: Line | None = None
 
     def show(self, state: AppState, run: Run | None) -> None:
         sample = state.telemetry
         if sample is None:
             return
         live = run if run and run.state in LIVE else None
+        if len(sample.devices) >= MANY:
+            self._show_table(sample, live)
+            return
         titles = [f"GPU {device.index}" for device in sample.devices]
         titles += HOST if len(titles) <= MAX_BESIDE_HOST else ()
-        if list(self._panels) != titles:
+        if list(self._panels) != titles or self._table is not None:
             self._mount(titles, with_ranks=not sample.devices)
         for device in sample.devices:
             values = state.device_history.get(f"device/{device.index}/utilisation", ())
@@ -121,8 +130,23 @@ class Devices(Widget):
     def on_reformat_size(self) -> None:
         self._arrange()
 
+    def _show_table(self, sample: Telemetry, live: Run | None) -> None:
+        """Many devices: a line each."""
+        if self._table is None:
+            self.remove_children()
+            self._panels, self._ranks, self._table = {}, None, Line(id="device-table")
+            self.mount(self._table)
+            self._arrange()
+        width, low = max(20, self.screen.size.width - 2), self.screen.has_class("-low")
+        height = table_height(len(sample.devices), width, low)
+        if self._table.styles.height is None or self._table.styles.height.value != height:
+            self._table.styles.height = height
+        own = live.devices if live else ()
+        self._table.show(device_table(sample.devices, sample.host, own, width, low=low))
+
     def _mount(self, titles: list[str], with_ranks: bool) -> None:
         self.remove_children()
+        self._table = None
         self._panels = {title: DevicePanel(title) for title in titles}
         self._ranks = RankPanel() if with_ranks else None
         self.mount_all([*self._panels.values(), *([self._ranks] if self._ranks else [])])
@@ -130,6 +154,7 @@ class Devices(Widget):
 
     def _arrange(self) -> None:
         """Three or four panels in a row; two where a GPU's figures need half the screen."""
+        self.set_class(self._table is not None, "-table")
         panels = len(self._panels) + (self._ranks is not None)
         narrow = self.screen.has_class("-narrow") and self._ranks is None
         self.styles.grid_size_columns = max(1, min(panels, 2 if narrow else 4))

@@ -16,7 +16,13 @@ from cockpit.widgets.line import Line
 class KeyBar(Line):
     """Keys can be clicked. The app's own keys come last, and are left out last."""
 
-    DEFAULT_CSS = "KeyBar { dock: bottom; height: 1; background: $panel; text-wrap: nowrap; }"
+    DEFAULT_CSS = """
+    KeyBar {
+        dock: bottom; height: 1; background: $panel; text-wrap: nowrap;
+        link-style: none; link-background: transparent; link-color: $text; link-style-hover: bold;
+        link-background-hover: $primary 40%; link-color-hover: $text;
+    }
+    """
 
     def on_mount(self) -> None:
         self.screen.bindings_updated_signal.subscribe(self, self._changed)
@@ -34,12 +40,11 @@ class KeyBar(Line):
         here: list[Content] = []
         for active in self.screen.active_bindings.values():
             binding = active.binding
-            if binding.show and binding.description:
-                colour = "$accent" if active.enabled else "$foreground-muted"
+            if binding.show and binding.description and active.enabled:
                 key = Content.assemble(
-                    (f" {self.app.get_key_display(binding)} ", f"bold {colour}"), f"{binding.description} "
+                    (f" {self.app.get_key_display(binding)} ", "bold $accent"), f"{binding.description} "
                 )
-                click = Style.from_meta({"@click": ("simulate_key", (binding.key,))}) if active.enabled else Style()
+                click = Style.from_meta({"@click": ("app.simulate_key", (binding.key,))})
                 (everywhere if active.node is self.app else here).append(key.stylize(click))
         room = self.size.width - sum(key.cell_length for key in everywhere)
         fitting: list[Content] = []

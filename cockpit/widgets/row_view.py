@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cockpit.content import Content
+from cockpit.state.formatting import counted
 
 ROLES = {"system": "$secondary", "user": "$accent", "assistant": "$success"}
 TRAINED = "bold underline $success"
@@ -173,7 +174,9 @@ def facts(summary: Mapping[str, Any], stats: Mapping[str, Mapping[str, Any]]) ->
     lines = [Content.styled("Sources", "bold $accent")]
     for source in summary["sources"]:
         lines.append(Content.assemble((source["source"], "bold")))
-        lines.append(Content.styled(f"  {source['part']} · {source['format']} · {source['rows']:,} rows", "dim"))
+        lines.append(
+            Content.styled(f"  {source['part']} · {source['format']} · {counted(source['rows'], 'row')}", "dim")
+        )
         if source["rejected"]:
             lines.append(Content.styled(f"  ✗ {source['rejected']:,} rejected", "$text-error"))
         if unused := source.get("unused_columns"):
@@ -209,7 +212,7 @@ def _numbers(numbers: Mapping[str, Any]) -> list[Content]:
         "tokens": f"{total:,}",
         "trained": share,
         "a row": f"p50 {numbers.get('p50', 0)}, p95 {numbers.get('p95', 0)}, max {numbers.get('max', 0)}",
-        "cut": f"{numbers.get('truncated', 0):,} rows",
+        "cut": counted(numbers.get("truncated", 0), "row"),
     }
     if (turns := numbers.get("turns")) and turns.keys() - {"together"}:
         values["turns"] = ", ".join(f"{count:,} {means}" for means, count in turns.items())

@@ -11,11 +11,18 @@ from textual.widgets import Static
 
 from cockpit.content import Content
 from cockpit.state.app_state import RunHistory
-from cockpit.state.formatting import format_count, format_duration, format_number, format_percent, format_state
+from cockpit.state.formatting import (
+    format_count,
+    format_duration,
+    format_epochs,
+    format_number,
+    format_percent,
+    format_state,
+)
 from cockpit.state.run_history import Threshold, active_warnings, meets_threshold, pause_advice, thresholds
 from cockpit.widgets.line import MUTED, Line, join_fitting, labelled
 from engine.protocol.messages import Problem, Run
-from engine.protocol.states import LIVE
+from engine.protocol.states import LIVE, PAUSED
 
 BAR = ("━", "╺", "─")
 COMPARISONS = {">=": "≥", "<=": "≤", ">": ">", "<": "<"}
@@ -47,6 +54,8 @@ def _title(run: Run, place: str, width: int) -> Content:
     left = Content.assemble(format_state(run.state), "  ", (run.name or run.id, "bold $text"))
     if run.name not in ("", run.id):
         left = Content.assemble(left, "  ", (run.id, MUTED))
+    if run.state == PAUSED:
+        phase = ""  # it repeats the reason
     for note, colour in ((run.reason, "$warning"), (phase, "$secondary")):
         left = Content.assemble(left, (f"   {note}" if note else "", colour))
     right = Content.styled(place, MUTED)
@@ -57,7 +66,7 @@ def _title(run: Run, place: str, width: int) -> Content:
 def _progress(run: Run, width: int) -> Content:
     share = min(1.0, run.step / run.max_steps) if run.max_steps else 0.0
     steps = f"step {run.step:,}/{run.max_steps:,}" if run.max_steps else f"step {run.step:,}"
-    epochs = f"  epoch {run.epoch:.2f}/{run.epochs:g}" if run.epochs else ""
+    epochs = f"  epoch {run.epoch:.2f}/{format_epochs(run.epochs)}" if run.epochs else ""
     text = f"  {format_percent(share):>5}  {steps}{epochs}"
     length = max(8, width - len(text))
     halves = round(share * length * 2)

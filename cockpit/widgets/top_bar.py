@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from textual.style import Style
 from textual.widget import Widget
 
 from cockpit.connection.engine_app import EngineApp
@@ -27,12 +28,18 @@ class TopBar(Widget):
     if TYPE_CHECKING:
         app: EngineApp  # type: ignore[assignment]
 
-    DEFAULT_CSS = "TopBar { height: 1; background: $panel; color: $text; }"
+    DEFAULT_CSS = """
+    TopBar {
+        height: 1; background: $panel; color: $text; link-style: none; link-background: transparent; link-color: $text;
+        link-style-hover: bold; link-background-hover: $primary 40%; link-color-hover: $text;
+    }
+    """
 
-    def __init__(self, titles: Mapping[str, str]) -> None:
-        """`titles`: name -> title of each screen, in the order of their keys."""
+    def __init__(self, titles: Mapping[str, str], over: str = "") -> None:
+        """`titles`: name -> title of each screen, in the order of their keys. `over` is the title of a screen without
+        a key that lies on the current one."""
         super().__init__()
-        self._titles = titles
+        self._titles, self._over = titles, over
         self._right: tuple[Any, ...] = ("connecting", "", 0, False)
 
     def on_mount(self) -> None:
@@ -66,8 +73,10 @@ class TopBar(Widget):
         tabs = [Content.styled(" cockpit ", "bold $accent")]
         for key, (name, title) in enumerate(self._titles.items(), start=1):
             if name == here:
-                tabs.append(Content.styled(f" {key} {title} ", "bold $text on $primary"))
+                over = f"› {self._over} " if self._over else ""
+                tab = Content.styled(f" {key} {title} {over}", "bold $text on $primary")
             else:
                 label = f"{title} " if len(title) <= longest else ""
-                tabs.append(Content.assemble((f" {key} ", "$text-muted"), label))
+                tab = Content.assemble((f" {key} ", "$text-muted"), label)
+            tabs.append(tab.stylize(Style.from_meta({"@click": ("app.go", (name,))})))
         return Content("").join(tabs)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from rich.segment import Segment
 from rich.style import Style
+from textual.color import Color
 from textual.strip import Strip
 from textual.widgets import TextArea
+from textual.widgets.text_area import TextAreaTheme
 
 MARK = Style(color="bright_white", bgcolor="red", bold=True)
+LIGHT = "cockpit-light"
+"""The colours of syntax on a light background."""
 PLACE = Style(underline=True)
 
 
@@ -30,6 +35,17 @@ class YamlEditor(TextArea):
             "", language="yaml", soft_wrap=False, show_line_numbers=True, tab_behavior="focus", id=options.get("id")
         )
         self.columns: Mapping[int, int] = {}
+
+    def on_mount(self) -> None:
+        if (light := TextAreaTheme.get_builtin_theme("github_light")) is not None:
+            styles = {name: _darken(style) for name, style in light.syntax_styles.items()}
+            self.register_theme(replace(light, name=LIGHT, syntax_styles=styles))
+        self.app.theme_changed_signal.subscribe(self, lambda theme: self._choose_colours(theme.dark))
+        self._choose_colours(self.app.current_theme.dark)
+
+    def _choose_colours(self, dark: bool) -> None:
+        """Textual's colours of syntax are made for dark themes; on light ones they cannot be read."""
+        self.theme = "css" if dark else LIGHT
 
     def mark(self, columns: Mapping[int, int]) -> None:
         """Mark these lines, each from a column to its end. Lines and columns count from 1."""
@@ -61,3 +77,10 @@ class YamlEditor(TextArea):
         """Move the cursor to a line and column (from 1) and focus the editor."""
         self.focus()
         self.move_cursor((max(line - 1, 0), max(column - 1, 0)), center=True)
+
+
+def _darken(style: Style) -> Style:
+    """The style with a darker text: its own is too pale on the line of the cursor."""
+    if style.color is None:
+        return style
+    return style + Style(color=Color.from_rich_color(style.color).darken(0.1).rich_color)

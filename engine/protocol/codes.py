@@ -48,6 +48,7 @@ CODES: dict[str, str] = {
         "The directory of the sockets belongs to another user or is open to others. Restrict it to yourself."
     ),
     "engine.bug": "The engine failed because of a mistake of its own. Its log holds the traceback; please report it.",
+    "app.fault": "An exception in the app itself. The app and all runs go on; the report is in `app.log` in the home.",
     "app.needs_terminal": "The app was started without a terminal. Use the verbs, which need none.",
     "app.read_only": "This cockpit was started with `--readonly` and changes nothing. Start it without the option.",
     # ── requests ──
@@ -56,6 +57,7 @@ CODES: dict[str, str] = {
     "request.malformed": (
         "The engine could not read a request. The two sides are probably of different versions: restart the older one."
     ),
+    "request.unconfirmed": "What cannot be undone was asked for by a prefix, with no terminal to ask on. Name it whole.",
     "request.unknown": "The worker does not know this question or command. The message says what it can be asked.",
     "request.cancelled": "The request was cancelled. What was done until then is kept where the message says so.",
     "request.failed": "The worker failed while it was answering. Its log holds the traceback.",

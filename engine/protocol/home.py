@@ -6,6 +6,8 @@
       cache/              tokenised data by content hash
       evaluations/        evaluations of models that are no runs
       chats/              conversations that the app has saved
+      drafts/             what the app has not saved yet: profiles, conversations, prompts
+      app.log             exceptions of the app
       votes.jsonl         votes and ratings of models that are no runs
       engine/<host>/      this host's supervisor: registry, connection file, lock, log
 
@@ -75,6 +77,16 @@ class Home:
     def chats(self) -> Path:
         """Saved conversations, a JSON file each. The folder is made with the first."""
         return self.root / "chats"
+
+    @property
+    def drafts(self) -> Path:
+        """What was typed in the app and is not saved, a JSON file each. The folder is made with the first."""
+        return self.root / "drafts"
+
+    @property
+    def app_log(self) -> Path:
+        """Exceptions of the app, see `cockpit.fault_guard`."""
+        return self.root / "app.log"
 
     @property
     def votes(self) -> Path:

@@ -112,8 +112,12 @@ class Backlog:
         """Put what the profile says into the summary, unless it is there."""
         if record.run.method:
             return
+        run = record.run
+        journalled = run.max_steps, run.epochs
         try:
             self.runs.describe(record, self.runs.load_profile(record, keep=False))
+            if run.global_batch:  # it has started: its journal knows what has been set since
+                run.max_steps, run.epochs = journalled
             record.changed = True
         except (ProfileError, OSError):
             pass  # the profile's sources have gone since: the run is shown all the same

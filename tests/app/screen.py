@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from textual.pilot import Pilot
@@ -27,15 +28,16 @@ class RealEngine:
 
 @asynccontextmanager
 async def run_app(
-    engine: FakeEngine | type[RealEngine], size: tuple[int, int] = HIGH, home: Home = NOWHERE, **settings: Any
+    engine: FakeEngine | type[RealEngine], size: tuple[int, int] = HIGH, home: Home | None = None, **settings: Any
 ) -> AsyncIterator[Pilot[None]]:
-    """The app on this engine, attached and drawn."""
-    app = CockpitApp(home, connect=engine.connect, **settings)
-    async with app.run_test(size=size, notifications=True) as pilot:
-        await until(pilot, lambda: app.state.connection == "attached")
-        await pilot.pause(0.3)
-        _wait_for_keys(pilot, app)
-        yield pilot
+    """The app on this engine, attached and drawn; without `home` in a new one."""
+    with TemporaryDirectory() as folder:
+        app = CockpitApp(home or Home(Path(folder)), connect=engine.connect, **settings)
+        async with app.run_test(size=size, notifications=True) as pilot:
+            await until(pilot, lambda: app.state.connection == "attached")
+            await pilot.pause(0.3)
+            _wait_for_keys(pilot, app)
+            yield pilot
 
 
 def _wait_for_keys(pilot: Pilot[None], app: CockpitApp) -> None:

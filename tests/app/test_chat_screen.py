@@ -234,7 +234,7 @@ async def test_keys_are_offered_only_where_they_do_something(engine: Engine) -> 
         assert isinstance(screen.conversation.selected, Question)
         await pilot.press("question_mark")
         await until(pilot, lambda: "Esc closes" in screen_text(pilot))
-        assert "Next turn" in screen_text(pilot) and "Tally" in screen_text(pilot)
+        assert "Select the next turn." in screen_text(pilot) and "Show the totals of" in screen_text(pilot)
 
 
 async def test_sampling_says_what_does_not_hold_and_follows_presets(engine: Engine) -> None:

@@ -56,17 +56,19 @@ async def test_sort_filter_and_open() -> None:
         await until(pilot, lambda: pilot.app.current_mode == "runs")
 
 
-async def test_delete_asks_and_resume_does_not() -> None:
+async def test_delete_and_resume_ask_about_the_run_under_the_cursor() -> None:
     fake = engine()
     async with run_app(fake, first="runs") as pilot:
-        await pilot.press("d")  # the live run: refused
-        await pilot.press("j", "r", "d")
+        await pilot.press("d", "r")  # the live run: neither
+        await pilot.press("j", "r", "d")  # a completed run: nothing is left to do
         await until(pilot, lambda: "Delete done-run?" in screen_text(pilot))
-        await pilot.press("escape", "d", "y")
+        await pilot.press("escape", "d", "y", "j", "r")
+        await until(pilot, lambda: "Resume 三元组抽取-1120?" in screen_text(pilot))
+        await pilot.press("escape", "r", "y")
         await pilot.pause(0.1)
         told = [message for operation, message in fake.requests if operation in ("delete", "resume")]
-        assert isinstance(told[0], Resume) and told[0].run == "done-run"
-        assert told[1:] == [RunRef(run="done-run")]
+        assert told[0] == RunRef(run="done-run")
+        assert isinstance(told[1], Resume) and told[1].run == "三元组抽取-1120" and len(told) == 2
 
 
 async def test_a_running_run_is_kept_up_to_date() -> None:
@@ -99,7 +101,7 @@ async def test_a_queued_run_changes_its_place(bare_home: Home) -> None:
         engine.wait(first, "running")
         async with run_app(RealEngine, home=bare_home, first="runs") as pilot:
             await until(pilot, lambda: third.id in screen_text(pilot) and "queued 2" in screen_text(pilot))
-            await pilot.press("K")  # the newest run is at the top, under the cursor
+            await pilot.press("up", "up", "K")  # the newest run is at the top; the cursor was on the one that runs
             await until(pilot, lambda: f"{third.id} is now number 1" in screen_text(pilot).replace("\n", ""))
             await pilot.press("down", "down", "K")
             await until(pilot, lambda: "only a queued run" in screen_text(pilot))

@@ -26,6 +26,7 @@ from cockpit.screens.help import HelpScreen
 from cockpit.screens.row_browser import RowBrowserScreen
 from cockpit.screens.runs import RunsScreen
 from cockpit.state.chat_tree import ChatTree
+from cockpit.widgets.confirm import LeaveDialog
 from cockpit.widgets.export_dialog import ExportDialog
 from cockpit.widgets.picker import Picker
 from cockpit.widgets.prompt import Prompt
@@ -268,6 +269,8 @@ async def test_ctrl_c_leaves_while_keys_wait(recorded: None, tmp_path: Path, mon
     monkeypatch.setattr(key_queue, "PATIENCE", 60)
     async with slow_picker(tmp_path, "qq") as (pilot, _):
         assert pilot.app.is_running
+        type_ahead(pilot.app, "ctrl+c")
+        await until(pilot, lambda: isinstance(pilot.app.screen, LeaveDialog))
         type_ahead(pilot.app, "ctrl+c")
         await until(pilot, lambda: not pilot.app.is_running)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cockpit.cli import VERBS, UsageError, build_parser
+from cockpit.cli import VERBS, UsageError, build_parser, main
 from cockpit.command_line.options import Verb
 from tests.cli.conftest import Cockpit
 
@@ -85,3 +85,41 @@ def test_a_closed_pipe_is_no_error(cockpit: Cockpit) -> None:
 def test_packages_run_as_modules(module: str, arguments: list[str], status: int, said: str) -> None:
     done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True)
     assert done.returncode == status and said in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["trian", "x"], "train"),
+        (["data", "inspct"], "inspect"),
+        (["runs", "--stat", "x"], "--state"),
+        (["train", "p", "--detatch"], "--detach"),
+        (["xyzzy"], ""),
+        (["runs", "--xyzzy"], ""),
+    ],
+)
+def test_a_mistyped_word_is_answered_with_what_was_meant(arguments: list[str], meant: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        build_parser().parse_args(arguments)
+    assert (f"did you mean `{meant}`?" in str(caught.value)) if meant else "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", [["-m", "cockpit"], ["-m", "cockpit.cli"]])
+def test_the_version_is_said(command: list[str]) -> None:
+    answer = subprocess.run([sys.executable, *command, "--version"], capture_output=True, text=True, check=True)
+    assert answer.stdout.startswith("cockpit ")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_every_verb(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    written = capsys.readouterr().out
+    for verb in leaves(VERBS):
+        assert verb.name in written
+    if shell == "bash":
+        asked = (
+            'COMP_WORDS=(cockpit tr); COMP_CWORD=1; f=$(complete -p cockpit | sed "s/.*-F \\([^ ]*\\).*/\\1/"); '
+            '$f cockpit tr cockpit; echo "${COMPREPLY[@]}"'
+        )
+        answer = subprocess.run(["bash", "-c", f"{written}\n{asked}"], capture_output=True, text=True, check=True)
+        assert answer.stdout.strip() == "train"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -12,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from cockpit.cli import main
+from cockpit.verbs import output
+from engine.protocol import states
 from engine.protocol.home import Home
 from tests.cli.conftest import Cockpit, command, environment
 from tests.scripted.bench import Engine, wait_for
@@ -141,3 +145,43 @@ def test_the_engine_refuses_to_end_while_a_job_lives(cockpit: Cockpit, engine: E
     assert run_id in refused.stderr
     assert cockpit("engine", "stop", "--force").returncode == 0
     assert json.loads(cockpit("metrics", run_id, "--json").stdout.splitlines()[0])["step"] == 1, "no engine is needed"
+
+
+def test_ids_are_never_cut(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    for width in ("40", "80"):
+        monkeypatch.setenv("COLUMNS", width)
+        ids = [f"triples-thought-graph-pipeline-resource-limited-1121-0526-{number:04d}" for number in range(3)]
+        output.table(("RUN", "STATE", "STEP", "BASE"), [(run, "completed", "12/12", "smollm2" * 6) for run in ids])
+        written = capsys.readouterr().out
+        assert all(run in written for run in ids)
+
+
+class Typed(io.StringIO):
+    """What somebody types on a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_delete_shows_what_is_meant_and_asks(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = engine.submit(steps=2, pace=0.001)
+    engine.wait(run, states.COMPLETED)
+    delete, folder = ["--home", str(engine.home.root), "delete"], engine.home.run(run.id).path
+    assert main([*delete, "last"]) == 2, "without a terminal a prefix is not enough"
+    assert f"last means {run.id}" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    for typed in ("n\n", "\n", ""):
+        monkeypatch.setattr("sys.stdin", Typed(typed))
+        assert main([*delete, run.id[:12]]) == 1
+        told = capsys.readouterr().err
+        assert run.id in told and "Delete it permanently?" in told and "is kept" in told
+    assert folder.exists()
+    monkeypatch.setattr("sys.stdin", Typed("y\n"))
+    assert main([*delete, run.id[:12]]) == 0 and not folder.exists()
+    second = engine.submit(steps=2, pace=0.001)
+    engine.wait(second, states.COMPLETED)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main([*delete, "last", "--yes"]) == 0

@@ -91,6 +91,24 @@ def test_pause_continue_set_save_and_stop_are_taken_at_a_step(engine: Engine) ->
     assert engine.states(run) == ["queued", "preparing", "running", "paused", "running", "stopping", "stopped"]
 
 
+@pytest.mark.parametrize("indexed", [True, False])
+def test_what_was_set_outlives_the_engine_and_its_index(indexed: bool, engine: Engine) -> None:
+    run = engine.submit(steps=2000, pace=0.005)
+    engine.wait_step(run, 5)
+    engine.client.request("set", Set(run=run.id, changes={"training.max_steps": 60}))
+    engine.wait(run, states.COMPLETED)
+    engine.kill()
+    if not indexed:
+        for path in engine.home.engine.glob("registry*"):
+            path.unlink()
+    engine.restart()
+    # The profile, which still says 2,000, is read some time after the start.
+    for _ in range(20):
+        found = engine.show(run).run
+        assert (found.state, found.step, found.max_steps) == (states.COMPLETED, 60, 60)
+        time.sleep(0.05)
+
+
 def test_resume_starts_a_second_attempt_from_the_checkpoint(engine: Engine) -> None:
     run = engine.submit(steps=5000, pace=0.002)
     engine.wait_step(run, 20)
