@@ -57,7 +57,7 @@ CODES: dict[str, str] = {
     "request.malformed": (
         "The engine could not read a request. The two sides are probably of different versions: restart the older one."
     ),
-    "request.unconfirmed": "What cannot be undone was asked for by a prefix, with no terminal to ask on. Name it whole.",
+    "request.unconfirmed": "What cannot be undone was asked for by a prefix, without a terminal. Name it whole.",
     "request.unknown": "The worker does not know this question or command. The message says what it can be asked.",
     "request.cancelled": "The request was cancelled. What was done until then is kept where the message says so.",
     "request.failed": "The worker failed while it was answering. Its log holds the traceback.",
