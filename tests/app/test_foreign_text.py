@@ -46,7 +46,7 @@ async def hostile_app(first: str, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 async def assert_all_sizes(pilot: Pilot[None], what: str) -> None:
     for size in SIZES:
         await pilot.resize_terminal(*size)
-        await pilot.pause(0.02)
+        await until(pilot, lambda size=size: pilot.app.screen._compositor.size == size)  # laid out anew
         strips = pilot.app.screen._compositor.render_strips()
         assert len(strips) == size[1], (what, size)
         assert {sum(segment.cell_length for segment in strip) for strip in strips} == {size[0]}, (what, size)

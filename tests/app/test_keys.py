@@ -79,8 +79,13 @@ async def test_a_resume_names_the_run_and_asks(monkeypatch: pytest.MonkeyPatch) 
 async def test_stopping_a_queued_run_offers_no_checkpoint() -> None:
     async with run_app(FakeServices(demo_run(state="queued", step=0))) as pilot:
         await pilot.press("x")
-        await until(pilot, lambda: isinstance(pilot.app.screen, Confirm))
-        assert "out of the queue" in screen_text(pilot) and "checkpoint" not in screen_text(pilot).split("queue")[-1]
+        await until(pilot, lambda: "out of the queue" in screen_text(pilot))
+        assert "checkpoint" not in screen_text(pilot).split("queue")[-1]
+
+
+def find_words(text: str) -> list[re.Match[str]]:
+    """The keys of the bar with their titles."""
+    return list(re.finditer(r"\S+ [A-Z]\S*", text))
 
 
 # ── the mouse ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -92,12 +97,12 @@ async def test_every_key_of_the_bar_does_on_a_click_what_it_does_on_a_press(monk
     async with run_app(FakeServices(demo_run())) as pilot:
         for name in SCREENS:
             await pilot.app.action_go(name)  # type: ignore[attr-defined]
-            await pilot.pause(0.2)
+            await until(pilot, lambda name=name: pilot.app.current_mode == name and len(find_words(bar(pilot))) > 3)
             pressed.clear()
-            at, words = pilot.app.size.height - 1, list(re.finditer(r"\S+ [A-Z]\S*", bar(pilot)))
-            assert len(words) > 3, name
+            at, words = pilot.app.size.height - 1, find_words(bar(pilot))
             for word in words:
                 await pilot.click(KeyBar, offset=(word.start() + 1, 0))
+            await until(pilot, lambda words=words: len(pressed) >= len(words))
             assert len(pressed) == len(words), (name, pressed, at)
             underlined = [
                 segment.text
@@ -109,15 +114,17 @@ async def test_every_key_of_the_bar_does_on_a_click_what_it_does_on_a_press(monk
 
 async def test_clicks_on_keys_tabs_and_headings() -> None:
     async with run_app(FakeServices(demo_run())) as pilot:
+        await until(pilot, lambda: "Stop" in bar(pilot) and "Runs" in screen_text(pilot).splitlines()[0])
         await pilot.click(KeyBar, offset=(bar(pilot).index("Stop"), 0))
         await until(pilot, lambda: isinstance(pilot.app.screen, Confirm))
         await pilot.press("escape")
         await pilot.click("TopBar", offset=(screen_text(pilot).splitlines()[0].index("Runs"), 0))
         await until(pilot, lambda: pilot.app.current_mode == "runs")
-        await until(pilot, lambda: "sorted by newest" in screen_text(pilot))
+        await until(pilot, lambda: "sorted by newest" in screen_text(pilot) and " loss " in screen_text(pilot))
         heading = next(line for line in screen_text(pilot).splitlines() if " loss " in line)
         await pilot.click(DataTable, offset=(heading.index(" loss ") + 2, 0))
         await until(pilot, lambda: "sorted by loss" in screen_text(pilot))
+        await until(pilot, lambda: "Dashboard" in screen_text(pilot).splitlines()[0])
         await pilot.click("TopBar", offset=(screen_text(pilot).splitlines()[0].index("Dashboard"), 0))
         await until(pilot, lambda: pilot.app.current_mode == "dashboard")
 
