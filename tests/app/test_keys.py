@@ -98,6 +98,10 @@ async def test_every_key_of_the_bar_does_on_a_click_what_it_does_on_a_press(monk
         for name in SCREENS:
             await pilot.app.action_go(name)  # type: ignore[attr-defined]
             await until(pilot, lambda name=name: pilot.app.current_mode == name and len(find_words(bar(pilot))) > 3)
+            shown = ""
+            while shown != bar(pilot):  # it changes with the focus, which a screen gives when it is shown
+                shown = bar(pilot)
+                await pilot.pause(0.3)
             pressed.clear()
             at, words = pilot.app.size.height - 1, find_words(bar(pilot))
             for word in words:
