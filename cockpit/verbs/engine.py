@@ -114,6 +114,14 @@ def _signal(connection: Connection, problem: Problem, force: bool) -> None:
         time.sleep(0.02)
 
 
+def connect(options: argparse.Namespace) -> int:
+    """The far end of `cockpit --on`: ssh starts it, see `connection.agent`."""
+    from cockpit.connection.agent import serve
+
+    serve(Home.locate(options.home))
+    return 0
+
+
 def reindex(options: argparse.Namespace) -> int:
     with Client(Home.locate(options.home)) as client:
         found: RunList = client.request("reindex", timeout=600.0)

@@ -47,7 +47,7 @@ def _run_tool(options: argparse.Namespace, group: str) -> NoReturn:
     arguments = {
         key: value
         for key, value in vars(options).items()
-        if key not in ("function", "verb", "home", "json", "readonly")
+        if key not in ("function", "verb", "home", "json", "readonly", "on", "arguments")
     }
     _run_worker("data_tool", options, group, options.verb, json.dumps(arguments))
 

@@ -71,12 +71,22 @@ def resume(options: argparse.Namespace) -> int:
         return _follow_or_detach(client, client.request("resume", message), options)
 
 
+def watch(options: argparse.Namespace) -> int:
+    """Follow a run that was started elsewhere or before. The exit status is that of `train`."""
+    with Client(Home.locate(options.home)) as client:
+        return _follow(client, client.request("show", RunRef(run=options.run)).run, options)
+
+
 def _follow_or_detach(client: Client, run: Run, options: argparse.Namespace) -> int:
     """Follow the run to its end; with `--detach` print its id. Returns the exit status."""
     say_warning(client)
     if options.detach:
         print(run.id)
         return 0
+    return _follow(client, run, options)
+
+
+def _follow(client: Client, run: Run, options: argparse.Namespace) -> int:
     run = follow(client, run.id)
     if options.json:
         emit(outcome(run))

@@ -10,7 +10,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 import select
+import shutil
 import socket
 import stat
 import struct
@@ -85,6 +87,44 @@ def make_spare(home: Home) -> Path:
             refused = error
     assert refused is not None
     raise refused
+
+
+def make_temporary(purpose: str) -> Path:
+    """Make a directory for sockets of this process alone; removes those that dead processes have left. The caller
+    removes it. Raises ProblemError when there is no place for it."""
+    causes = []
+    for base in ELSEWHERE:
+        directory = base / f"cockpit-{os.getuid()}" / f"{purpose}-{os.getpid()}-{secrets.token_hex(4)}"
+        try:
+            _check_length(directory)
+            _make_private(directory, 2)
+            _try_socket(directory)
+        except OSError as error:
+            causes.append(f"{directory}: {error.strerror or error}")
+            continue
+        for other in directory.parent.glob(f"{purpose}-*-*"):
+            pid = other.name.split("-")[1]
+            if pid.isdigit() and not _runs(int(pid)):
+                shutil.rmtree(other, ignore_errors=True)
+        return directory
+    raise ProblemError(
+        Problem(
+            code="engine.no_socket_directory",
+            title="There is no place for a socket",
+            cause="\n".join(causes),
+            hint="make one of these directories usable",
+        )
+    )
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def is_ours(directory: Path) -> bool:

@@ -1,0 +1,311 @@
+"""The link to an engine on another host: one ssh process, which this process owns, and a Unix socket that it forwards.
+
+ssh runs `cockpit engine connect` there (see `agent`), which says where the engine's socket is and starts an engine if
+need be. The same connection then carries the socket: `ssh -O forward -L here:there`. Both ends are Unix sockets in
+directories of the owner's alone, and no port is opened on either side. ssh ends with this process, because the far end
+ends with its standard input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from cockpit.connection.agent import Found, Inquiry
+from cockpit.connection.ssh import FarHost, describe_failure, missing_ssh, read_last_line
+from engine.protocol import sockets, wire
+from engine.protocol.messages import PROTOCOL, Problem, ProblemError
+from engine.protocol.reach import dial, unreachable_error
+
+LOGIN = 60.0
+"""Seconds that ssh may take until cockpit answers there, when nobody is asked anything."""
+ENGINE_START = 40.0
+"""Seconds that an engine may take to start there."""
+ANSWER = 6.0
+"""Seconds after which a far end that answers nothing counts as gone."""
+DIAL = 5.0
+"""Seconds that a connection to the forwarded socket may take."""
+DEPARTURE = 1.0
+"""Seconds that ssh has to end when it is asked to."""
+
+
+class Link:
+    """A `Reach` of the engine on `host`. `close` when done."""
+
+    def __init__(self, host: FarHost, home: str = "") -> None:
+        """`home` is the COCKPIT_HOME there, if it is not the usual one."""
+        self.host, self._home = host, home
+        self.found: Found | None = None
+        """What was last heard from the far end."""
+        self._lock = threading.RLock()
+        self._closed = False
+        self._ssh: subprocess.Popen[bytes] | None = None
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._folder: Path | None = None
+        self._forwarded = ""
+        """The path there of the socket that is forwarded."""
+        self._sockets = 0
+        self._inquiries = 0
+
+    # ── as `Reach` ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self) -> Problem | None:
+        """Connect if there is no connection, start the engine there if none runs, and forward its socket."""
+        with self._lock:
+            if not self._is_alive():
+                self.connect(ask=False)
+            found = self._inquire(Inquiry(id=0, start=True), ENGINE_START)
+            if found.connection is None:
+                raise ProblemError(self._name(found.problem or _no_engine(self.host)))
+            check_versions(self.host, found, found.connection)
+            if found.connection.control != self._forwarded:
+                self._forward(found.connection.control)
+            return found.problem and self._name(found.problem)
+
+    def open(self) -> tuple[wire.Connection, zmq.Socket[bytes]]:
+        with self._lock:
+            if not self._is_alive():
+                raise unreachable_error(f"there is no connection to {self.host}")
+            found = self._inquire(Inquiry(id=0), ANSWER)
+            if found.connection is None or found.connection.control != self._forwarded:
+                raise unreachable_error(f"the engine on {self.host} has ended")
+            address = f"ipc://{self._local_path}"
+            if sockets.check_peer(address) and (socket := dial(address, DIAL)):
+                return found.connection, socket
+            raise unreachable_error(
+                self._last_words() or f"the engine's socket on {self.host} accepts no connection",
+                f"ssh on {self.host} must allow the forwarding of Unix sockets (AllowStreamLocalForwarding)",
+            )
+
+    def check(self, connection: wire.Connection) -> None:
+        if not self._is_alive():
+            raise unreachable_error(f"the ssh connection to {self.host} has ended")
+
+    # ── the ssh process ───────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def is_alive(self) -> bool:
+        return self._is_alive()
+
+    def connect(self, *, ask: bool) -> None:
+        """Connect anew. With `ask`, ssh may ask questions on this process's terminal. Raises ProblemError."""
+        with self._lock:
+            self._end()
+            if self._closed:
+                raise unreachable_error("this link is closed")
+            folder = self._folder = sockets.make_temporary("ssh")
+            arguments = [*(("--home", self._home) if self._home else ()), "engine", "connect"]
+            shared = (f"ControlPath={folder}/ctl", "ControlMaster=yes", "ControlPersist=no")
+            options = [part for each in shared for part in ("-o", each)]
+            command = self.host.build_ssh("-T", *options, command=self.host.build_remote(arguments), ask=ask)
+            with open(folder / "log", "wb") as log, _ctrl_c_ignored(ask):
+                try:
+                    # Without a question it gets no terminal: a session of its own, which ctrl+c does not reach.
+                    self._ssh = subprocess.Popen(
+                        command,
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=log,
+                        start_new_session=not ask,
+                    )
+                except OSError as error:
+                    raise missing_ssh(error) from None
+            self._lines = queue.SimpleQueue()
+            threading.Thread(target=_read_lines, args=(self._ssh, self._lines), daemon=True).start()
+            self._inquire(Inquiry(id=0), None if ask else LOGIN)
+
+    def resume_environment(self, directory: str) -> dict[str, str]:
+        """As `submission.resume_environment`, of a run there."""
+        with self._lock:
+            if not self._is_alive():
+                raise unreachable_error(f"there is no connection to {self.host}")
+            return self._inquire(Inquiry(id=0, resume=directory), ANSWER).environment
+
+    def build_command(self, *arguments: str) -> list[str]:
+        """The command line that runs a verb there over this connection."""
+        home = ("--home", self._home) if self._home else ()
+        return self.host.build_ssh(
+            "-T",
+            "-o",
+            f"ControlPath={self._folder}/ctl",
+            command=self.host.build_remote([*home, *arguments]),
+            ask=False,
+        )
+
+    def close(self) -> None:
+        """End the connection, also for a thread that is waiting for it."""
+        self._closed = True
+        self._end()
+
+    def _is_alive(self) -> bool:
+        return self._ssh is not None and self._ssh.poll() is None
+
+    def _end(self) -> None:
+        ssh, self._ssh = self._ssh, None
+        folder, self._folder = self._folder, None
+        self._forwarded = ""
+        if ssh is not None:
+            ssh.terminate()
+            try:
+                ssh.wait(DEPARTURE)
+            except subprocess.TimeoutExpired:
+                ssh.kill()
+                ssh.wait()
+            if ssh.stdin is not None:
+                with contextlib.suppress(OSError):
+                    ssh.stdin.close()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _inquire(self, inquiry: Inquiry, seconds: float | None) -> Found:
+        """Ask the far end. Raises ProblemError when it does not answer; then the connection is ended."""
+        ssh, lines = self._ssh, self._lines
+        assert ssh is not None and ssh.stdin is not None
+        self._inquiries += 1
+        inquiry.id = self._inquiries
+        with contextlib.suppress(OSError):  # it has ended: that is said below
+            ssh.stdin.write(msgspec.json.encode(inquiry) + b"\n")
+            ssh.stdin.flush()
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while True:
+            try:
+                line = lines.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                words = self._last_words()
+                self._end()
+                raise _silent(self.host, words) from None
+            if not line:
+                raise self._failure(ssh)
+            found = _decode(line)  # a shell's start-up files may print lines too
+            if found is not None and found.id == inquiry.id:
+                self.found = found
+                return found
+
+    def _failure(self, ssh: subprocess.Popen[bytes]) -> ProblemError:
+        try:
+            status = ssh.wait(DEPARTURE)
+        except subprocess.TimeoutExpired:
+            status = -1
+        printed = self._read_log()
+        self._end()
+        return ProblemError(describe_failure(self.host, status, printed))
+
+    def _forward(self, control: str) -> None:
+        """Forward the socket at `control` there to a new one here. Raises ProblemError."""
+        self._sockets += 1
+        there = control.removeprefix("ipc://")
+        command = self.host.build_ssh(
+            "-o", f"ControlPath={self._folder}/ctl", "-O", "forward", "-L", f"{self._local_path}:{there}", ask=False
+        )
+        try:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=ANSWER)
+        except subprocess.TimeoutExpired:
+            self._end()
+            raise _silent(self.host, "") from None
+        if done.returncode:
+            raise ProblemError(
+                Problem(
+                    code="remote.forward_failed",
+                    title=f"ssh does not forward the engine's socket on {self.host}",
+                    cause=read_last_line(done.stderr) or self._last_words(),
+                    hint="COCKPIT_SSH must be an OpenSSH client, and its configuration must not forbid forwarding",
+                )
+            )
+        self._forwarded = control
+
+    @property
+    def _local_path(self) -> str:
+        return f"{self._folder}/engine-{self._sockets}"
+
+    def _read_log(self) -> bytes:
+        try:
+            return (self._folder / "log").read_bytes() if self._folder else b""
+        except OSError:
+            return b""
+
+    def _last_words(self) -> str:
+        return read_last_line(self._read_log())
+
+    def _name(self, problem: Problem) -> Problem:
+        """The far side's problem, with the host's name."""
+        return msgspec.structs.replace(problem, title=f"{self.host}: {problem.title}")
+
+
+def check_versions(host: FarHost, found: Found, engine: wire.Connection) -> None:
+    """Raises ProblemError when the engine there speaks another version than this cockpit. It says which side to
+    update."""
+    if engine.protocol == PROTOCOL:
+        return
+    restart = f"`cockpit --on {host} engine stop`, then attach again; running jobs go on and are adopted"
+    if found.protocol == PROTOCOL:
+        hint = f"its cockpit is of this version, but the engine was started by another one: {restart}"
+    elif found.protocol < PROTOCOL:
+        hint = f"update cockpit on {host}; then {restart}"
+    else:
+        hint = f"update the cockpit here to version {found.version}, which {host} has"
+    raise ProblemError(
+        Problem(
+            code="engine.protocol_mismatch",
+            title=f"This cockpit and the engine on {host} speak different protocols",
+            cause=(
+                f"the engine there speaks version {engine.protocol}, the cockpit there ({found.version}) version "
+                f"{found.protocol}, this cockpit version {PROTOCOL}"
+            ),
+            hint=hint,
+        )
+    )
+
+
+def _decode(line: bytes) -> Found | None:
+    try:
+        return msgspec.json.decode(line, type=Found)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _read_lines(ssh: subprocess.Popen[bytes], lines: queue.SimpleQueue[bytes]) -> None:
+    """Put what ssh prints into the queue, and an empty line at the end."""
+    assert ssh.stdout is not None
+    with ssh.stdout, contextlib.suppress(OSError, ValueError):
+        for line in ssh.stdout:
+            lines.put(line)
+    lines.put(b"")
+
+
+@contextlib.contextmanager
+def _ctrl_c_ignored(ask: bool) -> Iterator[None]:
+    """A process that is started meanwhile ignores ctrl+c. One that may ask must be of this terminal's group, whose
+    every process ctrl+c reaches."""
+    if not ask or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _silent(host: FarHost, words: str) -> ProblemError:
+    return ProblemError(
+        Problem(
+            code="remote.silent",
+            title=f"{host} does not answer",
+            cause=words or "the connection is there, or was, and nothing comes over it",
+            hint=f"see whether {host} can be reached and is not overloaded",
+        )
+    )
+
+
+def _no_engine(host: FarHost) -> Problem:
+    return Problem(code="engine.not_started", title="The engine did not start", hint=f"look at its log on {host}")
