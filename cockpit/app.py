@@ -7,15 +7,17 @@ import importlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
+from textual import work
 from textual._compositor import ChopsUpdate
 from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
+from cockpit.connection.attachment import Attachment
 from cockpit.connection.engine_app import EngineApp, connect
 from cockpit.partial_update import PartialUpdate
 from cockpit.screens import SCREENS
@@ -54,6 +56,7 @@ class CockpitApp(EngineApp):
         ),
         Binding("question_mark", "help", "Help", key_display="?"),
         Binding("colon", "command_palette", "Menu", key_display=":"),
+        Binding("H", "hosts", "Hosts"),
         Binding("q", "detach", "Detach"),
         Binding("ctrl+c", "detach", "Detach", show=False, priority=True),
         Binding("ctrl+q", "detach", "Detach", show=False, priority=True),
@@ -68,9 +71,14 @@ class CockpitApp(EngineApp):
         selected: str | None = None,
         first: str = "dashboard",
         connect: Callable[[Home], Any] = connect,
+        engines: Sequence[Attachment] = (),
     ) -> None:
-        """`selected` is the run to show, `first` the screen to open. `connect` is awaited for an `AsyncClient`."""
-        super().__init__(home, readonly=readonly, selected=selected, connect=connect)
+        """`selected` is the run to show, `first` the screen to open. `connect` is awaited for an `AsyncClient`, unless
+        `engines` are given."""
+        super().__init__(home, readonly=readonly, selected=selected, connect=connect, engines=engines)
+        for at in range(1, len(self.engines)):
+            for name, make in self.MODES.items():
+                self.add_mode(_mode_of(name, at), make)
         self._first = first
         self._visited: list[str] = []
         self.register_theme(COCKPIT)
@@ -105,16 +113,31 @@ class CockpitApp(EngineApp):
             renderable = PartialUpdate(renderable.chops, renderable.spans, renderable.chop_ends)
         super()._display(screen, renderable)
 
-    def publish(self, body: object) -> None:
-        """Pass `body` to every mounted screen and update the top bar."""
+    def show_message(self, engine: Attachment, body: object) -> None:
+        """Pass `body` to every mounted screen of this engine and update the top bar."""
         if not self.is_running:  # leaving: the screens are being removed
             return
-        for stack in self._screen_stacks.values():
-            for screen in stack:
+        for mode, stack in list(self._screen_stacks.items()):
+            if self.engines[_engine_of(mode)] is not engine:
+                continue
+            for screen in list(stack):
                 if isinstance(screen, CockpitScreen) and screen.is_mounted:
-                    screen.receive(self.state, body)
+                    with screen._context():  # what it starts now is this engine's, too
+                        screen.receive(engine.state, body)
+        self._show_bar()
+
+    def _show_bar(self) -> None:
         for bar in self.screen.query(TopBar):
             bar.show(self.state)
+
+    def find_owner(self, screen: Screen[Any]) -> Attachment:
+        mode = next((mode for mode, stack in self._screen_stacks.items() if screen in stack), self.current_mode)
+        return self.engines[_engine_of(mode)]
+
+    def _watch(self) -> None:
+        super()._watch()
+        if self.is_running:
+            self._show_bar()  # seconds until the next attempt
 
     # ── navigation ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -124,13 +147,35 @@ class CockpitApp(EngineApp):
         self.publish(self.state)
         await self.action_go("dashboard")
 
+    @property
+    def screen_name(self) -> str:
+        """The name of the screen that is shown, whichever engine's it is."""
+        return self.current_mode.partition("@")[0]
+
     async def action_go(self, name: str) -> None:
-        if name == self.current_mode or len(self.screen_stack) > 1:
+        await self._go_to(_mode_of(name, _engine_of(self.current_mode)))
+
+    async def _go_to(self, mode: str) -> None:
+        if mode == self.current_mode or len(self.screen_stack) > 1:
             return
         self._visited.append(self.current_mode)
-        await self.switch_mode(name)
-        for bar in self.screen.query(TopBar):
-            bar.show(self.state)
+        await self.switch_mode(mode)
+        self._show_bar()
+
+    @work(group="hosts", exclusive=True)
+    async def action_hosts(self) -> None:
+        """Choose the host that the screens show."""
+        from cockpit.widgets.hosts_dialog import HostsDialog
+
+        if not any(isinstance(screen, HostsDialog) for screen in self.screen_stack):
+            at = await self.push_screen_wait(HostsDialog(_engine_of(self.current_mode)))
+            if at is not None:
+                await self._go_to(_mode_of(self.screen_name, at))
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "hosts" and not self.engines[0].name:
+            return False  # there is only this one
+        return super().check_action(action, parameters)
 
     async def action_back(self) -> None:
         if len(self.screen_stack) > 1:
@@ -161,16 +206,38 @@ class CockpitApp(EngineApp):
             if own and active.enabled and binding.description:
                 command = partial(self.run_action, binding.action, default_namespace=screen)
                 yield SystemCommand(binding.description, f"key {self.get_key_display(binding)}", command)
+        if self.engines[0].name:
+            yield SystemCommand("Hosts", "choose the host that the screens show", self.action_hosts)
         yield SystemCommand("Theme", "choose the colours", self.action_change_theme)
         yield SystemCommand("Help", "keys of this screen", self.action_help)
         yield SystemCommand("Detach", "leave the app; the runs go on", self.action_detach)
 
 
-def run(home: Home, readonly: bool = False, select: str | None = None, screen: str = "dashboard") -> None:
+def run(
+    home: Home,
+    readonly: bool = False,
+    select: str | None = None,
+    screen: str = "dashboard",
+    engines: Sequence[Attachment] = (),
+) -> None:
     """Open the app and return when the user has detached."""
-    app = CockpitApp(home, readonly=readonly, selected=select, first=screen)
+    app = CockpitApp(home, readonly=readonly, selected=select, first=screen, engines=engines)
     app.run()
-    live = [run.id for run in app.state.runs.values() if run.state in LIVE and run.state != "stopping"]
-    if live:
-        goes = "goes" if len(live) == 1 else "go"
-        print(f"Detached: {', '.join(live)} {goes} on. Come back with `cockpit`, stop with `cockpit stop {live[0]}`.")
+    for engine in app.engines:
+        live = [run.id for run in engine.state.runs.values() if run.state in LIVE and run.state != "stopping"]
+        if live:
+            goes = "goes" if len(live) == 1 else "go"
+            command = "cockpit" if engine.is_here else f"cockpit --on {engine.name}"
+            print(
+                f"Detached: {', '.join(live)} {goes} on. Come back with `{command}`, stop with "
+                f"`{command} stop {live[0]}`."
+            )
+
+
+def _mode_of(screen: str, engine: int) -> str:
+    """Textual's mode for a screen of the engine with this index."""
+    return f"{screen}@{engine}" if engine else screen
+
+
+def _engine_of(mode: str) -> int:
+    return int(mode.partition("@")[2] or 0)

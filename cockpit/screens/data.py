@@ -130,14 +130,20 @@ class DataScreen(ReviewScreen):
     async def open(self, path: Path) -> None:
         """Have the worker read the profile's sources, then show the first row and count tokens."""
         try:
-            text, is_data = await asyncio.to_thread(_read_profile, path)
-            await self.worker.set_environment(await asyncio.to_thread(_find_keys, text, path, self.app.home))
+            engine = self.app.engine
+            if engine.is_here or path.is_file():
+                text, is_data = await asyncio.to_thread(_read_profile, path)
+            else:  # a path on the engine's host
+                text, is_data = _wrap_data(path), True
+            keys = await asyncio.to_thread(_find_keys, text, path, self.app.home, not engine.is_here)
+            await self.worker.set_environment(keys)
         except (OSError, UnicodeDecodeError) as error:
             self.show_problem(Problem(code="file.unreadable", title=f"cannot read {path}", cause=str(error)))
             return
         self.data_name, self.summary, self.stats, self.rows = path.stem, {}, {}, {}
         self.show_status("reading …")
-        summary = await self.ask("open", {"profile": text, "directory": str(path.parent)})
+        directory = str(path.parent) if engine.is_here else engine.directory
+        summary = await self.ask("open", {"profile": text, "directory": directory})
         if summary is None:
             return
         self.forget_decisions()
@@ -222,14 +228,19 @@ def _read_profile(path: Path) -> tuple[str, bool]:
         return path.read_text(encoding="utf-8"), False
     if suffix == ".json" and size < MAX_PROFILE_BYTES and is_profile(text := path.read_text(encoding="utf-8")):
         return text, False
-    return json.dumps({"name": path.stem, "data": {"train": [{"source": str(path)}]}}), True
+    return _wrap_data(path), True
 
 
-def _find_keys(text: str, path: Path, home: Home) -> dict[str, str]:
+def _wrap_data(path: Path) -> str:
+    """A profile that trains on a data file or folder, with all other settings at their defaults."""
+    return json.dumps({"name": path.stem, "data": {"train": [{"source": str(path)}]}})
+
+
+def _find_keys(text: str, path: Path, home: Home, elsewhere: bool) -> dict[str, str]:
     """The API keys that the profile's stages need from the shell; none for an invalid profile, which the worker
     reports."""
     try:
-        return api_key_environment(parse(text, path.name, path.parent, home=home))
+        return api_key_environment(parse(text, path.name, path.parent, home=home, elsewhere=elsewhere))
     except ProfileError:
         return {}
 

@@ -65,10 +65,12 @@ class DoctorScreen(CockpitScreen):
     async def action_examine(self) -> None:
         """Run the doctor in a process of its own, because it loads libraries that the app never loads. It ends with
         this screen."""
-        self._verdict(Content("examining this machine … (takes some seconds)"))
-        command = ("-P", "-m", "engine.workers.doctor", "--home", str(self.app.home.root), "--json")
+        engine = self.app.engine
+        self._verdict(Content(f"examining {'this machine' if engine.is_here else engine.name} … (takes some seconds)"))
+        command = [sys.executable, "-P", "-m", "engine.workers.doctor", "--home", str(self.app.home.root), "--json"]
+        if engine.link is not None:
+            command = engine.link.build_command("--json", "doctor")
         doctor = await asyncio.create_subprocess_exec(
-            sys.executable,
             *command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
+from cockpit.verbs.output import say
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
+
+if TYPE_CHECKING:
+    from cockpit.connection.attachment import Attachment
 
 
 def is_interactive() -> bool:
@@ -26,5 +31,32 @@ def open_app(options: argparse.Namespace) -> int:
         )
     from cockpit.app import run
 
-    run(Home.locate(options.home), readonly=options.readonly)
+    if not options.on:
+        run(Home.locate(options.home), readonly=options.readonly)
+        return 0
+    engines = _attach(options)
+    try:
+        run(Home.locate(), readonly=options.readonly, engines=engines)
+    finally:
+        for engine in engines:
+            if engine.link is not None:
+                engine.link.close()
     return 0
+
+
+def _attach(options: argparse.Namespace) -> list[Attachment]:
+    """Connect to the hosts of `--on`. Raises ProblemError when none can be reached; one that can opens the app."""
+    from cockpit.connection.attach import log_in, make_engines
+
+    engines = make_engines(options.on, Home.locate(), options.home or "")
+    say(f"connecting to {', '.join(engine.name for engine in engines)} …", "dim")
+    try:
+        problems = log_in(engines)
+    except BaseException:
+        for engine in engines:
+            if engine.link is not None:
+                engine.link.close()
+        raise
+    if len(problems) == len(engines):
+        raise ProblemError(next(iter(problems.values())))
+    return engines

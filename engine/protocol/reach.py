@@ -130,6 +130,8 @@ def dial(address: str, seconds: float) -> zmq.Socket[bytes] | None:
 
 def is_connected(socket: zmq.Socket[Any]) -> bool:
     """Whether the peer is still there, or is just being connected to."""
+    if socket.closed:
+        return False
     events = socket.get(zmq.EVENTS)
     return isinstance(events, int) and bool(events & zmq.POLLOUT)
 
