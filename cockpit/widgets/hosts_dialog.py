@@ -52,7 +52,7 @@ class HostsDialog(ModalScreen[int | None]):
         with Vertical() as box:
             box.border_title = "Hosts"
             box.border_subtitle = "Enter shows · r tries again · a answers ssh's questions · Esc closes"
-            yield OptionList()
+            yield OptionList(compact=True)
 
     def on_mount(self) -> None:
         self._lines = self._describe()

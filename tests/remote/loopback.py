@@ -64,7 +64,7 @@ class Loopback:
             "  StrictHostKeyChecking yes\n"
         )
         own = "".join(f"Host {host}\n  SetEnv COCKPIT_HOME={self.home(host)}\n" for host in HOSTS)
-        stranger = "Host stranger\n  UserKnownHostsFile /dev/null\n"
+        stranger = "Host stranger\n  UserKnownHostsFile /dev/null\nHost nowhere\n  Port 1\n"
         (self.folder / "ssh_config").write_text(own + stranger + every, encoding="utf-8")
 
     def _write_script(self, name: str, *lines: str) -> Path:
