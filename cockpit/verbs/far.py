@@ -83,7 +83,7 @@ def _refuse(host: FarHost, options: argparse.Namespace, arguments: list[str]) ->
     """Raises ProblemError for a verb that does not work on another host, with the line to run instead."""
     asked = shlex.join(["cockpit", "--on", str(host), *arguments])
     match options.function:
-        case "demo:demo" if not options.headless:
+        case "demo:demo" if not (options.headless or options.json):
             cause, instead = "it opens the app, beside the run", f"{asked} --headless"
         case "serve:serve" if options.target and not options.detach and not options.stop:
             cause = "the server would end with this connection"

@@ -28,9 +28,9 @@ def describe_host(name: str, mark: tuple[str, str], link: str, state: AppState, 
     )
     lines = [head]
     if state.problem is not None and state.connection == "lost":
-        lines += [
-            Content.styled(f"    {text}", "$text-error") for text in (state.problem.title, state.problem.cause) if text
-        ]
+        hint = state.problem.hint and f"→ {state.problem.hint}"
+        texts = filter(None, (state.problem.title, state.problem.cause, hint))
+        lines += [Content.styled(f"    {line}", "$text-error") for text in texts for line in text.splitlines()]
     if state.telemetry is not None and state.connection == "attached":
         lines += _describe_devices(state.telemetry)
     shown = [*live, *queued][:MOST_RUNS]
