@@ -8,6 +8,7 @@ asked of the wrong host.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from textual.dom import DOMNode, NoScreen
 from textual.events import Event, InputEvent, Paste
 from textual.filter import LineFilter
 from textual.screen import Screen
+from textual.worker import NoActiveWorker, get_current_worker
 
 from cockpit.connection.attachment import Attachment
 from cockpit.control_filter import SHOW_CONTROLS
@@ -84,6 +86,9 @@ class EngineApp(App[None]):
         if len(self.engines) == 1:
             return self.engines[0]
         node = active_message_pump.get(None)
+        if node is self:  # it is in workers, too
+            with contextlib.suppress(NoActiveWorker):
+                node = get_current_worker().node
         try:
             screen = node.screen if isinstance(node, DOMNode) else self.screen
         except NoScreen:

@@ -24,6 +24,7 @@ import zmq
 from cockpit.connection.agent import Found, Inquiry
 from cockpit.connection.ssh import FarHost, describe_failure, missing_ssh, read_last_line
 from engine.protocol import sockets, wire
+from engine.protocol.home import open_private
 from engine.protocol.messages import PROTOCOL, Problem, ProblemError
 from engine.protocol.reach import dial, unreachable_error
 
@@ -108,7 +109,7 @@ class Link:
             shared = (f"ControlPath={folder}/ctl", "ControlMaster=yes", "ControlPersist=no")
             options = [part for each in shared for part in ("-o", each)]
             command = self.host.build_ssh("-T", *options, command=self.host.build_remote(arguments), ask=ask)
-            with open(folder / "log", "wb") as log, _ctrl_c_ignored(ask):
+            with open_private(folder / "log") as log, _ctrl_c_ignored(ask):
                 try:
                     # Without a question it gets no terminal: a session of its own, which ctrl+c does not reach.
                     self._ssh = subprocess.Popen(

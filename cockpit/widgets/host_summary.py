@@ -71,5 +71,5 @@ def _describe_run(run: Run) -> Content:
     place = f" {run.position}" if run.state == QUEUED and run.position else ""
     steps = f"{run.step:,}/{run.max_steps:,} {format_percent(run.step / run.max_steps)}" if run.max_steps else ""
     loss = f"loss {format_number(run.metrics['train/loss'])}" if "train/loss" in run.metrics else ""
-    facts = "  ".join(filter(None, (steps, loss, run.reason)))
+    facts = run.reason if run.state == QUEUED else "  ".join(filter(None, (steps, loss, run.reason)))
     return Content.assemble((f"    {mark} {run.state}{place}  ", colour), f"{run.id}  ", (facts, "$text-muted"))

@@ -41,7 +41,7 @@ class Loopback:
             "cockpit",
             *(f"export {name}='{value}'" for name, value in far.items()),
             "cd / || exit 1",
-            f"exec '{sys.executable}' -m cockpit.cli \"$@\"",
+            f"exec '{sys.executable}' -I -S '{Path(__file__).with_name('far_cockpit.py')}' \"$@\"",
         )
         self.ssh = self._write_script("ssh", f"exec ssh -F '{folder / 'ssh_config'}' \"$@\"")
         self.environment = {"COCKPIT_SSH": str(self.ssh), "COCKPIT_REMOTE": str(self.cockpit)}

@@ -160,7 +160,7 @@ def test_a_verb_whose_link_is_cut_says_so(far: Loopback, alpha: Engine) -> None:
 
 
 REFUSED: list[tuple[list[str], str, str]] = [
-    (["--on", "alpha", "serve", "last"], "remote.verb_refused", "serve last --detach"),
+    (["--on", "alpha", "serve", "last"], "remote.verb_refused", "--detach; then `ssh -L 8000:127.0.0.1:8000 alpha`"),
     (["--on", "alpha", "engine", "connect"], "remote.verb_refused", "engine start"),
     (["--on", "alpha", "--on", "beta", "runs"], "remote.one_host", "name one"),
     (["--on=-oProxyCommand=touch", "runs"], "remote.host_invalid", "user@host"),
