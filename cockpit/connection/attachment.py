@@ -84,10 +84,10 @@ class Attachment:
         self._failures = 0
 
     def is_news(self, problem: Problem) -> bool:
-        """Whether the user has not been told of this problem at the last attempt. An engine of this host is tried
-        again seldom enough to be told of each time."""
+        """Whether the user is told of this problem: of each one of this host, and of another host's when it is not
+        that of the last attempt."""
         last = self.state.problem
-        return self.is_here or last is None or (last.code, last.cause) != (problem.code, problem.cause)
+        return self.is_here or last is None or last.code != problem.code
 
     async def wait(self, usual: float) -> None:
         """Wait until the next attempt or until `retry`: `usual` seconds for an engine of this host, for another host

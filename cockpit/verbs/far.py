@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import msgspec
+
 from cockpit.connection.ssh import FAILED, FarHost, can_answer, describe_failure, missing_ssh, read_last_line
 from cockpit.exit_status import DONE
 from cockpit.far_names import HANG_UP, STDIN_NAME
@@ -187,9 +189,9 @@ class _Far:
         try:
             document = json.loads(done.output)
             if "error" in document:
-                raise ProblemError(Problem(**document["error"]))
+                raise ProblemError(msgspec.convert(document["error"], Problem))
             return str(document["id"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):  # msgspec's errors are ValueErrors
             raise ProblemError(describe_failure(self.host, done.status, done.told)) from None
 
     def call_again(self, arguments: list[str], *, terminal: bool = False, counted: bool = False) -> int:

@@ -54,12 +54,12 @@ CODES: dict[str, str] = {
     "remote.host_invalid": "What `--on` names is no host. Write it as for ssh: `user@host`.",
     "remote.ssh_missing": "The ssh command cannot be started. Install OpenSSH, or set `COCKPIT_SSH`.",
     "remote.ssh_failed": (
-        "ssh did not reach the host, or was not let in. The message has ssh's own last line; try ssh in a terminal."
+        "The host was not reached, or did not let ssh in. The message has ssh's own last line; try ssh in a terminal."
     ),
     "remote.silent": "The host answers nothing any more, or not yet. The app tries again by itself.",
     "remote.no_cockpit": "There is no cockpit on the other host's PATH. Install it, or name its path after `--on`.",
     "remote.too_old": "The cockpit on the other host is too old to be attached to. Update it there.",
-    "remote.forward_failed": "ssh refuses to forward the engine's socket. The message has its last line.",
+    "remote.forward_failed": "The engine's socket is not forwarded. The message has ssh's own last line.",
     "remote.link_lost": (
         "The connection was lost while a verb ran on the other host, which may have done what it was asked for. Look "
         "before you repeat it."
