@@ -17,6 +17,7 @@ from cockpit.connection.submission import resume_environment
 from engine.protocol.client import find_engine, start_engine
 from engine.protocol.home import Home
 from engine.protocol.messages import PROTOCOL, Problem, ProblemError
+from engine.protocol.reach import locate_engine
 from engine.protocol.terminal import escape_json
 from engine.protocol.wire import Connection
 
@@ -69,7 +70,9 @@ def answer(home: Home, inquiry: Inquiry) -> Found:
     try:
         if inquiry.start:
             found.problem = start_engine(home)
-        found.connection = find_engine(home)
+            found.connection = locate_engine(home)  # the socket there is checked there, where its owner can be seen
+        else:
+            found.connection = find_engine(home)
     except ProblemError as error:
         found.problem = error.problem
     return found
