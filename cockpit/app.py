@@ -130,9 +130,9 @@ class CockpitApp(EngineApp):
         for bar in self.screen.query(TopBar):
             bar.show(self.state)
 
-    def find_owner(self, screen: Screen[Any]) -> Attachment:
-        mode = next((mode for mode, stack in self._screen_stacks.items() if screen in stack), self.current_mode)
-        return self.engines[_engine_of(mode)]
+    def find_owner(self, screen: Screen[Any]) -> Attachment | None:
+        mode = next((mode for mode, stack in self._screen_stacks.items() if screen in stack), None)
+        return None if mode is None else self.engines[_engine_of(mode)]
 
     def _watch(self) -> None:
         super()._watch()

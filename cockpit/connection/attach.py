@@ -41,17 +41,17 @@ def make_engines(names: Sequence[str], home: Home, far_home: str = "") -> list[A
     return engines
 
 
-def log_in(engines: Sequence[Attachment]) -> dict[str, Problem]:
+def log_in(engines: Sequence[Attachment]) -> dict[Attachment, Problem]:
     """Connect to all hosts at once, without a question; then to those that refused, one after the other, with ssh's
     questions on the terminal. Returns the problem of each host that cannot be reached."""
-    problems: dict[str, Problem] = {}
-    links = {engine.name: engine.link for engine in engines if engine.link is not None}
+    problems: dict[Attachment, Problem] = {}
+    links = {engine: engine.link for engine in engines if engine.link is not None}
 
-    def try_quietly(name: str, link: Link) -> None:
+    def try_quietly(engine: Attachment, link: Link) -> None:
         try:
             link.connect(ask=False)
         except ProblemError as error:
-            problems[name] = error.problem
+            problems[engine] = error.problem
 
     threads = [threading.Thread(target=try_quietly, args=each, daemon=True) for each in links.items()]
     for thread in threads:
@@ -59,11 +59,11 @@ def log_in(engines: Sequence[Attachment]) -> dict[str, Problem]:
     deadline = time.monotonic() + PATIENCE
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    for name, problem in list(problems.items()):
+    for engine, problem in list(problems.items()):
         if problem.code == "remote.ssh_failed" and can_answer():
             try:
-                links[name].connect(ask=True)
-                del problems[name]
+                links[engine].connect(ask=True)
+                del problems[engine]
             except ProblemError as error:
-                problems[name] = error.problem
+                problems[engine] = error.problem
     return problems

@@ -8,16 +8,18 @@ asked of the wrong host.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from textual._context import active_message_pump
-from textual.app import App
+from textual.app import App, ScreenStackError
 from textual.dom import DOMNode, NoScreen
 from textual.events import Event, InputEvent, Paste
 from textual.filter import LineFilter
@@ -41,6 +43,8 @@ SILENCE = 2.5
 """Seconds without any message (telemetry comes every second) after which the engine counts as lost."""
 RETRY = 3.0
 """Seconds between attempts to start an engine of this host that does not start."""
+THREADS = 6
+"""Threads for what is not about a host."""
 READING = frozenset({"hello", "attach", "runs", "show", "series", "log", "telemetry", "judgements"})
 """Operations that change nothing."""
 SERVING = frozenset({"service_open", "service_ask", "service_cancel", "service_close"})
@@ -89,13 +93,13 @@ class EngineApp(App[None]):
         if node is self:  # it is in workers, too
             with contextlib.suppress(NoActiveWorker):
                 node = get_current_worker().node
-        try:
-            screen = node.screen if isinstance(node, DOMNode) else self.screen
-        except NoScreen:
-            screen = self.screen
-        if screen not in self._owners:
-            self._owners[screen] = self.find_owner(screen)
-        return self._owners[screen]
+        for asks in (node, self):
+            with contextlib.suppress(NoScreen, ScreenStackError):
+                screen = asks.screen if isinstance(asks, DOMNode) else self.screen
+                if owner := self._owners.get(screen) or self.find_owner(screen):
+                    self._owners[screen] = owner
+                    return owner
+        return self.engines[0]  # there are no screens: the app starts or ends
 
     @property
     def state(self) -> AppState:
@@ -113,8 +117,8 @@ class EngineApp(App[None]):
         """Show what `body` changed in the engine's state."""
         raise NotImplementedError
 
-    def find_owner(self, screen: Screen[Any]) -> Attachment:
-        """The engine that the screen is of."""
+    def find_owner(self, screen: Screen[Any]) -> Attachment | None:
+        """The engine that the screen is of; None before it is shown and after it was removed."""
         raise NotImplementedError
 
     async def open_run(self, run: str) -> None:
@@ -144,6 +148,9 @@ class EngineApp(App[None]):
 
     def start_following(self) -> None:
         """Attach in the background and watch that the engines keep sending."""
+        if len(self.engines) > 1:  # threads that wait for hosts must not keep others waiting
+            executor = ThreadPoolExecutor(THREADS + 2 * len(self.engines))
+            asyncio.get_running_loop().set_default_executor(executor)
         for engine in self.engines:
             self.run_worker(self._follow(engine), name="engine", exit_on_error=True)
         self.set_interval(1.0, self._watch)

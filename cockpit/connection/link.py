@@ -121,6 +121,9 @@ class Link:
                     )
                 except OSError as error:
                     raise missing_ssh(error) from None
+            if self._closed:  # meanwhile, by another thread
+                self._end()
+                raise unreachable_error("this link is closed")
             self._lines = queue.SimpleQueue()
             threading.Thread(target=_read_lines, args=(self._ssh, self._lines), daemon=True).start()
             self._inquire(Inquiry(id=0), None if ask else LOGIN)
@@ -171,7 +174,8 @@ class Link:
     def _inquire(self, inquiry: Inquiry, seconds: float | None) -> Found:
         """Ask the far end. Raises ProblemError when it does not answer; then the connection is ended."""
         ssh, lines = self._ssh, self._lines
-        assert ssh is not None and ssh.stdin is not None
+        if ssh is None or ssh.stdin is None:
+            raise unreachable_error("this link is closed")
         self._inquiries += 1
         inquiry.id = self._inquiries
         with contextlib.suppress(OSError):  # it has ended: that is said below
@@ -247,7 +251,7 @@ def check_versions(host: FarHost, found: Found, engine: wire.Connection) -> None
     update."""
     if engine.protocol == PROTOCOL:
         return
-    restart = f"`cockpit --on {host} engine stop`, then attach again; running jobs go on and are adopted"
+    restart = f"`cockpit --on {host.text} engine stop`, then attach again; running jobs go on and are adopted"
     if found.protocol == PROTOCOL:
         hint = f"its cockpit is of this version, but the engine was started by another one: {restart}"
     elif found.protocol < PROTOCOL:

@@ -25,6 +25,8 @@ class FarHost:
 
     destination: str
     cockpit: str
+    text: str
+    """As the user wrote it, for command lines."""
 
     def __str__(self) -> str:
         return self.destination
@@ -43,7 +45,8 @@ class FarHost:
                 )
             )
         path = match["cockpit"]
-        return cls(match["destination"], _quote_path(path) if path else os.environ.get("COCKPIT_REMOTE") or "cockpit")
+        cockpit = _quote_path(path) if path else os.environ.get("COCKPIT_REMOTE") or "cockpit"
+        return cls(match["destination"], cockpit, text)
 
     def build_remote(self, arguments: Sequence[str], **variables: str) -> str:
         """The command line that runs cockpit there, for its shell."""

@@ -83,7 +83,7 @@ def remove_on(arguments: list[str]) -> list[str]:
 
 def _refuse(host: FarHost, options: argparse.Namespace, arguments: list[str]) -> None:
     """Raises ProblemError for a verb that does not work on another host, with the line to run instead."""
-    asked = shlex.join(["cockpit", "--on", str(host), *arguments])
+    asked = shlex.join(["cockpit", "--on", host.text, *arguments])
     match options.function:
         case "demo:demo" if not (options.headless or options.json):
             cause, instead = "it opens the app, beside the run", f"{asked} --headless"
@@ -91,7 +91,7 @@ def _refuse(host: FarHost, options: argparse.Namespace, arguments: list[str]) ->
             cause = "the server would end with this connection"
             instead = f"{asked} --detach; then `ssh -L 8000:127.0.0.1:8000 {host}` brings its address here"
         case "engine:connect":
-            cause, instead = "it is the far end of --on itself", f"cockpit --on {host} engine start"
+            cause, instead = "it is the far end of --on itself", f"cockpit --on {host.text} engine start"
         case _:
             return
     raise ProblemError(
@@ -141,7 +141,7 @@ def _watch(far: _Far, run_id: str, options: argparse.Namespace) -> int:
     try:
         return far.call_again([*_shared(options), "watch", run_id], terminal=_has_terminal())
     except KeyboardInterrupt:
-        on = f"cockpit --on {far.host}"
+        on = f"cockpit --on {far.host.text}"
         say(f"\nDetached: {run_id} goes on.\n  watch it   {on} watch {run_id}\n  stop it    {on} stop {run_id}")
         raise
 
@@ -301,7 +301,7 @@ def _lost(host: FarHost, verb: str, done: _Done) -> ProblemError:
             code="remote.link_lost",
             title=f"The connection to {host} was lost, or never came about",
             cause=problem.cause,
-            hint=f"{verb} may have done its work there: look with `cockpit --on {host} runs`. {problem.hint}",
+            hint=f"{verb} may have done its work there: look with `cockpit --on {host.text} runs`. {problem.hint}",
         )
     )
 

@@ -19,7 +19,9 @@ def describe_host(name: str, mark: tuple[str, str], link: str, state: AppState, 
     runs = [run for run in state.sorted_runs() if run.state in LIVE]
     queued = sorted((run for run in runs if run.state == QUEUED), key=lambda run: run.position)
     live = [run for run in runs if run.state != QUEUED]
-    counts = f"{len(live)} live · {len(queued)} queued" if state.connection != "connecting" else ""
+    counts = f"{len(live)} live · {len(queued)} queued"
+    if state.connection != "attached":
+        counts = f"last seen: {counts}" if state.runs else ""
     head = Content.assemble(
         (f"{mark[0]} ", mark[1]),
         (f"{name:<28} ", "bold $accent" if here else "bold $text"),

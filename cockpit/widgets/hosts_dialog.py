@@ -32,7 +32,9 @@ class HostsDialog(ModalScreen[int | None]):
     DEFAULT_CSS = """
     HostsDialog { align: center middle; }
     HostsDialog > Vertical { width: 96%; height: 92%; border: round $accent; background: $surface; padding: 0 1; }
-    HostsDialog OptionList { height: 1fr; border: none; background: $surface; text-wrap: nowrap; }
+    HostsDialog OptionList {
+        height: 1fr; border: none; background: $surface; text-wrap: nowrap; text-overflow: ellipsis;
+    }
     """
     BINDINGS = [
         Binding("escape,q,H", "dismiss(None)", "Close"),

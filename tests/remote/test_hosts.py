@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import subprocess
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -18,6 +21,9 @@ from cockpit.connection.attachment import Attachment
 from cockpit.connection.link import Link
 from cockpit.connection.service_client import ServiceClient
 from cockpit.connection.ssh import FarHost
+from cockpit.connection.submission import build_submission
+from cockpit.profiles.check import check_profile
+from cockpit.profiles.files import ProfileFile
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError, RunRef, Stop
 from tests.app.fake import FakeEngine, demo_run
@@ -39,7 +45,8 @@ async def open_app(engines: Sequence[Attachment], size: tuple[int, int] = HIGH) 
 def two_fakes() -> tuple[list[FakeEngine], list[Attachment]]:
     one = FakeEngine(demo_run(id="on-one"), devices=2)
     two = FakeEngine(
-        demo_run(id="on-two"), demo_run(id="waits-on-two", state="queued", position=1, reason="waits for GPU 0", step=0)
+        demo_run(id="on-two"),
+        demo_run(id="waits-on-two", state="queued", position=1, reason=f"waits for GPU 0 {'x' * 99}", step=0),
     )
     fakes = [one, two]
     return fakes, [
@@ -76,6 +83,7 @@ async def test_the_list_has_cards_runs_and_queue_of_each(size: tuple[int, int]) 
             "◌ queued 1  waits-on-two  waits for GPU 0",
         ):
             assert expected in text, expected
+        assert "xxx… │" in text  # cut, not wrapped
         assert_fits(pilot)
 
 
@@ -208,10 +216,43 @@ async def ask_chat(pilot: Pilot[None]) -> None:
     assert answers[0]["reply"].strip() == "said there"
 
 
+def test_what_depends_on_the_host(far: Loopback, alpha: Engine, tmp_path: Path) -> None:
+    """Environment, directories, models and the check of a profile are those of the engine's host."""
+    [engine] = make_engines(["alpha"], NOWHERE)
+    assert log_in([engine]) == {}
+    assert engine.link is not None
+    text = (
+        "model: {base: /only/there}\ndata: {train: [{source: /only/there.jsonl}]}\n"
+        "evaluation: {judge: {model: judge, api_key_env: JUDGE_KEY}}\n"
+    )
+    file = ProfileFile(tmp_path / "mine.yaml", "here")
+    assert check_profile(text, file, NOWHERE).issues
+    checked = check_profile(text, file, NOWHERE, engine.elsewhere)
+    assert checked.profile is not None
+    assert checked.notes == ["data and models are checked on alpha when it is launched"]
+    assert [issue.key for issue in check_profile(f"{text}training: {{max_step: 1}}", file, NOWHERE, "alpha").issues]
+    os.environ["JUDGE_KEY"] = "from here"
+    try:
+        message = build_submission(checked.profile, shell=engine.shell, directory=engine.directory)
+    finally:
+        del os.environ["JUDGE_KEY"]
+    assert (message.directory, message.environment["JUDGE_KEY"]) == ("/", "from here")
+    assert message.environment["COCKPIT_HOME"] == str(far.home("alpha"))
+    run = alpha.submit(steps=1)
+    alpha.wait(run, "completed")
+    assert engine.resume_environment(run.directory)["COCKPIT_HOME"] == str(far.home("alpha"))
+    command = engine.link.build_command("--json", "engine", "status")
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
+    assert json.loads(done.stdout)["pid"] == alpha.process.pid
+    engine.link.close()
+
+
 def test_a_host_that_refuses_does_not_keep_the_others(far: Loopback, alpha: Engine) -> None:
     engines = make_engines(["alpha", "stranger"], Home(Path("/nonexistent")))
     problems = log_in(engines)
-    assert {name: problem.cause for name, problem in problems.items()} == {"stranger": "Host key verification failed."}
+    assert {engine.name: problem.cause for engine, problem in problems.items()} == {
+        "stranger": "Host key verification failed."
+    }
     for engine in engines:
         assert engine.link is not None
         engine.link.close()

@@ -223,4 +223,4 @@ HOSTS = {
 def test_hosts_are_written_as_for_ssh(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COCKPIT_REMOTE", raising=False)
     host = FarHost.parse(text)
-    assert (host.destination, host.cockpit) == HOSTS[text]
+    assert (host.destination, host.cockpit, host.text) == (*HOSTS[text], text)
