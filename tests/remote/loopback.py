@@ -97,9 +97,13 @@ class Loopback:
 
     def kill_sessions(self) -> None:
         """kill -9 of what the server runs for its connections; the server goes on."""
-        for process in psutil.Process(self._server.pid).children(recursive=True):
-            if process.name().startswith("sshd"):
-                process.send_signal(signal.SIGKILL)
+        for process in self.find_sessions():
+            process.send_signal(signal.SIGKILL)
+
+    def find_sessions(self) -> list[psutil.Process]:
+        """What the server runs for its connections."""
+        children = psutil.Process(self._server.pid).children(recursive=True)
+        return [each for each in children if each.name().startswith("sshd")]
 
     def find_clients(self) -> list[psutil.Process]:
         """The ssh processes that use this configuration."""

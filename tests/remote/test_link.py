@@ -24,6 +24,7 @@ from engine.protocol import wire
 from engine.protocol.client import Client, find_engine
 from engine.protocol.home import Home
 from engine.protocol.messages import PROTOCOL, ProblemError, Snapshot, Stop
+from tests.conftest import end_processes_of
 from tests.remote.conftest import list_links
 from tests.remote.loopback import Loopback
 from tests.scripted.bench import ROOT, Engine, wait_for
@@ -66,6 +67,7 @@ def test_a_client_attaches_again_after_every_death(far: Loopback, alpha: Engine,
 
 def test_the_far_engine_is_started(far: Loopback) -> None:
     home = Home(far.home("beta"))
+    end_processes_of(home)
     assert find_engine(home) is None
     link = Link(FarHost.parse("beta"))
     try:
@@ -91,9 +93,8 @@ def test_no_port_is_opened_and_the_sockets_are_the_owners_alone(far: Loopback, a
         for path in folder.iterdir():
             assert not path.stat().st_mode & 0o077, path
         [client] = far.find_clients()
-        sessions = [each for each in psutil.process_iter(["name"]) if each.info["name"] == "sshd"]
-        sessions = [each for each in sessions if each.ppid() != os.getpid()]
-        for process in (client, *sessions, psutil.Process(alpha.process.pid)):
+        assert far.find_sessions()
+        for process in (client, *far.find_sessions(), psutil.Process(alpha.process.pid)):
             assert not [each for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN]
     link.close()
     assert not far.find_clients()
