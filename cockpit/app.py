@@ -21,7 +21,7 @@ from cockpit.connection.attachment import Attachment
 from cockpit.connection.engine_app import EngineApp, connect
 from cockpit.partial_update import PartialUpdate
 from cockpit.screens import SCREENS
-from cockpit.screens.base import CockpitScreen
+from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.theme import COCKPIT
 from cockpit.widgets.top_bar import TopBar
 from engine.protocol.home import Home
@@ -162,6 +162,7 @@ class CockpitApp(EngineApp):
         await self.switch_mode(mode)
         self._show_bar()
 
+    @opens_dialog
     @work(group="hosts", exclusive=True)
     async def action_hosts(self) -> None:
         """Choose the host that the screens show."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from cockpit.connection.submission import resume_environment
-from engine.protocol.client import find_engine, start_engine
+from engine.protocol.client import start_engine
 from engine.protocol.home import Home
 from engine.protocol.messages import PROTOCOL, Problem, ProblemError
 from engine.protocol.reach import locate_engine
@@ -70,9 +70,7 @@ def answer(home: Home, inquiry: Inquiry) -> Found:
     try:
         if inquiry.start:
             found.problem = start_engine(home)
-            found.connection = locate_engine(home)  # the socket there is checked there, where its owner can be seen
-        else:
-            found.connection = find_engine(home)
+        found.connection = locate_engine(home)  # the socket is checked here, where its owner can be seen
     except ProblemError as error:
         found.problem = error.problem
     return found

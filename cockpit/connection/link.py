@@ -63,6 +63,9 @@ class Link:
     def start(self) -> Problem | None:
         """Connect if there is no connection, start the engine there if none runs, and forward its socket."""
         with self._lock:
+            if self._is_alive():
+                with contextlib.suppress(ProblemError):  # a cable that was cut: this ends ssh
+                    self._inquire(Inquiry(id=0), ANSWER)
             if not self._is_alive():
                 self.connect(ask=False)
             found = self._inquire(Inquiry(id=0, start=True), ENGINE_START)
@@ -83,9 +86,13 @@ class Link:
             address = f"ipc://{self._local_path}"
             if sockets.check_peer(address) and (socket := dial(address, DIAL)):
                 return found.connection, socket
-            raise unreachable_error(
-                self._last_words() or f"the engine's socket on {self.host} accepts no connection",
-                f"ssh on {self.host} must allow the forwarding of Unix sockets (AllowStreamLocalForwarding)",
+            raise ProblemError(
+                Problem(
+                    code="remote.forward_failed",
+                    title=f"The engine's socket on {self.host} accepts no connection",
+                    cause=self._last_words(),
+                    hint="sshd there must allow the forwarding of Unix sockets (AllowStreamLocalForwarding)",
+                )
             )
 
     def check(self, connection: wire.Connection) -> None:

@@ -44,11 +44,12 @@ TAIL = 4096
 
 def run(options: argparse.Namespace) -> int:
     """Do the verb of `options` on the host that it names. Returns its exit status."""
-    if len(options.on) > 1:
+    named = sum(argument == "--on" or argument.startswith("--on=") for argument in options.arguments)
+    if named > 1:
         raise ProblemError(
             Problem(
                 code="remote.one_host",
-                title=f"{options.verb} works on one host, and {len(options.on)} are named",
+                title=f"{options.verb} works on one host, and {named} are named",
                 hint="name one; the app, without a verb, takes several",
             )
         )

@@ -163,6 +163,7 @@ REFUSED: list[tuple[list[str], str, str]] = [
     (["--on", "alpha", "serve", "last"], "remote.verb_refused", "--detach; then `ssh -L 8000:127.0.0.1:8000 alpha`"),
     (["--on", "alpha", "engine", "connect"], "remote.verb_refused", "engine start"),
     (["--on", "alpha", "--on", "beta", "runs"], "remote.one_host", "name one"),
+    (["--on", "alpha", "runs", "--on", "beta"], "remote.one_host", "name one"),
     (["--on=-oProxyCommand=touch", "runs"], "remote.host_invalid", "user@host"),
     (["--on", "two words", "runs"], "remote.host_invalid", "user@host"),
     (["--on", "alpha:/no/such/cockpit", "runs"], "remote.no_cockpit", "COCKPIT_REMOTE"),

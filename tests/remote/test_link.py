@@ -65,6 +65,19 @@ def test_a_client_attaches_again_after_every_death(far: Loopback, alpha: Engine,
     alpha.client.request("stop", Stop(run=run.id, now=True))
 
 
+def test_a_cable_that_was_cut(far: Loopback, alpha: Engine, link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing comes any more, and no process ends."""
+    monkeypatch.setattr(link_module, "ANSWER", 1.0)
+    link.start()
+    [ssh] = far.find_clients()
+    ssh.suspend()
+    assert link.start() is None
+    [again] = far.find_clients()
+    assert again.pid != ssh.pid
+    with Client(link) as client:
+        assert client.request("hello").pid == alpha.process.pid
+
+
 def test_the_far_engine_is_started(far: Loopback) -> None:
     home = Home(far.home("beta"))
     end_processes_of(home)
@@ -203,7 +216,8 @@ def test_forwarding_that_the_far_side_forbids(far: Loopback, alpha: Engine, monk
     try:
         with pytest.raises(ProblemError) as raised:
             Client(link)
-        assert "AllowStreamLocalForwarding" in raised.value.problem.hint
+        assert raised.value.problem.code == "remote.forward_failed"
+        assert "prohibited" in raised.value.problem.cause
     finally:
         link.close()
         configuration.write_text(before)
