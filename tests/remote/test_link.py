@@ -217,7 +217,7 @@ def test_forwarding_that_the_far_side_forbids(far: Loopback, alpha: Engine, monk
         with pytest.raises(ProblemError) as raised:
             Client(link)
         assert raised.value.problem.code == "remote.forward_failed"
-        assert "prohibited" in raised.value.problem.cause
+        assert "open failed" in raised.value.problem.cause
     finally:
         link.close()
         configuration.write_text(before)
