@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from cockpit import far_names
 from cockpit.command_line.data_verbs import DATA_VERBS, TOKENIZER_VERBS
 from cockpit.command_line.model_verbs import BASE_MODEL_VERBS, CHAT, EVAL, EXPORT, GENERATE, SERVE
 from cockpit.command_line.options import Verb, option
@@ -131,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(arguments)
         options.arguments = arguments
+        far_names.read_command()
         if HANG_UP in os.environ:
             from cockpit.verbs.far import end_with_reader
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import contextlib
 import json
 import os
 import select
@@ -16,8 +17,10 @@ import shlex
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -26,7 +29,7 @@ import msgspec
 
 from cockpit.connection.ssh import FAILED, FarHost, can_answer, describe_failure, missing_ssh, read_last_line
 from cockpit.exit_status import DONE
-from cockpit.far_names import HANG_UP, STDIN_NAME
+from cockpit.far_names import CALLED, HANG_UP, STDIN_NAME
 from cockpit.verbs.output import say
 from engine.protocol.messages import Problem, ProblemError
 
@@ -226,7 +229,9 @@ class _Far:
         `given` is its standard input and `name` the name of that; `capture` keeps its output, `quiet` does not print
         what it says on stderr, and `skipped` bytes of its output are not printed.
         """
-        variables = {} if terminal else {HANG_UP: "1"} | ({STDIN_NAME: name} if name else {})
+        variables = {CALLED: f"cockpit --on {self.host.text}"}
+        if not terminal:
+            variables |= {HANG_UP: "1"} | ({STDIN_NAME: name} if name else {})
         remote = self.host.build_remote(arguments, **variables)
         command = self.host.build_ssh("-t" if terminal else "-T", command=remote, ask=self._ask)
         # A verb that reads nothing must not take what the caller's own next command would read.
@@ -248,9 +253,10 @@ class _Far:
         for thread in threads:
             thread.start()
         try:
-            if ssh.stdout is not None:
-                _copy_output(ssh.stdout, done, capture, skipped or 0)
-            done.status = ssh.wait()
+            with _terminal_kept(terminal):
+                if ssh.stdout is not None:
+                    _copy_output(ssh.stdout, done, capture, skipped or 0)
+                done.status = ssh.wait()
         except BaseException:
             ssh.terminate()
             ssh.wait()
@@ -260,6 +266,18 @@ class _Far:
         if not done.is_lost and done.status in (126, 127):
             raise ProblemError(describe_failure(self.host, done.status, done.told))
         return done
+
+
+@contextlib.contextmanager
+def _terminal_kept(terminal: bool) -> Iterator[None]:
+    """Restore the terminal afterwards: an ssh that is killed leaves it without echo and lines."""
+    before = termios.tcgetattr(0) if terminal else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            with contextlib.suppress(termios.error):
+                termios.tcsetattr(0, termios.TCSANOW, before)
 
 
 def _copy_errors(stream: IO[bytes], done: _Done, quiet: bool) -> None:

@@ -76,7 +76,9 @@ def test_a_profile_from_here_is_trained_there_and_stopped(
     assert main(["--on", "alpha", "stop", run, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["state"] == "stopped"
     assert main(["--on", "alpha", "watch", run]) == 0
-    assert f"{run} is stopped" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert f"{run} is stopped" in told.out
+    assert f"cockpit --on alpha resume {run}" in told.err
     profile.write_text("training: {max_step: 1}\n")
     assert main(["--on", "alpha", "--json", "profile", "check", str(profile)]) == 2
     assert "training.max_step" in {issue["key"] for issue in json.loads(capsys.readouterr().out)["issues"]}
