@@ -12,6 +12,8 @@ CALLED = "COCKPIT_CALLED"
 STDIN_NAME = "COCKPIT_STDIN_NAME"
 """An environment variable: the name of the profile that comes on standard input."""
 
+ends_with_reader = False
+"""Whether this process ends when nobody reads its output any more."""
 command = "cockpit"
 """What command lines in messages begin with."""
 

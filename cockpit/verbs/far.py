@@ -27,6 +27,7 @@ from typing import IO
 
 import msgspec
 
+from cockpit import far_names
 from cockpit.connection.ssh import FAILED, FarHost, can_answer, describe_failure, missing_ssh, read_last_line
 from cockpit.exit_status import DONE
 from cockpit.far_names import CALLED, HANG_UP, STDIN_NAME
@@ -332,6 +333,7 @@ def end_with_reader() -> None:
     """End this process as by ctrl+c when whoever reads its output has gone. A verb without a terminal would not notice
     that its ssh connection has ended."""
     os.environ.pop(HANG_UP, None)
+    far_names.ends_with_reader = True
     threading.Thread(target=_interrupt_when_unread, name="reader", daemon=True).start()
 
 

@@ -161,6 +161,20 @@ def test_a_verb_whose_link_is_cut_says_so(far: Loopback, alpha: Engine) -> None:
     alpha.client.request("stop", Stop(run=run.id, now=True))
 
 
+def test_a_worker_in_the_foreground_ends_with_its_link(far: Loopback, alpha: Engine) -> None:
+    def find_workers() -> list[psutil.Process]:
+        home = str(alpha.home.root)
+        every = psutil.process_iter(["cmdline"])
+        return [each for each in every if {"engine.workers.doctor", home} <= set(each.info["cmdline"] or [])]
+
+    verb = start("--on", "alpha", "doctor", "--json")
+    wait_for(find_workers, what="the doctor")
+    far.kill_sessions()
+    out, _ = verb.communicate(timeout=20)
+    assert json.loads(out.splitlines()[-1])["error"]["code"] == "remote.link_lost"
+    wait_for(lambda: not find_workers(), what="the end of the doctor")
+
+
 REFUSED: list[tuple[list[str], str, str]] = [
     (["--on", "alpha", "serve", "last"], "remote.verb_refused", "--detach; then `ssh -L 8000:127.0.0.1:8000 alpha`"),
     (["--on", "alpha", "engine", "connect"], "remote.verb_refused", "engine start"),
