@@ -191,7 +191,7 @@ def test_another_version_is_noticed_on_the_link(far: Loopback) -> None:
 ENDS = {
     "remote.no_cockpit": ("exec /no/such/program",),
     "remote.too_old": ("echo 'cockpit engine: invalid choice' >&2", "exit 2"),
-    "remote.silent": ("sleep 30",),
+    "remote.silent": ("exec cat >/dev/null",),
 }
 
 
