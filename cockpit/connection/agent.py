@@ -17,7 +17,7 @@ from cockpit.connection.submission import resume_environment
 from engine.protocol.client import start_engine
 from engine.protocol.home import Home
 from engine.protocol.messages import PROTOCOL, Problem, ProblemError
-from engine.protocol.reach import locate_engine
+from engine.protocol.reach import check_process, locate_engine
 from engine.protocol.terminal import escape_json
 from engine.protocol.wire import Connection
 
@@ -70,7 +70,9 @@ def answer(home: Home, inquiry: Inquiry) -> Found:
     try:
         if inquiry.start:
             found.problem = start_engine(home)
-        found.connection = locate_engine(home)  # the socket is checked here, where its owner can be seen
+        connection = locate_engine(home)  # the socket is checked here, where its owner can be seen
+        check_process(connection)  # and whether it is stopped
+        found.connection = connection
     except ProblemError as error:
         found.problem = error.problem
     return found

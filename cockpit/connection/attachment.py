@@ -69,7 +69,7 @@ class Attachment:
 
     async def close(self) -> None:
         if self.link is not None:
-            self.link.close()
+            await asyncio.to_thread(self.link.close)
         if self.client is not None:
             await self.client.close()
 

@@ -156,8 +156,7 @@ class EngineApp(App[None]):
         self.set_interval(1.0, self._watch)
 
     async def on_unmount(self) -> None:
-        for engine in self.engines:
-            await engine.close()
+        await asyncio.gather(*(engine.close() for engine in self.engines))
 
     async def _follow(self, engine: Attachment) -> None:
         """Attach and take in what the engine publishes for as long as the app lives; restart an engine that died."""

@@ -12,11 +12,27 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from engine.protocol.messages import Problem, ProblemError
 
 FAILED, NOT_FOUND, NOT_EXECUTABLE = 255, 127, 126
 """Exit statuses: of ssh itself, and of a shell that does not find, or may not execute, a command."""
-_HOST = re.compile(r"(?P<destination>ssh://\S+|[^\s/]+?)(:(?P<cockpit>[/~].*))?", re.DOTALL)
+ALWAYS = (
+    ("ServerAliveInterval", "5"),
+    ("ServerAliveCountMax", "3"),
+    ("ConnectTimeout", "15"),
+    ("RemoteCommand", "none"),
+    ("ClearAllForwardings", "yes"),
+)
+"""Options of every connection: a far end that is silent is given up, and what the user's configuration adds for
+sessions of the user's own does not get in the way."""
+PERMANENT = (b"Permission denied (", b"Host key verification failed", b"Bad configuration option", b"Bad owner or")
+"""What OpenSSH, which gives one exit status to everything, prints where another attempt fails in the same way."""
+_URL = r"ssh://(?:[^\s/@]+@)?(?:\[[^\s\]/]+\]|[^\s/:@]+)(?::\d+)?"
+_HOST = re.compile(
+    rf"(?P<destination>{_URL}|(?!ssh://)[^\s/]*?[^\s/:])(?::(?P<cockpit>(?:~[\w.-]*)?/.+))?", re.DOTALL | re.ASCII
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +51,7 @@ class FarHost:
     def parse(cls, text: str) -> FarHost:
         """Parse `user@host`, or `user@host:/path/to/cockpit`. Raises ProblemError."""
         match = _HOST.fullmatch(text)
-        if match is None or text.startswith("-"):
+        if match is None or text.startswith("-") or (":" in match[1] and not _may_have_colon(match[1])):
             raise ProblemError(
                 Problem(
                     code="remote.host_invalid",
@@ -55,13 +71,25 @@ class FarHost:
 
     def build_ssh(self, *options: str, command: str = "", ask: bool) -> list[str]:
         """The command line of ssh. Without `ask` it asks no question, and fails instead."""
-        batch = () if ask else ("-o", "BatchMode=yes")
-        return [*read_ssh(), *batch, *options, self.destination, *([command] if command else [])]
+        always = (*ALWAYS, *(() if ask else (("BatchMode", "yes"),)))
+        settings = [part for name, value in always for part in ("-o", f"{name}={value}")]
+        return [*read_ssh(), *settings, *options, self.destination, *([command] if command else [])]
+
+    def build_forward(self, control: str, here: str, there: str) -> list[str]:
+        """The command line that has the connection behind the socket `control` forward the socket `there` to `here`.
+        It reads no configuration, whose own forwardings it would ask for as well."""
+        options = ("-F", "/dev/null", "-o", f"ControlPath={control}", "-O", "forward", "-L", f"{here}:{there}")
+        return [*read_ssh(), *options, self.destination]
 
 
 def read_ssh() -> list[str]:
     """The user's ssh command: `COCKPIT_SSH`, else `ssh`."""
     return shlex.split(os.environ.get("COCKPIT_SSH", "")) or ["ssh"]
+
+
+def _may_have_colon(destination: str) -> bool:
+    """Whether it is a URL or an IPv6 address; `host:port` is no way to write a port."""
+    return destination.startswith("ssh://") or destination.count(":") > 1
 
 
 def _quote_path(path: str) -> str:
@@ -87,9 +115,14 @@ def read_last_line(output: bytes) -> str:
     return lines[-1] if lines else ""
 
 
-def describe_failure(host: FarHost, status: int, output: bytes) -> Problem:
-    """Why ssh ended, by its exit status and what it printed on stderr."""
-    last = read_last_line(output)
+def is_permanent(words: bytes) -> bool:
+    """Whether what ssh printed says that another attempt would fail in the same way."""
+    return any(each in words for each in PERMANENT)
+
+
+def describe_failure(host: FarHost, status: int, words: bytes, told: bytes) -> Problem:
+    """Why ssh ended, by its exit status. `words` are what ssh itself printed, `told` what came from there on stderr."""
+    last = read_last_line(told)
     if status in (NOT_FOUND, NOT_EXECUTABLE):
         return Problem(
             code="remote.no_cockpit",
@@ -97,19 +130,33 @@ def describe_failure(host: FarHost, status: int, output: bytes) -> Problem:
             cause=last,
             hint=f"install it there, or say where it is: --on {host}:/path/to/cockpit, or the variable COCKPIT_REMOTE",
         )
-    if status in (FAILED, -1) or status < 0:
+    if status == FAILED or status < 0:
         return Problem(
             code="remote.ssh_failed",
             title=f"There is no connection to {host}",
-            cause=last or ("ssh was ended by a signal" if status < 0 else f"ssh ended with status {status}"),
+            cause=read_last_line(words)
+            or last
+            or ("ssh was ended by a signal" if status < 0 else f"ssh ended with status {status}"),
             hint=f"try `{shlex.join(read_ssh())} {host}` in a terminal",
         )
     return Problem(
-        code="remote.too_old",
-        title=f"The cockpit on {host} cannot be attached to",
+        code="remote.ended",
+        title=f"The cockpit on {host} ended before it answered",
         cause=last or f"it ended with status {status}",
-        hint=f"update cockpit on {host}",
+        hint=f"try `{shlex.join(read_ssh())} {host} {host.cockpit} engine status` in a terminal",
     )
+
+
+def describe_refusal(host: FarHost, problem: Problem) -> Problem:
+    """Why the cockpit there refused to answer a link, from what it printed with `--json`."""
+    if problem.code == "request.usage":
+        return Problem(
+            code="remote.too_old",
+            title=f"The cockpit on {host} cannot be attached to",
+            cause=problem.title,
+            hint=f"update cockpit on {host}",
+        )
+    return msgspec.structs.replace(problem, title=f"{host}: {problem.title}")
 
 
 def missing_ssh(error: OSError) -> ProblemError:

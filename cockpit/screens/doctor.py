@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from textual.widgets import Static
 from cockpit.content import Content
 from cockpit.screens.base import CockpitScreen
 from engine.protocol.client import build_engine_environment
+from engine.protocol.messages import ProblemError
 
 MARKS = {True: Text("✓", "bold green"), False: Text("✗", "bold red"), None: Text("–", "yellow")}
 """Result -> mark. None is for information that no job depends on."""
@@ -69,7 +71,11 @@ class DoctorScreen(CockpitScreen):
         self._verdict(Content(f"examining {'this machine' if engine.is_here else engine.name} … (takes some seconds)"))
         command = [sys.executable, "-P", "-m", "engine.workers.doctor", "--home", str(self.app.home.root), "--json"]
         if engine.link is not None:
-            command = engine.link.build_command("--json", "doctor")
+            try:
+                command = engine.link.build_command("--json", "doctor")
+            except ProblemError as error:
+                self._verdict(Content.styled(f"✗ {error.problem.cause}", "$text-error"))
+                return
         doctor = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
@@ -83,7 +89,8 @@ class DoctorScreen(CockpitScreen):
             output, errors = await doctor.communicate()
         finally:
             if doctor.returncode is None:  # the screen was left early: end the doctor and its child processes too
-                os.killpg(doctor.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(doctor.pid, signal.SIGKILL)
         self._show(output.decode(errors="replace"), errors.decode(errors="replace"))
 
     def _show(self, output: str, errors: str) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +17,7 @@ from cockpit.state.chat_tree import question_text
 from cockpit.widgets.picker import Choice
 from engine.protocol.client import build_engine_environment
 from engine.protocol.home import Home
-from engine.protocol.messages import RunDetail
+from engine.protocol.messages import ProblemError, RunDetail
 from engine.protocol.states import PAUSED, RUNNING
 
 if TYPE_CHECKING:
@@ -59,11 +62,24 @@ async def find_local_models(home: Home, link: Link | None = None) -> list[dict[s
     half a second; empty when it fails."""
     command = [sys.executable, "-P", "-m", "engine.workers.models", "find", "--home", str(home.root), "--json"]
     if link is not None:
-        command = link.build_command("--json", "model", "find")
+        try:
+            command = link.build_command("--json", "model", "find")
+        except ProblemError:
+            return []  # the link is down, which the app shows
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, env=build_engine_environment()
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,  # the terminal is the app's
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env=build_engine_environment(),
+        start_new_session=True,
     )
-    output, _ = await process.communicate()
+    try:
+        output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     try:
         models: list[dict[str, Any]] = json.loads(output)
     except ValueError:

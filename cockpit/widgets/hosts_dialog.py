@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from textual import on
@@ -98,17 +101,30 @@ class HostsDialog(ModalScreen[int | None]):
     def action_answer(self) -> None:
         """Leave the terminal to ssh, which may ask for a password or about a host key, until it has connected."""
         engine = self._chosen
-        if engine.link is None or engine.link.is_alive:
+        if engine.link is None or engine.link.is_connected:
             self.notify("there is a connection already")
             return
+        engine.link.give_up()
         try:
-            with self.app.suspend():
+            with self.app.suspend(), _interruptible():
                 engine.link.connect(ask=True)
+        except KeyboardInterrupt:
+            self.notify("given up")
         except SuspendNotSupported:
             self.notify(f"try `ssh {engine.name}` in a terminal", severity="warning")
         except ProblemError as error:
             self.app.notify_problem(error.problem)
         engine.retry()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl+c raises KeyboardInterrupt here; elsewhere asyncio ends the whole app."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _describe_link(engine: Attachment) -> str:

@@ -59,6 +59,7 @@ CODES: dict[str, str] = {
     "remote.silent": "The host answers nothing any more, or not yet. The app tries again by itself.",
     "remote.no_cockpit": "There is no cockpit on the other host's PATH. Install it, or name its path after `--on`.",
     "remote.too_old": "The cockpit on the other host is too old to be attached to. Update it there.",
+    "remote.ended": "The cockpit on the other host ended before it answered. The message has its own last line.",
     "remote.forward_failed": "The engine's socket is not forwarded. The message has ssh's own last line.",
     "remote.link_lost": (
         "The connection was lost while a verb ran on the other host, which may have done what it was asked for. Look "

@@ -240,7 +240,9 @@ def test_what_depends_on_the_host(far: Loopback, alpha: Engine, tmp_path: Path) 
     assert message.environment["COCKPIT_HOME"] == str(far.home("alpha"))
     run = alpha.submit(steps=1)
     alpha.wait(run, "completed")
+    before = dict(engine.shell)
     assert engine.resume_environment(run.directory)["COCKPIT_HOME"] == str(far.home("alpha"))
+    assert engine.shell == before
     command = engine.link.build_command("--json", "engine", "status")
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
     assert json.loads(done.stdout)["pid"] == alpha.process.pid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -62,6 +63,14 @@ def test_a_client_attaches_again_after_every_death(far: Loopback, alpha: Engine,
         alpha.restart()
         assert next_snapshot(bodies) < 10
         assert [each.id for each in client.request("runs").runs if each.state == "running"] == [run.id]
+        suspended = psutil.Process(alpha.process.pid)
+        suspended.suspend()
+        try:
+            with pytest.raises(ProblemError) as raised:
+                link.open()
+            assert raised.value.problem.hint == f"kill -CONT {suspended.pid}"
+        finally:
+            suspended.resume()
     alpha.client.request("stop", Stop(run=run.id, now=True))
 
 
@@ -160,10 +169,16 @@ def found(protocol: int, installed: int) -> Found:
     return Found(id=1, protocol=installed, version="9.9", home="/h", directory="/", connection=engine)
 
 
+def without_engine(installed: int) -> Found:
+    return msgspec.structs.replace(found(PROTOCOL, installed), connection=None)
+
+
 FAR_SIDES = {
     "older there": (found(PROTOCOL - 1, PROTOCOL - 1), "update cockpit on alpha"),
     "newer there": (found(PROTOCOL + 1, PROTOCOL + 1), "update the cockpit here to version 9.9"),
     "an old engine there": (found(PROTOCOL - 1, PROTOCOL), "cockpit --on alpha engine stop"),
+    "no engine, older there": (without_engine(PROTOCOL - 1), "update cockpit on alpha"),
+    "no engine, newer there": (without_engine(PROTOCOL + 1), "update the cockpit here to version 9.9"),
     "the engine of a newer cockpit": (found(PROTOCOL + 1, PROTOCOL), "cockpit --on alpha engine stop"),
 }
 
@@ -171,17 +186,17 @@ FAR_SIDES = {
 @pytest.mark.parametrize("name", FAR_SIDES)
 def test_another_version_is_told_with_the_side_to_update(name: str) -> None:
     there, hint = FAR_SIDES[name]
-    assert there.connection is not None
     with pytest.raises(ProblemError) as raised:
-        check_versions(FarHost.parse("alpha"), there, there.connection)
+        check_versions(FarHost.parse("alpha"), there)
     assert raised.value.problem.code == "engine.protocol_mismatch"
     assert hint in raised.value.problem.hint
 
 
 def test_another_version_is_noticed_on_the_link(far: Loopback) -> None:
-    """The far side's record is faked: it answers the first two requests as a newer cockpit would."""
-    replies = [msgspec.json.encode(msgspec.structs.replace(found(7, 7), id=id)).decode() for id in (1, 2)]
-    link = Link(FarHost.parse(far_script(far, *(f"read line; echo '{reply}'" for reply in replies), "cat >/dev/null")))
+    """The far side's record is faked: it answers the first request as a newer cockpit would, and is asked for no
+    engine."""
+    reply = msgspec.json.encode(without_engine(PROTOCOL + 1)).decode()
+    link = Link(FarHost.parse(far_script(far, f"read line; echo '{reply}'", "cat >/dev/null")))
     with pytest.raises(ProblemError) as raised:
         link.start()
     assert raised.value.problem.code == "engine.protocol_mismatch"
@@ -190,7 +205,9 @@ def test_another_version_is_noticed_on_the_link(far: Loopback) -> None:
 
 ENDS = {
     "remote.no_cockpit": ("exec /no/such/program",),
-    "remote.too_old": ("echo 'cockpit engine: invalid choice' >&2", "exit 2"),
+    "remote.too_old": ("""echo '{"error": {"code": "request.usage", "title": "invalid choice"}}'; exit 2""",),
+    "home.invalid": ("""echo '{"error": {"code": "home.invalid", "title": "It is a file"}}'; exit 2""",),
+    "remote.ended": ("echo 'MemoryError' >&2; exit 1",),
     "remote.silent": ("exec cat >/dev/null",),
 }
 
@@ -231,6 +248,9 @@ HOSTS = {
     "ada@gpu7:/opt/my env/bin/cockpit": ("ada@gpu7", "'/opt/my env/bin/cockpit'"),
     "ada@gpu7:~/my env/cockpit": ("ada@gpu7", "~/'my env/cockpit'"),
     "ssh://ada@gpu7:2222": ("ssh://ada@gpu7:2222", "cockpit"),
+    "ssh://ada@gpu7:2222:~/cockpit": ("ssh://ada@gpu7:2222", "~/cockpit"),
+    "ssh://[fe80::1]:22:/opt/cockpit": ("ssh://[fe80::1]:22", "/opt/cockpit"),
+    "fe80::1:/opt/cockpit": ("fe80::1", "/opt/cockpit"),
 }
 
 
@@ -239,3 +259,42 @@ def test_hosts_are_written_as_for_ssh(text: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("COCKPIT_REMOTE", raising=False)
     host = FarHost.parse(text)
     assert (host.destination, host.cockpit, host.text) == (*HOSTS[text], text)
+
+
+@pytest.mark.parametrize("text", ["gpu7:", "gpu7:22", "ssh://gpu7:", "gpu7:~$(x)/cockpit", "gpu7:~", "a b", "-x", ""])
+def test_what_is_no_host_is_refused(text: str) -> None:
+    with pytest.raises(ProblemError) as raised:
+        FarHost.parse(text)
+    assert raised.value.problem.code == "remote.host_invalid"
+
+
+@pytest.mark.parametrize("ask", [True, False])
+def test_every_connection_is_given_up_when_nothing_comes(ask: bool) -> None:
+    line = FarHost.parse("gpu7").build_ssh("-T", command="cockpit runs", ask=ask)
+    for option in ("ServerAliveInterval=5", "ServerAliveCountMax=3", "ConnectTimeout=15", "RemoteCommand=none"):
+        assert line[line.index(option) - 1] == "-o"
+    assert ("BatchMode=yes" in line) is not ask
+
+
+@pytest.mark.parametrize("ssh", ["ssh '", "/no/such/ssh", "/"])
+def test_an_ssh_that_cannot_be_started_is_a_problem(ssh: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COCKPIT_SSH", ssh)
+    link = Link(FarHost.parse("gpu7"))
+    for act in (link.start, lambda: link.connect(ask=False)):
+        with pytest.raises(ProblemError):
+            act()
+    with pytest.raises(ProblemError):
+        link.build_command("runs")
+    assert not list_links()
+
+
+def test_a_full_tmp_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(link_module, "open_private", refuse)
+    link = Link(FarHost.parse("gpu7"))
+    with pytest.raises(ProblemError) as raised:
+        link.start()
+    assert raised.value.problem.cause == "No space left on device"
+    assert not list_links()
