@@ -228,7 +228,7 @@ def run(
         live = [run.id for run in engine.state.runs.values() if run.state in LIVE and run.state != "stopping"]
         if live:
             goes = "goes" if len(live) == 1 else "go"
-            command = "cockpit" if engine.is_here else f"cockpit --on {engine.name}"
+            command = engine.command
             print(
                 f"Detached: {', '.join(live)} {goes} on. Come back with `{command}`, stop with "
                 f"`{command} stop {live[0]}`."

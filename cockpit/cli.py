@@ -118,8 +118,9 @@ def _add_verbs(parser: argparse.ArgumentParser, verbs: tuple[Verb, ...], require
 
 def choose_function(options: argparse.Namespace) -> str:
     """The function of the verb, or the one that runs the verb on another host."""
-    if options.function == OPEN_APP or options.on in ([], [HERE]):
+    if options.function == OPEN_APP or (options.on in ([], [HERE]) and far_names.count_hosts(options.arguments) <= 1):
         return str(options.function)
+    options.parse = build_parser().parse_args  # it tells what each argument is
     return "far:run"
 
 
@@ -132,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(arguments)
         options.arguments = arguments
-        far_names.read_command()
+        far_names.read_command(options.home)
         if HANG_UP in os.environ:
             from cockpit.verbs.far import end_with_reader
 

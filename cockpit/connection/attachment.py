@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cockpit import far_names
 from cockpit.connection.submission import resume_environment
 from cockpit.state.app_state import AppState
 from engine.protocol.messages import Problem
@@ -47,6 +48,12 @@ class Attachment:
         found = self.link and self.link.found
         return found.directory if found else str(Path.cwd())
 
+    def locate(self, path: Path) -> Path:
+        """What the user means by a path on the engine's host."""
+        if path.parts[:1] == ("~",):
+            path = Path(self.shell.get("HOME", "~"), *path.parts[1:])
+        return Path(self.directory, path)
+
     @property
     def shell(self) -> Mapping[str, str]:
         """The variables of the shell from which jobs there take theirs."""
@@ -57,6 +64,11 @@ class Attachment:
     def is_here(self) -> bool:
         """Whether the engine's host is this one, so that its files can be read."""
         return self.link is None
+
+    @property
+    def command(self) -> str:
+        """How the user calls the cockpit of the engine's host."""
+        return self.link.command if self.link else far_names.command
 
     @property
     def elsewhere(self) -> str:

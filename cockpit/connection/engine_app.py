@@ -26,6 +26,7 @@ from textual.filter import LineFilter
 from textual.screen import Screen
 from textual.worker import NoActiveWorker, get_current_worker
 
+from cockpit import far_names
 from cockpit.connection.attachment import Attachment
 from cockpit.control_filter import SHOW_CONTROLS
 from cockpit.key_queue import KeyQueue
@@ -223,5 +224,6 @@ class EngineApp(App[None]):
 
     def notify_problem(self, problem: Problem) -> None:
         """Show a problem's title, cause and hint as a notification."""
-        text = "\n".join(part for part in (problem.cause, problem.hint and f"→ {problem.hint}") if part)
+        hint = far_names.name_in(problem.hint, self.engine.command)
+        text = "\n".join(part for part in (problem.cause, hint and f"→ {hint}") if part)
         self.notify(text or " ", title=problem.title, severity="error", timeout=8)

@@ -22,6 +22,7 @@ from typing import TypeVar
 import msgspec
 import zmq
 
+from cockpit import far_names
 from cockpit.connection.agent import Found, Inquiry
 from cockpit.connection.ssh import FarHost, describe_failure, describe_refusal, missing_ssh, read_last_line
 from engine.protocol import sockets, wire
@@ -109,6 +110,11 @@ class Link:
             raise unreachable_error(f"the ssh connection to {self.host} has ended")
 
     # ── the ssh process ───────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def command(self) -> str:
+        """How the user calls the cockpit there."""
+        return far_names.name_command(self.host.text, self._home)
 
     @property
     def is_connected(self) -> bool:

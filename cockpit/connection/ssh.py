@@ -64,10 +64,16 @@ class FarHost:
         cockpit = _quote_path(path) if path else os.environ.get("COCKPIT_REMOTE") or "cockpit"
         return cls(match["destination"], cockpit, text)
 
-    def build_remote(self, arguments: Sequence[str], **variables: str) -> str:
+    def build_remote(self, arguments: Sequence[str]) -> str:
         """The command line that runs cockpit there, for its shell."""
+        return f"{self.cockpit} {shlex.join(arguments)}".rstrip()
+
+    def build_verb(self, arguments: Sequence[str], **variables: str) -> str:
+        """The same with environment variables, and with an exit status also where a signal ends cockpit: ssh would
+        report that as a lost connection. Shells other than sh have another name for the status."""
         setting = "".join(f"{name}={shlex.quote(value)} " for name, value in variables.items())
-        return f"{f'env {setting}' if setting else ''}{self.cockpit} {shlex.join(arguments)}".rstrip()
+        script = f"trap : INT QUIT; {self.build_remote(arguments)}; exit $?"
+        return f"env {setting}sh -c {shlex.quote(script)}"
 
     def build_ssh(self, *options: str, command: str = "", ask: bool) -> list[str]:
         """The command line of ssh. Without `ask` it asks no question, and fails instead."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from textual.binding import Binding
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Static
 
+from cockpit.connection.attachment import Attachment
 from cockpit.connection.submission import api_key_environment
 from cockpit.content import Content
 from cockpit.profiles.files import list_profiles
@@ -124,18 +126,21 @@ class DataScreen(ReviewScreen):
             )
         )
         if path:
-            self.open(Path(path).expanduser().absolute())
+            self.open(Path(path))
 
     @work(exclusive=True, group="open")
-    async def open(self, path: Path) -> None:
+    async def open(self, typed: Path) -> None:
         """Have the worker read the profile's sources, then show the first row and count tokens."""
+        engine = self.app.engine
+        path = typed.expanduser().absolute()
         try:
-            engine = self.app.engine
+            text, is_data = "", True
             if engine.is_here or path.is_file():
                 text, is_data = await asyncio.to_thread(_read_profile, path)
-            else:  # a path on the engine's host
-                text, is_data = _wrap_data(path), True
-            keys = await asyncio.to_thread(_find_keys, text, path, self.app.home, not engine.is_here)
+            if is_data and not engine.is_here:  # profiles are here, data on the engine's host
+                path = engine.locate(typed)
+                text = _wrap_data(path)
+            keys = await asyncio.to_thread(_find_keys, text, path, self.app.home, engine)
             await self.worker.set_environment(keys)
         except (OSError, UnicodeDecodeError) as error:
             self.show_problem(Problem(code="file.unreadable", title=f"cannot read {path}", cause=str(error)))
@@ -236,11 +241,12 @@ def _wrap_data(path: Path) -> str:
     return json.dumps({"name": path.stem, "data": {"train": [{"source": str(path)}]}})
 
 
-def _find_keys(text: str, path: Path, home: Home, elsewhere: bool) -> dict[str, str]:
-    """The API keys that the profile's stages need from the shell; none for an invalid profile, which the worker
-    reports."""
+def _find_keys(text: str, path: Path, home: Home, engine: Attachment) -> dict[str, str]:
+    """The API keys that the profile's stages need from the shell of the engine's host, or from here where it lacks
+    them; none for an invalid profile, which the worker reports."""
     try:
-        return api_key_environment(parse(text, path.name, path.parent, home=home, elsewhere=elsewhere))
+        profile = parse(text, path.name, path.parent, home=home, elsewhere=not engine.is_here)
+        return api_key_environment(profile, {**os.environ, **engine.shell})
     except ProfileError:
         return {}
 

@@ -17,6 +17,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
 import time
@@ -28,9 +29,20 @@ from typing import IO
 import msgspec
 
 from cockpit import far_names
-from cockpit.connection.ssh import FAILED, FarHost, can_answer, describe_failure, missing_ssh, read_last_line
+from cockpit.connection.ssh import (
+    FAILED,
+    NOT_EXECUTABLE,
+    NOT_FOUND,
+    FarHost,
+    can_answer,
+    describe_failure,
+    is_permanent,
+    missing_ssh,
+    read_last_line,
+)
 from cockpit.exit_status import DONE
 from cockpit.far_names import CALLED, HANG_UP, STDIN_NAME
+from cockpit.verbs.far_arguments import find_profile_argument, reads_stdin, remove_on
 from cockpit.verbs.output import say
 from engine.protocol.messages import Problem, ProblemError
 
@@ -48,8 +60,7 @@ TAIL = 4096
 
 def run(options: argparse.Namespace) -> int:
     """Do the verb of `options` on the host that it names. Returns its exit status."""
-    named = sum(argument == "--on" or argument.startswith("--on=") for argument in options.arguments)
-    if named > 1:
+    if (named := far_names.count_hosts(options.arguments)) > 1:
         raise ProblemError(
             Problem(
                 code="remote.one_host",
@@ -60,7 +71,8 @@ def run(options: argparse.Namespace) -> int:
     host = FarHost.parse(options.on[0])
     arguments = remove_on(options.arguments)
     _refuse(host, options, arguments)
-    far = _Far(host)
+    far = _Far(host, options.home)
+    far_names.command = far.command
     if options.function in STARTING and not options.detach:
         return _start_and_watch(far, arguments, options)
     if options.function == "train:watch":
@@ -68,22 +80,11 @@ def run(options: argparse.Namespace) -> int:
     if options.function == "runs:logs" and options.follow:
         return _follow_log(far, far.find_run(options), options)
     text, arguments, name = _take_profile(arguments, options)
-    done = far.call(arguments, terminal=text is None and _has_terminal(), given=text, name=name)
+    reads = text is None and reads_stdin(options, arguments)
+    done = far.call(arguments, terminal=text is None and _has_terminal(), given=text, name=name, reads=reads)
     if done.is_lost:
-        raise _lost(host, options.verb, done)
+        raise far.lost(options.verb, done)
     return done.status
-
-
-def remove_on(arguments: list[str]) -> list[str]:
-    """The command line without `--on HOST`."""
-    kept, at = [], 0
-    while at < len(arguments):
-        if arguments[at] == "--on":
-            at += 1
-        elif not arguments[at].startswith("--on="):
-            kept.append(arguments[at])
-        at += 1
-    return kept
 
 
 def _refuse(host: FarHost, options: argparse.Namespace, arguments: list[str]) -> None:
@@ -96,7 +97,8 @@ def _refuse(host: FarHost, options: argparse.Namespace, arguments: list[str]) ->
             cause = "the server would end with this connection"
             instead = f"{asked} --detach; then `ssh -L 8000:127.0.0.1:8000 {host}` brings its address here"
         case "engine:connect":
-            cause, instead = "it is the far end of --on itself", f"cockpit --on {host.text} engine start"
+            cause = "it is the far end of --on itself"
+            instead = f"{far_names.name_command(host.text, options.home)} engine start"
         case _:
             return
     raise ProblemError(
@@ -110,15 +112,16 @@ def _refuse(host: FarHost, options: argparse.Namespace, arguments: list[str]) ->
 
 
 def _take_profile(arguments: list[str], options: argparse.Namespace) -> tuple[bytes | None, list[str], str]:
-    """The text of a profile that is a file here, the command line that reads it from stdin, and its name."""
-    if options.function not in WITH_PROFILE or not Path(options.profile).is_file():
+    """The text of a profile that is a file here or comes on stdin, the command line that reads it from stdin, and its
+    name."""
+    if options.function not in WITH_PROFILE:
         return None, arguments, ""
+    if options.profile == "-":
+        return sys.stdin.buffer.read(), arguments, ""
     path = Path(options.profile)
-    at = next(
-        at
-        for at, argument in enumerate(arguments)
-        if argument == options.profile and (not at or not arguments[at - 1].startswith("--"))
-    )
+    if not path.is_file():
+        return None, arguments, ""
+    at = find_profile_argument(arguments, options)
     say(f"{path} is sent from here; every path in it means {options.on[0]}", "dim")
     return path.read_bytes(), [*arguments[:at], "-", *arguments[at + 1 :]], path.name
 
@@ -133,9 +136,10 @@ def _has_terminal() -> bool:
 def _start_and_watch(far: _Far, arguments: list[str], options: argparse.Namespace) -> int:
     """Start a run there, then follow it: the one happens once, the other again whenever the link drops."""
     text, arguments, name = _take_profile(arguments, options)
-    done = far.call([*arguments, "--detach"], given=text, name=name, capture=True)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    done = far.call([*arguments[:end], "--detach", *arguments[end:]], given=text, name=name, capture=True)
     if done.is_lost:
-        raise _lost(far.host, options.verb, done)
+        raise far.lost(options.verb, done)
     if done.status != DONE:
         sys.stdout.write(done.output.decode(errors="replace"))
         return done.status
@@ -145,9 +149,11 @@ def _start_and_watch(far: _Far, arguments: list[str], options: argparse.Namespac
 def _watch(far: _Far, run_id: str, options: argparse.Namespace) -> int:
     try:
         return far.call_again([*_shared(options), "watch", run_id], terminal=_has_terminal())
-    except KeyboardInterrupt:
-        on = f"cockpit --on {far.host.text}"
-        say(f"\nDetached: {run_id} goes on.\n  watch it   {on} watch {run_id}\n  stop it    {on} stop {run_id}")
+    except (KeyboardInterrupt, ProblemError):
+        say(
+            f"\nDetached: {run_id} goes on.\n  watch it   {far.command} watch {run_id}\n"
+            f"  stop it    {far.command} stop {run_id}"
+        )
         raise
 
 
@@ -164,25 +170,31 @@ def _shared(options: argparse.Namespace) -> list[str]:
 
 @dataclass
 class _Done:
-    """How a call ended. `told` is the end of what was printed on stderr."""
+    """How a call ended. `words` are what ssh itself printed, `told` the end of what came from there on stderr."""
 
-    status: int
-    told: bytes
+    status: int = 0
+    words: bytes = b""
+    told: bytes = b""
     output: bytes = b""
     copied: int = 0
-    """Bytes of its output that were written to stdout."""
+    """Bytes of its output that were written to stdout, to the last whole character."""
 
     @property
     def is_lost(self) -> bool:
-        """Whether ssh ended, and not the verb."""
+        """Whether ssh ended, and not the verb. One that a signal ended has its shell's status (see `_Far.call`)."""
         return self.status == FAILED or self.status < 0
+
+    def describe(self, host: FarHost) -> Problem:
+        return describe_failure(host, self.status, self.words, self.told)
 
 
 class _Far:
     """Calls of the cockpit on `host`."""
 
-    def __init__(self, host: FarHost) -> None:
+    def __init__(self, host: FarHost, home: str | None) -> None:
         self.host = host
+        self.command = far_names.name_command(host.text, home)
+        """How the user calls it."""
         self._ask = can_answer()
 
     def find_run(self, options: argparse.Namespace) -> str:
@@ -190,14 +202,14 @@ class _Far:
         home = ("--home", options.home) if options.home else ()
         done = self.call([*home, "--json", "show", options.run], capture=True, quiet=True)
         if done.is_lost:
-            raise ProblemError(describe_failure(self.host, done.status, done.told))
+            raise ProblemError(done.describe(self.host))
         try:
             document = json.loads(done.output)
             if "error" in document:
                 raise ProblemError(msgspec.convert(document["error"], Problem))
             return str(document["id"])
         except (ValueError, KeyError, TypeError):  # msgspec's errors are ValueErrors
-            raise ProblemError(describe_failure(self.host, done.status, done.told)) from None
+            raise ProblemError(done.describe(self.host)) from None
 
     def call_again(self, arguments: list[str], *, terminal: bool = False, counted: bool = False) -> int:
         """Call a verb that only follows, again whenever the link drops. With `counted`, it begins each time with what
@@ -208,6 +220,8 @@ class _Far:
             done = self.call(arguments, terminal=terminal, skipped=copied if counted else None)
             if not done.is_lost:
                 return done.status
+            if is_permanent(done.words):
+                raise ProblemError(done.describe(self.host))
             copied = max(copied, done.copied)
             wait = FIRST_WAIT if time.monotonic() - began > STEADY else wait
             say(f"The link to {self.host} is lost ({_explain(done)}). It is tried again in {wait:g} s.", "yellow")
@@ -223,40 +237,63 @@ class _Far:
         name: str = "",
         capture: bool = False,
         quiet: bool = False,
+        reads: bool = False,
         skipped: int | None = None,
     ) -> _Done:
         """Run cockpit there once, with a `terminal` of its own or without.
 
         `given` is its standard input and `name` the name of that; `capture` keeps its output, `quiet` does not print
-        what it says on stderr, and `skipped` bytes of its output are not printed.
+        what it says on stderr, and `skipped` bytes of its output are not printed. Without a terminal it has this
+        process's standard input only when it `reads` that.
         """
-        variables = {CALLED: f"cockpit --on {self.host.text}"}
+        variables = {CALLED: self.command}
         if not terminal:
             variables |= {HANG_UP: "1"} | ({STDIN_NAME: name} if name else {})
-        remote = self.host.build_remote(arguments, **variables)
-        command = self.host.build_ssh("-t" if terminal else "-T", command=remote, ask=self._ask)
-        # A verb that reads nothing must not take what the caller's own next command would read.
-        reading = given is None and not capture and skipped is None
-        try:
-            ssh = subprocess.Popen(
-                command,
-                stdin=None if reading else subprocess.PIPE,
-                stdout=None if terminal else subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
-        except OSError as error:
-            raise missing_ssh(error) from None
-        done = _Done(0, b"")
+        with tempfile.NamedTemporaryFile(prefix="cockpit-ssh-") as log:
+            remote = self.host.build_verb(arguments, **variables)
+            options = ("-t" if terminal else "-T", "-E", log.name)
+            stdin = None if terminal or reads else subprocess.DEVNULL if given is None else subprocess.PIPE
+            try:
+                ssh = subprocess.Popen(
+                    self.host.build_ssh(*options, command=remote, ask=self._ask),
+                    stdin=stdin,
+                    stdout=None if terminal else subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                )
+            except OSError as error:
+                raise missing_ssh(error) from None
+            done = _Done()
+            try:
+                self._attend(ssh, done, given, capture=capture, quiet=quiet, skipped=skipped or 0)
+            finally:
+                done.words = log.read()
+                if not quiet:
+                    sys.stderr.write(done.words.decode(errors="backslashreplace"))
+        if not done.is_lost and done.status in (NOT_FOUND, NOT_EXECUTABLE):
+            raise ProblemError(done.describe(self.host))
+        return done
+
+    def _attend(
+        self,
+        ssh: subprocess.Popen[bytes],
+        done: _Done,
+        given: bytes | None,
+        *,
+        capture: bool,
+        quiet: bool,
+        skipped: int,
+    ) -> None:
+        """Copy what ssh reads and prints until it ends."""
         assert ssh.stderr is not None
         threads = [threading.Thread(target=_copy_errors, args=(ssh.stderr, done, quiet), daemon=True)]
-        if ssh.stdin is not None:
+        if ssh.stdin is not None and given is not None:
             threads.append(threading.Thread(target=_feed, args=(ssh.stdin, given), daemon=True))
         for thread in threads:
             thread.start()
         try:
-            with _terminal_kept(terminal):
+            with _terminal_kept(ssh.stdout is None):
                 if ssh.stdout is not None:
-                    _copy_output(ssh.stdout, done, capture, skipped or 0)
+                    _copy_output(ssh.stdout, done, capture, skipped)
                 done.status = ssh.wait()
         except BaseException:
             ssh.terminate()
@@ -264,9 +301,17 @@ class _Far:
             raise
         for thread in threads:
             thread.join(1.0)
-        if not done.is_lost and done.status in (126, 127):
-            raise ProblemError(describe_failure(self.host, done.status, done.told))
-        return done
+
+    def lost(self, verb: str, done: _Done) -> ProblemError:
+        problem = done.describe(self.host)
+        return ProblemError(
+            Problem(
+                code="remote.link_lost",
+                title=f"The connection to {self.host} was lost, or never came about",
+                cause=problem.cause,
+                hint=f"{verb} may have done its work there: look with `{self.command} runs`. {problem.hint}",
+            )
+        )
 
 
 @contextlib.contextmanager
@@ -291,39 +336,28 @@ def _copy_errors(stream: IO[bytes], done: _Done, quiet: bool) -> None:
 
 
 def _copy_output(stream: IO[bytes], done: _Done, capture: bool, skipped: int) -> None:
-    decode = codecs.getincrementaldecoder("utf-8")("backslashreplace").decode
+    decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
     while chunk := os.read(stream.fileno(), CHUNK):
         if capture:
             done.output += chunk
             continue
         fresh = chunk[max(0, skipped - done.copied) :]
         done.copied += len(chunk)
-        sys.stdout.write(decode(fresh))
+        sys.stdout.write(decoder.decode(fresh))
         sys.stdout.flush()
+    done.copied -= len(decoder.getstate()[0])  # the link was cut within a character
 
 
-def _feed(stream: IO[bytes], given: bytes | None) -> None:
+def _feed(stream: IO[bytes], given: bytes) -> None:
     try:
         with stream:
-            stream.write(given or b"")
+            stream.write(given)
     except OSError:
         pass  # the verb ended without reading it, and says why
 
 
 def _explain(done: _Done) -> str:
-    return read_last_line(done.told) or ("ssh was ended by a signal" if done.status < 0 else "ssh ended")
-
-
-def _lost(host: FarHost, verb: str, done: _Done) -> ProblemError:
-    problem = describe_failure(host, done.status, done.told)
-    return ProblemError(
-        Problem(
-            code="remote.link_lost",
-            title=f"The connection to {host} was lost, or never came about",
-            cause=problem.cause,
-            hint=f"{verb} may have done its work there: look with `cockpit --on {host.text} runs`. {problem.hint}",
-        )
-    )
+    return read_last_line(done.words) or ("ssh was ended by a signal" if done.status < 0 else "ssh ended")
 
 
 # ── the other end ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from cockpit.far_names import HERE
 from cockpit.verbs.output import say
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
@@ -34,9 +35,10 @@ def open_app(options: argparse.Namespace) -> int:
     if not options.on:
         run(Home.locate(options.home), readonly=options.readonly)
         return 0
-    engines = _attach(options)
+    home = Home.locate(options.home if HERE in options.on else None)
+    engines = _attach(options, home)
     try:
-        run(Home.locate(), readonly=options.readonly, engines=engines)
+        run(home, readonly=options.readonly, engines=engines)
     finally:
         for engine in engines:
             if engine.link is not None:
@@ -44,11 +46,11 @@ def open_app(options: argparse.Namespace) -> int:
     return 0
 
 
-def _attach(options: argparse.Namespace) -> list[Attachment]:
+def _attach(options: argparse.Namespace, home: Home) -> list[Attachment]:
     """Connect to the hosts of `--on`. Raises ProblemError when none can be reached; one that can opens the app."""
     from cockpit.connection.attach import log_in, make_engines
 
-    engines = make_engines(options.on, Home.locate(), options.home or "")
+    engines = make_engines(options.on, home, options.home or "")
     say(f"connecting to {', '.join(engine.name for engine in engines)} …", "dim")
     try:
         problems = log_in(engines)

@@ -70,6 +70,8 @@ def _run_worker(worker: str, options: argparse.Namespace, *arguments: str) -> No
 
 def _run_watched(command: list[str]) -> int:
     """Run a worker to its end, or to ours. Returns its exit status."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # the worker is ended with this process
     worker = subprocess.Popen(command, env=build_engine_environment(), start_new_session=True)
     try:
         status = worker.wait()

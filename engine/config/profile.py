@@ -52,6 +52,7 @@ SECTIONS: dict[str, type[Options] | dict[str, str]] = {
 CHECKS = (
     "engine.training.checks:check_combinations",
     "engine.training.online.checks:check_online",
+    "engine.training.online.checks:check_reward_model",
     "engine.prep.checks:check_sources",
     "engine.prep.checks:check_tokenizer",
     "engine.models.checks:check_base",
@@ -63,7 +64,12 @@ CHECKS = (
 
 DOUBTS = ("engine.training.doubts:check_doubts", "engine.models.checks:doubt_experts")
 """The same for a valid profile: what the run will hardly do as it is set. Nothing is refused because of these."""
-OF_HOST = ("engine.prep.checks:check_sources", "engine.prep.checks:check_tokenizer", "engine.models.checks:check_base")
+OF_HOST = (
+    "engine.training.online.checks:check_reward_model",
+    "engine.prep.checks:check_sources",
+    "engine.prep.checks:check_tokenizer",
+    "engine.models.checks:check_base",
+)
 """Those among them that are about files of the host."""
 OF_SOURCES = ("engine.prep.checks:check_sources",)
 """Those among them that are only about the files that rows are prepared from."""

@@ -13,9 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cockpit.cli import main
-from cockpit.verbs.far import remove_on
-from engine.protocol.messages import Run, Stop
+from cockpit import far_names
+from cockpit.cli import VERBS, build_parser, choose_function, main
+from cockpit.verbs import far as far_module
+from cockpit.verbs.far_arguments import find_profile_argument, reads_stdin, remove_on
+from cockpit.verbs.output import show_problem
+from engine.protocol.messages import Problem, Run, Stop
 from tests.remote.loopback import Loopback
 from tests.scripted.bench import ROOT, Engine, wait_for
 
@@ -101,9 +104,12 @@ def test_a_chat_over_the_link(far: Loopback, alpha: Engine, capsys: Output) -> N
     assert json.loads(capsys.readouterr().out)["reply"].strip() == "said over there"
 
 
-@pytest.mark.parametrize("cut", ["client", "session"])
-def test_a_log_goes_on_where_the_link_was_cut(far: Loopback, alpha: Engine, cut: str) -> None:
-    """Each line comes once, however often the link is cut."""
+@pytest.mark.parametrize("cut", ["client", "silence"])
+def test_a_log_goes_on_where_the_link_was_cut(
+    far: Loopback, alpha: Engine, cut: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each line comes once, however the link is cut: ssh is killed, or nothing comes any more."""
+    monkeypatch.setenv("COCKPIT_SSH", f"{far.ssh} -o ServerAliveInterval=1 -o ServerAliveCountMax=1")
     run = alpha.submit(steps=10_000)
     log = alpha.home.run(run.id).log
     alpha.wait_step(run, 1)
@@ -121,7 +127,9 @@ def test_a_log_goes_on_where_the_link_was_cut(far: Loopback, alpha: Engine, cut:
         [client] = [each for each in far.find_clients() if psutil.Process(verb.pid) in each.parents()]
         client.kill()
     else:
-        far.kill_sessions()
+        suspended = far.find_sessions()
+        for each in suspended:
+            each.suspend()
     with open(log, "a", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in lines[40:])
     while lines[59] not in seen:
@@ -132,6 +140,9 @@ def test_a_log_goes_on_where_the_link_was_cut(far: Loopback, alpha: Engine, cut:
     assert verb.returncode == 0
     assert [line for line in seen if line.startswith("line ")] == lines
     assert "The link to alpha is lost" in err
+    if cut == "silence":
+        for each in suspended:
+            each.kill()
 
 
 def test_ctrl_c_ends_the_far_verb_too(far: Loopback, alpha: Engine) -> None:
@@ -156,6 +167,7 @@ def test_a_verb_whose_link_is_cut_says_so(far: Loopback, alpha: Engine) -> None:
     far.kill_sessions()
     out, _ = verb.communicate(timeout=20)
     assert verb.returncode == 2
+    assert "closed" in json.loads(out.splitlines()[-1])["error"]["cause"]
     assert json.loads(out.splitlines()[-1])["error"]["code"] == "remote.link_lost"
     wait_for(lambda: not find_far("chat", run.id), what="the end of the far verb")
     alpha.client.request("stop", Stop(run=run.id, now=True))
@@ -180,6 +192,8 @@ REFUSED: list[tuple[list[str], str, str]] = [
     (["--on", "alpha", "engine", "connect"], "remote.verb_refused", "engine start"),
     (["--on", "alpha", "--on", "beta", "runs"], "remote.one_host", "name one"),
     (["--on", "alpha", "runs", "--on", "beta"], "remote.one_host", "name one"),
+    (["--on", "alpha", "stop", "last", "--on", "."], "remote.one_host", "name one"),
+    (["--on=gpu7:", "runs"], "remote.host_invalid", "user@host"),
     (["--on=-oProxyCommand=touch", "runs"], "remote.host_invalid", "user@host"),
     (["--on", "two words", "runs"], "remote.host_invalid", "user@host"),
     (["--on", "alpha:/no/such/cockpit", "runs"], "remote.no_cockpit", "COCKPIT_REMOTE"),
@@ -222,3 +236,132 @@ def test_only_the_host_is_left_out_of_the_command_line(before: list[str], after:
 def test_this_host_can_be_named(far: Loopback, tmp_path: Path, capsys: Output) -> None:
     assert main(["--on", ".", "profile", "list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)
+
+
+# ── what needs no sshd ─────────────────────────────────────────────────────────────────────────────────────────────
+
+PROFILES = {
+    "behind a flag": ["train", "--detach", "mine.yaml"],
+    "before a flag": ["train", "mine.yaml", "--detach"],
+    "named like the verb": ["train", "train"],
+    "named like a value": ["train", "--set", "train", "train"],
+    "of a group": ["--json", "profile", "check", "check"],
+    "behind dashes": ["train", "--", "mine.yaml"],
+}
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_profile_is_found_on_the_command_line(name: str) -> None:
+    arguments = PROFILES[name]
+    options = build_parser().parse_args(arguments)
+    options.on, options.arguments = ["alpha"], arguments
+    assert choose_function(options) == "far:run"
+    expected = max(at for at, each in enumerate(arguments) if each == options.profile)
+    assert find_profile_argument(arguments, options) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reads"),
+    [
+        (["stop", "last"], False),
+        (["chat", "last"], True),
+        (["chat", "last", "--prompt", "x"], False),
+        (["generate", "last", "--input", "-", "--output", "o"], True),
+        (["generate", "last", "--input=/dev/stdin", "--output", "o"], True),
+    ],
+)
+def test_only_a_verb_that_reads_takes_stdin(arguments: list[str], reads: bool) -> None:
+    assert reads_stdin(build_parser().parse_args(arguments), arguments) is reads
+
+
+def fake_ssh(folder: Path, *lines: str) -> str:
+    """An ssh that runs the command line here, in a shell, as sshd does there."""
+    script = folder / "ssh.sh"
+    script.write_text("\n".join(("#!/bin/sh", *lines, 'for last; do :; done; exec sh -c "$last"')) + "\n")
+    script.chmod(0o755)
+    return str(script)
+
+
+def fake_cockpit(folder: Path, *lines: str) -> str:
+    script = folder / "cockpit.sh"
+    script.write_text("\n".join(("#!/bin/sh", *lines)) + "\n")
+    script.chmod(0o755)
+    return str(script)
+
+
+@pytest.fixture
+def faked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("COCKPIT_SSH", fake_ssh(tmp_path))
+    monkeypatch.setenv("COCKPIT_REMOTE", str(tmp_path / "cockpit.sh"))
+    monkeypatch.setattr(far_names, "command", "cockpit")
+    return tmp_path
+
+
+def call(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cockpit.cli", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, input=given, capture_output=True, text=True, timeout=20)
+
+
+def test_stdin_is_for_the_profile_and_for_nothing_else(faked: Path) -> None:
+    fake_cockpit(faked, "cat; echo :", 'echo "$@"')
+    assert (
+        call("--on", "there", "train", "-", "--detach", given="name: mine").stdout == "name: mine:\ntrain - --detach\n"
+    )
+    assert call("--on", "there", "stop", "r", given="next run").stdout == ":\nstop r\n"
+
+
+def test_a_verb_that_a_signal_ends_there_is_no_lost_link(faked: Path, capsys: Output) -> None:
+    fake_cockpit(faked, "kill -9 $$")
+    assert main(["--on", "there", "runs"]) == 128 + 9
+
+
+@pytest.mark.parametrize(
+    ("words", "tries"),
+    [("Host key verification failed.", 1), ("ada@there: Permission denied (publickey).", 1), ("Broken pipe", 3)],
+)
+def test_what_fails_in_the_same_way_is_not_tried_again(
+    words: str, tries: int, faked: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first call finds the run; then ssh fails, and says why only in its own log."""
+    fake_cockpit(faked, """echo '{"id": "r"}'""")
+    counter = faked / "tries"
+    monkeypatch.setenv(
+        "COCKPIT_SSH",
+        fake_ssh(
+            faked,
+            f'if [ -e {faked}/second ]; then while [ "$1" != -E ]; do shift; done',
+            f'echo "{words}" >>"$2"; echo >>{counter}; [ $(wc -l <{counter}) -lt 3 ] || exit 0; exit 255; fi',
+            f"touch {faked}/second",
+        ),
+    )
+    monkeypatch.setattr(far_module, "FIRST_WAIT", 0.01)
+    assert main(["--on", "there", "--json", "watch", "r"]) == (2 if tries == 1 else 0)
+    assert len(counter.read_text()) == tries
+    if tries == 1:
+        assert error_of(capsys)["cause"] == words
+
+
+def test_a_link_that_is_cut_within_a_character(capsys: Output) -> None:
+    text = "抽取".encode()
+    whole = far_module._Done()
+    for done, sent in ((whole, text[:4]), (far_module._Done(), text)):
+        read, write = os.pipe()
+        os.write(write, sent)
+        os.close(write)
+        with open(read, "rb") as stream:
+            far_module._copy_output(stream, done, False, whole.copied)
+    assert capsys.readouterr().out == "抽取"
+
+
+def test_suggested_commands_name_host_and_home(faked: Path, capsys: Output) -> None:
+    assert {verb.name for verb in VERBS} == set(far_names.VERBS)
+    assert far_names.name_in("`cockpit stop r`, or the cockpit there", "cockpit --on a") == (
+        "`cockpit --on a stop r`, or the cockpit there"
+    )
+    far_names.read_command("/my home")
+    show_problem(Problem(title="No", hint="cockpit stop r"))
+    assert "→ cockpit --home '/my home' stop r" in capsys.readouterr().err
+    fake_cockpit(faked, 'echo "$COCKPIT_CALLED"')
+    assert main(["--on", "there:" + os.environ["COCKPIT_REMOTE"], "--home", "/h", "runs"]) == 0
+    assert capsys.readouterr().out == f"cockpit --on there:{os.environ['COCKPIT_REMOTE']} --home /h\n"

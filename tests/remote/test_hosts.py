@@ -5,17 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from textual.pilot import Pilot
 
 from cockpit.app import CockpitApp
+from cockpit.cli import main
+from cockpit.connection.agent import Found
 from cockpit.connection.attach import log_in, make_engines
 from cockpit.connection.attachment import Attachment
 from cockpit.connection.link import Link
@@ -24,8 +31,9 @@ from cockpit.connection.ssh import FarHost
 from cockpit.connection.submission import build_submission
 from cockpit.profiles.check import check_profile
 from cockpit.profiles.files import ProfileFile
+from cockpit.screens.target_choices import find_local_models
 from engine.protocol.home import Home
-from engine.protocol.messages import Problem, ProblemError, RunRef, Stop
+from engine.protocol.messages import PROTOCOL, Problem, ProblemError, RunRef, Stop
 from tests.app.fake import FakeEngine, demo_run
 from tests.app.screen import HIGH, LOW, NOWHERE, assert_fits, screen_text, until
 from tests.remote.conftest import list_links
@@ -167,6 +175,114 @@ async def test_one_engine_has_no_list_of_hosts() -> None:
         await pilot.pause(0.2)
         assert "H Hosts" not in screen_text(pilot)
         assert len(app.screen_stack) == 1
+
+
+@dataclass
+class ScriptedLink:
+    """A link that does what a test says when the terminal is left to ssh."""
+
+    act: Callable[[], None]
+    host: FarHost = field(default_factory=lambda: FarHost.parse("gone"))
+    command: str = "cockpit --on gone"
+    is_connected: bool = False
+    found: Found | None = None
+    given_up: int = 0
+
+    def give_up(self) -> None:
+        self.given_up += 1
+
+    def connect(self, *, ask: bool) -> None:
+        assert ask
+        self.act()
+
+    def close(self) -> None:
+        pass
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+    raise AssertionError("ctrl+c interrupts")
+
+
+def fail() -> None:
+    raise ProblemError(Problem(code="remote.ssh_failed", title="No way", hint="cockpit engine start"))
+
+
+async def test_what_happens_while_ssh_asks_does_not_end_the_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl+c ends the attempt alone, and an attempt that is under way makes room. The hint names the host."""
+
+    async def refuse() -> Any:
+        raise ProblemError(Problem(code="remote.ssh_failed", title="There is no connection to gone"))
+
+    link = ScriptedLink(interrupt)
+    gone = Attachment(refuse, "gone", link)  # type: ignore[arg-type]
+    monkeypatch.setattr(CockpitApp, "suspend", lambda app: nullcontext())
+    async with open_app([gone]) as pilot:
+        await pilot.press("H")
+        await until(pilot, lambda: "Enter shows" in screen_text(pilot))
+        before = signal.getsignal(signal.SIGINT)
+        await pilot.press("a")
+        await until(pilot, lambda: "given up" in [note.message for note in pilot.app._notifications])
+        assert signal.getsignal(signal.SIGINT) is before
+        link.act = fail
+        await pilot.press("a")
+        await until(pilot, lambda: "→ cockpit --on gone engine start" in told(pilot))
+        assert link.given_up == 2
+        link.is_connected = True
+        await pilot.press("a")
+        await until(pilot, lambda: "there is a connection already" in told(pilot))
+
+
+def told(pilot: Pilot[None]) -> list[str]:
+    return [line for note in pilot.app._notifications for line in note.message.splitlines()]
+
+
+def test_paths_are_those_of_the_engines_host() -> None:
+    link = ScriptedLink(fail)
+    engine = Attachment(asyncio.Event().wait, "gone", link)  # type: ignore[arg-type]
+    link.found = Found(
+        id=1, protocol=PROTOCOL, version="1", home="/h", directory="/home/ada", environment={"HOME": "/mnt/ada"}
+    )
+    typed = ("rows.jsonl", "~/rows.jsonl", "/data/rows.jsonl")
+    assert [str(engine.locate(Path(path))) for path in typed] == [
+        "/home/ada/rows.jsonl",
+        "/mnt/ada/rows.jsonl",
+        "/data/rows.jsonl",
+    ]
+
+
+async def test_a_question_to_the_far_side_never_has_the_apps_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ssh has no standard input and a session of its own, and ends when the question is dropped."""
+    link = ScriptedLink(fail)
+    script = "import os, sys, time; assert not os.read(0, 1); print(os.getsid(0), flush=True); time.sleep(60)"
+    link.build_command = lambda *_: [sys.executable, "-c", script]  # type: ignore[attr-defined]
+    asked = asyncio.create_task(find_local_models(NOWHERE, link))  # type: ignore[arg-type]
+    found: list[psutil.Process] = []
+    while not found:
+        await asyncio.sleep(0.05)
+        found = [each for each in psutil.Process().children() if script in each.cmdline()]
+    assert os.getsid(found[0].pid) == found[0].pid
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    psutil.wait_procs(found, 5)
+    assert not found[0].is_running()
+
+
+@pytest.mark.parametrize("names", [["."], [".", "alpha"], ["alpha"]])
+def test_home_is_that_of_every_named_host(names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[tuple[Home, Sequence[Attachment]]] = []
+    monkeypatch.setattr("cockpit.verbs.open_app.is_interactive", lambda: True)
+    monkeypatch.setattr("cockpit.app.run", lambda home, readonly, engines: opened.append((home, engines)))
+    monkeypatch.setattr("cockpit.connection.attach.log_in", lambda engines: {})
+    on = [part for name in names for part in ("--on", name)]
+    assert main([*on, "--home", str(tmp_path)]) == 0
+    [(home, engines)] = opened
+    assert (home.root == tmp_path) is ("." in names)
+    assert [engine.command for engine in engines if not engine.is_here] == [
+        f"cockpit --on alpha --home {tmp_path}" for name in names if name != "."
+    ]
 
 
 # ── with a real sshd ───────────────────────────────────────────────────────────────────────────────────────────────
