@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import shutil
 import signal
 import subprocess
 import threading
@@ -208,7 +207,7 @@ class Link:
                 with contextlib.suppress(OSError):
                     ssh.stdin.close()
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            sockets.remove_temporary(folder)
 
     def _inquire_alive(self, inquiry: Inquiry) -> Found:
         if not self._is_alive():

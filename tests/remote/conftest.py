@@ -16,13 +16,27 @@ from tests.remote.loopback import HOSTS, SSHD, Loopback, far_environment
 from tests.scripted.bench import Engine
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "loopback" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def loopback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
     """The hosts, for all tests of this folder; nothing is left of them."""
-    if SSHD is None:
-        pytest.skip("there is no sshd: apt-get install openssh-server")
-    folder = tmp_path_factory.mktemp("far")
-    loopback = Loopback(folder, far_environment() | warm_engine.light_environment())
+    if SSHD is None or not all(map(shutil.which, ("ssh", "ssh-keygen"))):
+        pytest.skip("there is no sshd or no ssh: apt-get install openssh-server openssh-client")
+    try:
+        loopback = Loopback(tmp_path_factory.mktemp("far"), far_environment() | warm_engine.light_environment())
+    except OSError as error:
+        pytest.skip(f"sshd cannot be started: {error}")
+    try:
+        if refused := loopback.find_refusal():
+            pytest.skip(f"nobody can log in to an sshd of these tests: {refused}")
+    except BaseException:
+        loopback.close()
+        raise
     homes = [Home(loopback.home(host)).create() for host in HOSTS]
     yield loopback
     loopback.close()

@@ -45,7 +45,16 @@ class Loopback:
         )
         self.ssh = self._write_script("ssh", f"exec ssh -F '{folder / 'ssh_config'}' \"$@\"")
         self.environment = {"COCKPIT_SSH": str(self.ssh), "COCKPIT_REMOTE": str(self.cockpit)}
-        self._server = self._start()
+        self._server = self._launch()
+
+    def find_refusal(self) -> str:
+        """Why nobody can log in; empty when that works."""
+        wait_for(lambda: self._is_listening() or self._server.poll() is not None, 10.0, "sshd")
+        if self._server.poll() is not None:
+            return (self.folder / "sshd.log").read_text(errors="replace").strip() or "it has ended"
+        login = [str(self.ssh), "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "alpha", "true"]
+        done = subprocess.run(login, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+        return f"{done.stderr.strip()} (status {done.returncode})" if done.returncode else ""
 
     def home(self, host: str) -> Path:
         return self.folder / host
@@ -73,14 +82,12 @@ class Loopback:
         script.chmod(0o755)
         return script
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _launch(self) -> subprocess.Popen[bytes]:
         if os.getuid() == 0:  # where sshd insists on it
             Path("/run/sshd").mkdir(mode=0o755, parents=True, exist_ok=True)
         command = [str(SSHD), "-D", "-e", "-f", str(self.folder / "sshd_config")]
         with open(self.folder / "sshd.log", "ab") as log:
-            server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
-        wait_for(self._is_listening, 10.0, "sshd")
-        return server
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
 
     def _is_listening(self) -> bool:
         with socket.socket() as probe:
@@ -93,7 +100,8 @@ class Loopback:
         self._server.wait()
 
     def restart(self) -> None:
-        self._server = self._start()
+        self._server = self._launch()
+        wait_for(self._is_listening, 10.0, "sshd")
 
     def kill_sessions(self) -> None:
         """kill -9 of what the server runs for its connections; the server goes on."""
@@ -102,7 +110,10 @@ class Loopback:
 
     def find_sessions(self) -> list[psutil.Process]:
         """What the server runs for its connections."""
-        children = psutil.Process(self._server.pid).children(recursive=True)
+        try:
+            children = psutil.Process(self._server.pid).children(recursive=True)
+        except psutil.NoSuchProcess:  # it could not start
+            return []
         return [each for each in children if each.name().startswith("sshd")]
 
     def find_clients(self) -> list[psutil.Process]:

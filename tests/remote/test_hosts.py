@@ -288,8 +288,9 @@ def test_home_is_that_of_every_named_host(names: list[str], tmp_path: Path, monk
 # ── with a real sshd ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_two_hosts_through_ssh(far: Loopback, alpha: Engine) -> None:
+async def test_two_hosts_through_ssh(far: Loopback, alpha: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two engines behind two aliases; the server goes away and comes back, and so do both links."""
+    monkeypatch.setattr("cockpit.connection.attachment.FIRST_WAIT", 0.2)
     run = alpha.submit(steps=10_000)
     engines = make_engines(["alpha", "beta", "."], Home(far.home("local")))
     del engines[2]

@@ -21,7 +21,7 @@ from cockpit.connection import link as link_module
 from cockpit.connection.agent import Found
 from cockpit.connection.link import Link, check_versions
 from cockpit.connection.ssh import FarHost
-from engine.protocol import wire
+from engine.protocol import sockets, wire
 from engine.protocol.client import Client, find_engine
 from engine.protocol.home import Home
 from engine.protocol.messages import PROTOCOL, ProblemError, Snapshot, Stop
@@ -48,7 +48,10 @@ def next_snapshot(bodies: Iterator[Any]) -> float:
     raise AssertionError("the client follows no more")
 
 
-def test_a_client_attaches_again_after_every_death(far: Loopback, alpha: Engine, link: Link) -> None:
+def test_a_client_attaches_again_after_every_death(
+    far: Loopback, alpha: Engine, link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.protocol.client.EVENT_TIMEOUT", 2.0)
     run = alpha.submit(steps=10_000)
     alpha.wait_step(run, 1)
     with Client(link) as client:
@@ -298,3 +301,15 @@ def test_a_full_tmp_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
         link.start()
     assert raised.value.problem.cause == "No space left on device"
     assert not list_links()
+
+
+def test_a_directory_that_is_in_use_is_left_alone() -> None:
+    """Whatever its process id says, which means nothing in another container."""
+    used = sockets.make_temporary("ssh")
+    left = used.with_name(f"ssh-{os.getpid()}-left")
+    left.mkdir(mode=0o700)
+    program = "from engine.protocol import sockets; sockets.remove_temporary(sockets.make_temporary('ssh'))"
+    subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    assert used.is_dir() and not left.exists()
+    sockets.remove_temporary(used)
+    assert not used.exists()
