@@ -85,7 +85,8 @@ def follow(client: Client, run_id: str) -> Run:
 
 def _show_entry(display: Display, entry: dict[str, Any]) -> None:
     if entry["kind"] == "warning":
-        display.note(" → ".join(filter(None, (entry["message"], entry.get("hint", "")))))
+        hint = far_names.name_in(entry.get("hint", ""), far_names.command)
+        display.note(" → ".join(filter(None, (entry["message"], hint))))
     elif entry["kind"] == "phase":
         display.phase(entry.get("done", 0), entry.get("total", 0))
 

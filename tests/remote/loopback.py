@@ -73,8 +73,10 @@ class Loopback:
             "  StrictHostKeyChecking yes\n"
         )
         own = "".join(f"Host {host}\n  SetEnv COCKPIT_HOME={self.home(host)}\n" for host in HOSTS)
+        # As a user's own configuration may be, for sessions of the user's own.
+        busy = "Host beta\n  RemoteCommand false\n  LocalForward 127.0.0.1:1 127.0.0.1:1\n  ExitOnForwardFailure yes\n"
         stranger = "Host stranger\n  UserKnownHostsFile /dev/null\nHost nowhere\n  Port 1\n"
-        (self.folder / "ssh_config").write_text(own + stranger + every, encoding="utf-8")
+        (self.folder / "ssh_config").write_text(own + busy + stranger + every, encoding="utf-8")
 
     def _write_script(self, name: str, *lines: str) -> Path:
         script = self.folder / f"{name}.sh"

@@ -367,3 +367,21 @@ def test_suggested_commands_name_host_and_home(faked: Path, capsys: Output) -> N
     fake_cockpit(faked, 'echo "$COCKPIT_CALLED"')
     assert main(["--on", "there:" + os.environ["COCKPIT_REMOTE"], "--home", "/h", "runs"]) == 0
     assert capsys.readouterr().out == f"cockpit --on there:{os.environ['COCKPIT_REMOTE']} --home /h\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_watched_worker_ends_with_its_verb(number: signal.Signals, tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom cockpit.verbs.tools import _run_watched\n"
+        "_run_watched([sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'])"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    verb = subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert verb.stdout is not None
+    worker = psutil.Process(int(verb.stdout.readline()))
+    verb.send_signal(number)
+    verb.wait(10)
+    psutil.wait_procs([worker], 5)
+    assert not worker.is_running()

@@ -238,6 +238,18 @@ def told(pilot: Pilot[None]) -> list[str]:
     return [line for note in pilot.app._notifications for line in note.message.splitlines()]
 
 
+def test_files_and_models_of_another_host_are_not_looked_for_here(tmp_path: Path) -> None:
+    text = (
+        "model: {base: /only/there, tokenizer: /only/there}\ndata: {train: [{source: /only/there.jsonl}]}\n"
+        "training: {micro_batch: 4}\nmethod: {kind: grpo, generations: 4, reward: {run: /only/there}}\n"
+    )
+    file = ProfileFile(tmp_path / "mine.yaml", "here")
+    assert {"model.base", "method.reward.run"} <= {issue.key for issue in check_profile(text, file, NOWHERE).issues}
+    assert check_profile(text, file, NOWHERE, "alpha").issues == []
+    wrong = text.replace("run: /only/there", "task: unknown, metric: f1")  # is no file
+    assert [issue.key for issue in check_profile(wrong, file, NOWHERE, "alpha").issues] == ["method.reward.task"]
+
+
 def test_paths_are_those_of_the_engines_host() -> None:
     link = ScriptedLink(fail)
     engine = Attachment(asyncio.Event().wait, "gone", link)  # type: ignore[arg-type]
