@@ -277,9 +277,9 @@ def test_only_a_verb_that_reads_takes_stdin(arguments: list[str], reads: bool) -
 
 
 def fake_ssh(folder: Path, *lines: str) -> str:
-    """An ssh that runs the command line here, in a shell, as sshd does there."""
+    """An ssh that runs the command line here, in its own place: a signal that ends that ends ssh."""
     script = folder / "ssh.sh"
-    script.write_text("\n".join(("#!/bin/sh", *lines, 'for last; do :; done; exec sh -c "$last"')) + "\n")
+    script.write_text("\n".join(("#!/bin/sh", *lines, 'for last; do :; done; eval "exec $last"')) + "\n")
     script.chmod(0o755)
     return str(script)
 
