@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, ClassVar, cast
 
@@ -22,6 +22,7 @@ from textual.command import CommandPalette
 from textual.screen import Screen
 from textual.widgets import Input
 
+from cockpit.connection.attachment import Attachment
 from cockpit.connection.engine_app import EngineApp, connect
 from cockpit.fault_guard import Fault, FaultPage
 from cockpit.partial_update import PartialUpdate
@@ -78,6 +79,7 @@ class CockpitApp(EngineApp):
         Binding("ctrl+p", "command_palette", "Menu", show=False, priority=True),
         Binding("question_mark", "help", "Help", key_display="?"),
         Binding("colon", "command_palette", "Menu", key_display=":"),
+        Binding("H", "hosts", "Hosts"),
         Binding("q", "detach", "Detach"),
         Binding("ctrl+c", "interrupt", "Stop, clear or detach", show=False, priority=True),
         Binding("ctrl+q", "detach", "Detach", show=False, priority=True),
@@ -92,10 +94,15 @@ class CockpitApp(EngineApp):
         selected: str | None = None,
         first: str = "dashboard",
         connect: Callable[[Home], Any] = connect,
+        engines: Sequence[Attachment] = (),
     ) -> None:
-        """`selected` is the run to show, `first` the screen to open. `connect` is awaited for an `AsyncClient`."""
+        """`selected` is the run to show, `first` the screen to open. `connect` is awaited for an `AsyncClient`, unless
+        `engines` are given."""
         forget_mac_characters()
-        super().__init__(home, readonly=readonly, selected=selected, connect=connect)
+        super().__init__(home, readonly=readonly, selected=selected, connect=connect, engines=engines)
+        for at in range(1, len(self.engines)):
+            for name, make in self.MODES.items():
+                self.add_mode(_mode_of(name, at), make)
         self._first = first
         self._visited: list[str] = []
         self._discarded: Screen[Any] | None = None
@@ -134,19 +141,34 @@ class CockpitApp(EngineApp):
             renderable = PartialUpdate(renderable.chops, renderable.spans, renderable.chop_ends)
         super()._display(screen, renderable)
 
-    def publish(self, body: object) -> None:
-        """Pass `body` to every mounted screen and update the top bar."""
+    def show_message(self, engine: Attachment, body: object) -> None:
+        """Pass `body` to every mounted screen of this engine and update the top bar."""
         if not self.is_running:  # leaving: the screens are being removed
             return
-        for stack in self._screen_stacks.values():
-            for screen in stack:
+        for mode, stack in list(self._screen_stacks.items()):
+            if self.engines[_engine_of(mode)] is not engine:
+                continue
+            for screen in list(stack):
                 if isinstance(screen, CockpitScreen) and screen.is_mounted:
-                    try:
-                        screen.receive(self.state, body)
-                    except Exception as error:  # noqa: BLE001 - the other screens shall have it all the same
-                        self.catch(error, screen)
+                    with screen._context():  # what it starts now is this engine's, too
+                        try:
+                            screen.receive(engine.state, body)
+                        except Exception as error:  # noqa: BLE001 - the other screens shall have it all the same
+                            self.catch(error, screen)
+        self._show_bar()
+
+    def _show_bar(self) -> None:
         for bar in self.screen.query(TopBar):
             bar.show(self.state)
+
+    def find_owner(self, screen: Screen[Any]) -> Attachment | None:
+        mode = next((mode for mode, stack in self._screen_stacks.items() if screen in stack), None)
+        return None if mode is None else self.engines[_engine_of(mode)]
+
+    def _watch(self) -> None:
+        super()._watch()
+        if self.is_running:
+            self._show_bar()  # seconds until the next attempt
 
     # ── navigation ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -160,20 +182,43 @@ class CockpitApp(EngineApp):
         """As Textual, but a dialog that is closed twice, or has been left behind on another screen, ends nothing."""
         return super().pop_screen() if len(self._screen_stack) > 1 else AwaitComplete()
 
+    @property
+    def screen_name(self) -> str:
+        """The name of the screen that is shown, whichever engine's it is."""
+        return self.current_mode.partition("@")[0]
+
     async def action_go(self, name: str) -> None:
         """Show the screen `name`. A dialog has to be answered first; what else lies on this screen stays there."""
+        await self._go_to(_mode_of(name, _engine_of(self.current_mode)))
+
+    async def _go_to(self, mode: str) -> None:
         if isinstance(self.screen, FaultPage):
             await self.leave_fault(self.screen)
         if self.screen.is_modal:
             return
-        if name == self.current_mode:
+        if mode == self.current_mode:
             while len(self.screen_stack) > 1:
                 await self.pop_screen()
             return
         self._visited.append(self.current_mode)
-        await self.switch_mode(name)
-        for bar in self.screen.query(TopBar):
-            bar.show(self.state)
+        await self.switch_mode(mode)
+        self._show_bar()
+
+    @opens_dialog
+    @work(group="hosts", exclusive=True)
+    async def action_hosts(self) -> None:
+        """Choose the host that the screens show."""
+        from cockpit.widgets.hosts_dialog import HostsDialog
+
+        if not any(isinstance(screen, HostsDialog) for screen in self.screen_stack):
+            at = await self.push_screen_wait(HostsDialog(_engine_of(self.current_mode)))
+            if at is not None:
+                await self._go_to(_mode_of(self.screen_name, at))
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "hosts" and not self.engines[0].name:
+            return False  # there is only this one
+        return super().check_action(action, parameters)
 
     async def action_back(self) -> None:
         if len(self.screen_stack) > 1:
@@ -287,19 +332,41 @@ class CockpitApp(EngineApp):
             if own and active.enabled and binding.description:
                 command = partial(self.run_action, binding.action, default_namespace=screen)
                 yield SystemCommand(binding.description, f"key {self.get_key_display(binding)}", command)
+        if self.engines[0].name:
+            yield SystemCommand("Hosts", "choose the host that the screens show", self.action_hosts)
         yield SystemCommand("Theme", "choose the colours", self.action_change_theme)
         yield SystemCommand("Help", "keys of this screen", self.action_help)
         yield SystemCommand("Detach", "leave the app; the runs go on", self.action_detach)
 
 
-def run(home: Home, readonly: bool = False, select: str | None = None, screen: str = "dashboard") -> int:
+def run(
+    home: Home,
+    readonly: bool = False,
+    select: str | None = None,
+    screen: str = "dashboard",
+    engines: Sequence[Attachment] = (),
+) -> int:
     """Open the app and return its exit status when the user has detached: 1 when it had to end by itself."""
-    app = CockpitApp(home, readonly=readonly, selected=select, first=screen)
+    app = CockpitApp(home, readonly=readonly, selected=select, first=screen, engines=engines)
     app.run()
     if app.return_code:
         print(f"The app had to end. The report is in {app.fault_log}", file=sys.stderr)
-    live = [run.id for run in app.state.runs.values() if run.state in LIVE and run.state != "stopping"]
-    if live:
-        goes = "goes" if len(live) == 1 else "go"
-        print(f"Detached: {', '.join(live)} {goes} on. Come back with `cockpit`, stop with `cockpit stop {live[0]}`.")
+    for engine in app.engines:
+        live = [run.id for run in engine.state.runs.values() if run.state in LIVE and run.state != "stopping"]
+        if live:
+            goes = "goes" if len(live) == 1 else "go"
+            command = engine.command
+            print(
+                f"Detached: {', '.join(live)} {goes} on. Come back with `{command}`, stop with "
+                f"`{command} stop {live[0]}`."
+            )
     return app.return_code or 0
+
+
+def _mode_of(screen: str, engine: int) -> str:
+    """Textual's mode for a screen of the engine with this index."""
+    return f"{screen}@{engine}" if engine else screen
+
+
+def _engine_of(mode: str) -> int:
+    return int(mode.partition("@")[2] or 0)

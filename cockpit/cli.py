@@ -12,12 +12,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from cockpit import far_names
 from cockpit.command_line.data_verbs import DATA_VERBS, TOKENIZER_VERBS
 from cockpit.command_line.model_verbs import BASE_MODEL_VERBS, CHAT, EVAL, EXPORT, GENERATE, SERVE
 from cockpit.command_line.options import Verb, option
 from cockpit.command_line.run_verbs import ENGINE_VERBS, PROFILE_VERBS, RUN_VERBS, START_VERBS
 from cockpit.exit_status import DONE, INTERRUPTED, WRONG
+from cockpit.far_names import HANG_UP, HERE
 
+OPEN_APP = "open_app:open_app"
+"""What runs without a verb."""
 VERBS = (
     *START_VERBS,
     CHAT,
@@ -109,7 +113,7 @@ def build_parser() -> Parser:
         epilog="Results go to stdout, everything else to stderr.",
         allow_abbrev=False,
     )
-    parser.set_defaults(function="open_app:open_app", home=None, json=False)
+    parser.set_defaults(function=OPEN_APP, home=None, json=False, on=[])
     _add_shared(parser)
     parser.add_argument("--readonly", action="store_true", help="only watch: no key of the app changes a run")
     parser.add_argument("--version", action=VersionAction, nargs=0, help="print the version and exit")
@@ -121,6 +125,13 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     # SUPPRESS: an option that is absent after the verb must not overwrite one that was given before it.
     parser.add_argument("--home", metavar="DIR", default=argparse.SUPPRESS, help="instead of COCKPIT_HOME (~/.cockpit)")
     parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+    parser.add_argument(
+        "--on",
+        metavar="HOST",
+        action="append",
+        default=argparse.SUPPRESS,
+        help="work on this host, which ssh reaches: user@host; the app takes several, and . is this host",
+    )
 
 
 def _add_verbs(parser: argparse.ArgumentParser, verbs: tuple[Verb, ...], required: bool = False) -> None:
@@ -137,6 +148,14 @@ def _add_verbs(parser: argparse.ArgumentParser, verbs: tuple[Verb, ...], require
             child.set_defaults(function=verb.function, verb=verb.name, known=[*flags, ("--home", "--json", "--help")])
 
 
+def choose_function(options: argparse.Namespace) -> str:
+    """The function of the verb, or the one that runs the verb on another host."""
+    if options.function == OPEN_APP or (options.on in ([], [HERE]) and far_names.count_hosts(options.arguments) <= 1):
+        return str(options.function)
+    options.parse = build_parser().parse_args  # it tells what each argument is
+    return "far:run"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     from engine.protocol.terminal import guard
@@ -145,7 +164,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         options = build_parser().parse_args(arguments)
-        module, _, name = options.function.partition(":")
+        options.arguments = arguments
+        far_names.read_command(options.home)
+        if HANG_UP in os.environ:
+            from cockpit.verbs.far import end_with_reader
+
+            end_with_reader()
+        module, _, name = choose_function(options).partition(":")
         status: int = getattr(importlib.import_module(f"cockpit.verbs.{module}"), name)(options)
         sys.stdout.flush()
         return status

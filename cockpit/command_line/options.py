@@ -32,7 +32,9 @@ def option(*flags: str, **settings: Any) -> Option:
 DTYPES, QUANTIZATIONS = ("bfloat16", "float16", "float32"), ("none", "nf4", "int8")
 
 RUN = option("run", metavar="RUN", help="a run's id, an unambiguous prefix of it, or `last`")
-PROFILE = option("profile", metavar="PROFILE", help="a YAML or JSON file, or the name of a built-in profile")
+PROFILE = option(
+    "profile", metavar="PROFILE", help="a YAML or JSON file, the name of a built-in profile, or - for stdin"
+)
 SET = option(
     "--set",
     metavar="K=V",

@@ -42,6 +42,7 @@ RUN_VERBS = (
         (option("--state", default="", metavar="STATE", help="only those in this state"),),
     ),
     Verb("show", "show a run's details", "runs:show", (RUN,)),
+    Verb("watch", "follow a run until it ends, as `train` does", "train:watch", (RUN,)),
     Verb(
         "metrics",
         "print a run's metric values, from its journal",
@@ -136,5 +137,6 @@ ENGINE_VERBS = (
         "engine:stop",
         (option("--force", action="store_true", help="stop live jobs too, at once"),),
     ),
+    Verb("connect", "start it if need be, and answer another host's cockpit on stdin and stdout", "engine:connect"),
     Verb("reindex", "rebuild the registry from the run directories", "engine:reindex"),
 )

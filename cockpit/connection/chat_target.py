@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from pathlib import Path
 from typing import Any
 
 from cockpit.connection.engine_app import EngineApp
@@ -69,7 +68,7 @@ class ChatTarget:
         await self.worker.close()
 
     def _load_arguments(self) -> dict[str, Any]:
-        return {"target": self.target, "directory": str(Path.cwd())}
+        return {"target": self.target, "directory": self.app.engine.directory}
 
     def _load_run(self) -> dict[str, Any]:
         if self.app.readonly:

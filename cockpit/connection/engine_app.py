@@ -1,18 +1,34 @@
-"""A Textual app that is attached to an engine: one connection, the reduced state, and requests. It knows no screen."""
+"""A Textual app that is attached to one engine or several: connections, reduced states, and requests. It knows no
+screen.
+
+Each engine has screens of its own. What a screen does with `state`, `client` or `ask` concerns the engine whose screen
+it is, also after the user has gone to another engine's: a reply that is still being written goes on, and nothing is
+asked of the wrong host.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
+from textual._context import active_message_pump
+from textual.app import ScreenStackError
+from textual.dom import DOMNode, NoScreen
 from textual.events import Event, InputEvent, Paste
 from textual.filter import LineFilter
 from textual.screen import Screen
+from textual.worker import NoActiveWorker, get_current_worker
 
+from cockpit import far_names
+from cockpit.connection.attachment import Attachment
 from cockpit.connection.drafts import Drafts
 from cockpit.control_filter import SHOW_CONTROLS
 from cockpit.fault_guard import FaultTolerantApp, guard_handlers
@@ -30,7 +46,9 @@ Answer = TypeVar("Answer")
 SILENCE = 2.5
 """Seconds without any message (telemetry comes every second) after which the engine counts as lost."""
 RETRY = 3.0
-"""Seconds between attempts to start an engine that does not start."""
+"""Seconds between attempts to start an engine of this host that does not start."""
+THREADS = 6
+"""Threads for what is not about a host."""
 READING = frozenset({"hello", "attach", "runs", "show", "series", "log", "telemetry", "judgements"})
 """Operations that change nothing."""
 SERVING = frozenset({"service_open", "service_ask", "service_cancel", "service_close"})
@@ -46,23 +64,57 @@ async def connect(home: Home) -> AsyncClient:
 
 
 class EngineApp(FaultTolerantApp):
-    """Attaches to the engine of `home`, or starts it, and keeps `state` up to date.
+    """Attaches to the engine of `home`, or starts it, and keeps `state` up to date; the same with other `engines`
+    instead.
 
-    Subclasses show each message (`publish`) and a run (`open_run`).
+    Subclasses show each message (`show_message`) and a run (`open_run`), and say which engine a screen is of
+    (`find_owner`).
     """
 
-    def __init__(self, home: Home, *, readonly: bool, selected: str | None, connect: Callable[[Home], Any]) -> None:
+    def __init__(
+        self,
+        home: Home,
+        *,
+        readonly: bool,
+        selected: str | None,
+        connect: Callable[[Home], Any],
+        engines: Sequence[Attachment] = (),
+    ) -> None:
         guard_handlers()
         super().__init__()
         self.error_console = GuardedConsole(stderr=True)  # a traceback shows variables
         self.home, self.readonly = home, readonly
-        self.state = AppState(requested=selected)
-        self.client: AsyncClient | None = None
+        """`home` is this host's, where the user's own profiles and conversations are."""
+        self.engines = list(engines) or [Attachment(partial(connect, home), selected=selected)]
         self.drafts = Drafts(home, lambda seconds, call: self.set_timer(seconds, call))
         self.drafts.failed = self._report_drafts
         self.keys = KeyQueue(self, super().on_event)
-        self._connect = connect
-        self._last_message = time.monotonic()
+        self._owners: WeakKeyDictionary[Screen[Any], Attachment] = WeakKeyDictionary()
+
+    @property
+    def engine(self) -> Attachment:
+        """The engine of the screen that asks; for the app itself, of the screen that is shown."""
+        if len(self.engines) == 1:
+            return self.engines[0]
+        node = active_message_pump.get(None)
+        if node is self:  # it is in workers, too
+            with contextlib.suppress(NoActiveWorker):
+                node = get_current_worker().node
+        for asks in (node, self):
+            with contextlib.suppress(NoScreen, ScreenStackError):
+                screen = asks.screen if isinstance(asks, DOMNode) else self.screen
+                if owner := self._owners.get(screen) or self.find_owner(screen):
+                    self._owners[screen] = owner
+                    return owner
+        return self.engines[0]  # there are no screens: the app starts or ends
+
+    @property
+    def state(self) -> AppState:
+        return self.engine.state
+
+    @property
+    def client(self) -> AsyncClient | None:
+        return self.engine.client
 
     @property
     def fault_log(self) -> Path:
@@ -70,6 +122,14 @@ class EngineApp(FaultTolerantApp):
 
     def publish(self, body: object) -> None:
         """Show what `body` changed in `state`."""
+        self.show_message(self.engine, body)
+
+    def show_message(self, engine: Attachment, body: object) -> None:
+        """Show what `body` changed in the engine's state."""
+        raise NotImplementedError
+
+    def find_owner(self, screen: Screen[Any]) -> Attachment | None:
+        """The engine that the screen is of; None before it is shown and after it was removed."""
         raise NotImplementedError
 
     async def open_run(self, run: str) -> None:
@@ -98,8 +158,12 @@ class EngineApp(FaultTolerantApp):
             return await super().push_screen_wait(screen, mode=mode)
 
     def start_following(self) -> None:
-        """Attach in the background and watch that the engine keeps sending."""
-        self.run_worker(self._follow(), name="engine", exit_on_error=True)
+        """Attach in the background and watch that the engines keep sending."""
+        if len(self.engines) > 1:  # threads that wait for hosts must not keep others waiting
+            executor = ThreadPoolExecutor(THREADS + 2 * len(self.engines))
+            asyncio.get_running_loop().set_default_executor(executor)
+        for engine in self.engines:
+            self.run_worker(self._follow(engine), name="engine", exit_on_error=True)
         self.set_interval(1.0, self._watch)
 
     def _report_drafts(self, reason: str) -> None:
@@ -107,47 +171,55 @@ class EngineApp(FaultTolerantApp):
 
     async def on_unmount(self) -> None:
         self.drafts.flush()
-        if self.client is not None:
-            await self.client.close()
+        await asyncio.gather(*(engine.close() for engine in self.engines))
 
-    async def _follow(self) -> None:
+    async def _follow(self, engine: Attachment) -> None:
         """Attach and take in what the engine publishes for as long as the app lives; restart an engine that died."""
         while True:
             try:
-                if self.client is None:
-                    self.client = await self._connect(self.home)
-                    if warning := self.client.warning:
+                if engine.client is None:
+                    engine.client = await engine.connect()
+                    if warning := engine.client.warning:
                         self.notify_problem(warning)
-                async for body in self.client.follow():
-                    self._last_message = time.monotonic()
+                async for body in engine.client.follow():
+                    engine.last_message = time.monotonic()
                     try:
-                        self.take(body)
+                        self._take(engine, body)
                     except Exception as error:  # noqa: BLE001 - a body that cannot be shown must not end the following
                         self.catch(error)
             except ProblemError as error:
-                self._set_connection("lost", error.problem)
-                self.notify(str(error.problem), title="No engine", severity="error", timeout=10)
-                await asyncio.sleep(RETRY)
+                news = engine.is_news(error.problem)
+                self._set_connection(engine, "lost", error.problem)
+                if news:
+                    self.notify(str(error.problem), title=engine.name or "No engine", severity="error", timeout=10)
+                await engine.wait(RETRY)
 
     def take(self, body: object) -> None:
         """Reduce one message into the state and publish it."""
-        before = self.state.connection
-        self.state = reduce(self.state, body)
-        if before == "lost" and self.state.connection == "attached":
-            self.notify("attached again", title="Engine")
-        self.publish(body)
+        self._take(self.engine, body)
+
+    def _take(self, engine: Attachment, body: object) -> None:
+        before = engine.state.connection
+        engine.state = reduce(engine.state, body)
+        if engine.state.connection == "attached":
+            engine.succeeded()
+            if before == "lost":
+                self.notify("attached again", title=engine.name or "Engine")
+        self.show_message(engine, body)
 
     def select_run(self, run: str) -> None:
         """Show `run` on the dashboard, now or as soon as the engine reports it."""
-        self.state = select_run(self.state, run)
+        engine = self.engine
+        engine.state = select_run(engine.state, run)
 
-    def _set_connection(self, connection: str, problem: Problem | None = None) -> None:
-        self.state = replace(self.state, connection=connection, problem=problem)
-        self.publish(self.state)
+    def _set_connection(self, engine: Attachment, connection: str, problem: Problem | None = None) -> None:
+        engine.state = replace(engine.state, connection=connection, problem=problem)
+        self.show_message(engine, engine.state)
 
     def _watch(self) -> None:
-        if self.state.connection == "attached" and time.monotonic() - self._last_message > SILENCE:
-            self._set_connection("lost")
+        for engine in self.engines:
+            if engine.state.connection == "attached" and time.monotonic() - engine.last_message > SILENCE:
+                self._set_connection(engine, "lost")
 
     async def ask(self, operation: str, message: Message | None = None, timeout: float = 30.0) -> Any:
         """Request `operation`. Returns the engine's reply, or None after notifying the user of what went wrong."""
@@ -169,5 +241,6 @@ class EngineApp(FaultTolerantApp):
 
     def notify_problem(self, problem: Problem) -> None:
         """Show a problem's title, cause and hint as a notification."""
-        text = "\n".join(part for part in (problem.cause, problem.hint and f"→ {problem.hint}") if part)
+        hint = far_names.name_in(problem.hint, self.engine.command)
+        text = "\n".join(part for part in (problem.cause, hint and f"→ {hint}") if part)
         self.notify(text or " ", title=problem.title, severity="error", timeout=8)

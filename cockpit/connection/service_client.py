@@ -65,7 +65,8 @@ class ServiceClient:
             if self.service is not None and self.service.state == "ended":
                 self.id = ""
             if not self.id:
-                message = OpenService(kind=self.kind, environment=shell_environment() | self._extra_environment)
+                environment = shell_environment(self.app.engine.shell) | self._extra_environment
+                message = OpenService(kind=self.kind, environment=environment)
                 self.id = (await self._request("service_open", message, 30.0)).id
 
     async def _request(self, operation: str, message: Any, seconds: float) -> Any:

@@ -36,19 +36,26 @@ def api_key_environment(profile: Profile, shell: Mapping[str, str] = os.environ)
 
 
 def build_submission(
-    profile: Profile, kind: str = "train", source: str = "", output: str = "", shell: Mapping[str, str] = os.environ
+    profile: Profile,
+    kind: str = "train",
+    source: str = "",
+    output: str = "",
+    shell: Mapping[str, str] = os.environ,
+    directory: str = "",
 ) -> Submit:
     """The request that queues `profile`.
 
     Besides `shell_environment`, the job gets the variables named in `*_api_key_env` fields and those that
-    `launch.environment` names without a value. A value in the profile takes precedence over the shell's.
+    `launch.environment` names without a value. A value in the profile takes precedence over the shell's. `shell` is
+    that of the engine's host; variables that the profile names are taken from here where it lacks them. `directory`
+    takes the place of the profile's own.
     """
     return Submit(
         profile=profile.to_yaml(),
         kind=kind,
         source=source,
-        directory=str(profile.directory),
-        environment=_job_environment(profile.to_dict(), shell),
+        directory=directory or str(profile.directory),
+        environment=_job_environment(profile.to_dict(), shell, {**os.environ, **shell}),
         output=output,
     )
 
@@ -60,12 +67,14 @@ def resume_environment(directory: str, shell: Mapping[str, str] = os.environ) ->
         profile = YAML(typ="safe").load(Path(directory, "profile.yaml").read_text(encoding="utf-8"))
     except (OSError, YAMLError):
         return shell_environment(shell)  # the engine reports what is wrong with it
-    return _job_environment(profile if isinstance(profile, dict) else {}, shell)
+    return _job_environment(profile if isinstance(profile, dict) else {}, shell, shell)
 
 
-def _job_environment(profile: Mapping[str, Any], shell: Mapping[str, str]) -> dict[str, str]:
+def _job_environment(
+    profile: Mapping[str, Any], shell: Mapping[str, str], keys_from: Mapping[str, str]
+) -> dict[str, str]:
     named = (profile.get("launch") or {}).get("environment") or {}
-    keys = {name: shell[name] for name in (*_key_variables(profile), *named) if name in shell}
+    keys = {name: keys_from[name] for name in (*_key_variables(profile), *named) if name in keys_from}
     return {name: value for name, value in (shell_environment(shell) | keys).items() if not named.get(name)}
 
 

@@ -28,8 +28,9 @@ class ProfileCheck:
     """Remarks about a valid profile."""
 
 
-def check_profile(text: str, file: ProfileFile, home: Home) -> ProfileCheck:
-    """Parse and check a profile's text. Takes milliseconds, the first time 0.2 s: call it off the event loop."""
+def check_profile(text: str, file: ProfileFile, home: Home, elsewhere: str = "") -> ProfileCheck:
+    """Parse and check a profile's text. Takes milliseconds, the first time 0.2 s: call it off the event loop.
+    `elsewhere` names the host that it is for, if its files are not here."""
     from engine.config.form import list_fields
     from engine.config.profile import SECTIONS, ProfileError, list_notes, parse  # pydantic: not before the first paint
 
@@ -43,10 +44,11 @@ def check_profile(text: str, file: ProfileFile, home: Home) -> ProfileCheck:
         kinds[section] = kind if isinstance(kind, str) and kind in table else None
     fields = list_fields(**kinds)
     try:
-        profile = parse(text, file.path.name, file.path.parent, home=home)
+        profile = parse(text, file.path.name, file.path.parent, home=home, elsewhere=bool(elsewhere))
     except ProfileError as error:
         return ProfileCheck(text, document, fields, error.issues)
-    return ProfileCheck(text, document, fields, profile=profile, notes=list_notes(profile, home))
+    notes = [f"data and models are checked on {elsewhere} when it is launched"] if elsewhere else []
+    return ProfileCheck(text, document, fields, profile=profile, notes=notes or list_notes(profile, home))
 
 
 def summarize_launch(profile: Profile) -> str:

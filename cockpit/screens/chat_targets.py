@@ -92,7 +92,7 @@ class ChatTargetsScreen(CockpitScreen):
             return None
         runs = [run for run in self.app.state.sorted_runs() if run.kind == "train" and run.step][:RECENT]
         details = [detail for run in runs if (detail := await self.app.ask("show", RunRef(run=run.id)))]
-        models = await find_local_models(self.app.home)
+        models = await find_local_models(self.app.home, self.app.engine.link)
         choices = target_choices(details, models, CATALOGUE, hot=not self.app.readonly)
         placeholder = "run, run@step, folder, catalogue name or org/name"
         return await self.app.push_screen_wait(Picker(title, placeholder, choices))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from textual.binding import Binding
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Static
 
+from cockpit.connection.attachment import Attachment
 from cockpit.connection.submission import api_key_environment
 from cockpit.content import Content
 from cockpit.profiles.files import list_profiles
@@ -124,20 +126,29 @@ class DataScreen(ReviewScreen):
             )
         )
         if path:
-            self.open(Path(path).expanduser().absolute())
+            self.open(Path(path))
 
     @work(exclusive=True, group="open")
-    async def open(self, path: Path) -> None:
+    async def open(self, typed: Path) -> None:
         """Have the worker read the profile's sources, then show the first row and count tokens."""
+        engine = self.app.engine
+        path = typed.expanduser().absolute()
         try:
-            text, is_data = await asyncio.to_thread(_read_profile, path)
-            await self.worker.set_environment(await asyncio.to_thread(_find_keys, text, path, self.app.home))
+            text, is_data = "", True
+            if engine.is_here or path.is_file():
+                text, is_data = await asyncio.to_thread(_read_profile, path)
+            if is_data and not engine.is_here:  # profiles are here, data on the engine's host
+                path = engine.locate(typed)
+                text = _wrap_data(path)
+            keys = await asyncio.to_thread(_find_keys, text, path, self.app.home, engine)
+            await self.worker.set_environment(keys)
         except (OSError, UnicodeDecodeError) as error:
             self.show_problem(Problem(code="file.unreadable", title=f"cannot read {path}", cause=str(error)))
             return
         self.data_name, self.summary, self.stats, self.rows = path.stem, {}, {}, {}
         self.show_status("reading …")
-        summary = await self.ask("open", {"profile": text, "directory": str(path.parent)})
+        directory = str(path.parent) if engine.is_here else engine.directory
+        summary = await self.ask("open", {"profile": text, "directory": directory})
         if summary is None:
             return
         self.forget_decisions()
@@ -227,14 +238,20 @@ def _read_profile(path: Path) -> tuple[str, bool]:
         return path.read_text(encoding="utf-8"), False
     if suffix == ".json" and size < MAX_PROFILE_BYTES and is_profile(text := path.read_text(encoding="utf-8")):
         return text, False
-    return json.dumps({"name": path.stem, "data": {"train": [{"source": str(path)}]}}), True
+    return _wrap_data(path), True
 
 
-def _find_keys(text: str, path: Path, home: Home) -> dict[str, str]:
-    """The API keys that the profile's stages need from the shell; none for an invalid profile, which the worker
-    reports."""
+def _wrap_data(path: Path) -> str:
+    """A profile that trains on a data file or folder, with all other settings at their defaults."""
+    return json.dumps({"name": path.stem, "data": {"train": [{"source": str(path)}]}})
+
+
+def _find_keys(text: str, path: Path, home: Home, engine: Attachment) -> dict[str, str]:
+    """The API keys that the profile's stages need from the shell of the engine's host, or from here where it lacks
+    them; none for an invalid profile, which the worker reports."""
     try:
-        return api_key_environment(parse(text, path.name, path.parent, home=home))
+        profile = parse(text, path.name, path.parent, home=home, elsewhere=not engine.is_here)
+        return api_key_environment(profile, {**os.environ, **engine.shell})
     except ProfileError:
         return {}
 

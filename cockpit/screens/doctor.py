@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from textual.widgets import Static
 from cockpit.content import Content
 from cockpit.screens.base import CockpitScreen
 from engine.protocol.client import build_engine_environment
+from engine.protocol.messages import ProblemError
 
 MARKS = {True: Text("✓", "bold green"), False: Text("✗", "bold red"), None: Text("–", "yellow")}
 """Result -> mark. None is for information that no job depends on."""
@@ -65,10 +67,16 @@ class DoctorScreen(CockpitScreen):
     async def action_examine(self) -> None:
         """Run the doctor in a process of its own, because it loads libraries that the app never loads. It ends with
         this screen."""
-        self._verdict(Content("examining this machine … (takes some seconds)"))
-        command = ("-P", "-m", "engine.workers.doctor", "--home", str(self.app.home.root), "--json")
+        engine = self.app.engine
+        self._verdict(Content(f"examining {'this machine' if engine.is_here else engine.name} … (takes some seconds)"))
+        command = [sys.executable, "-P", "-m", "engine.workers.doctor", "--home", str(self.app.home.root), "--json"]
+        if engine.link is not None:
+            try:
+                command = engine.link.build_command("--json", "doctor")
+            except ProblemError as error:
+                self._verdict(Content.styled(f"✗ {error.problem.cause}", "$text-error"))
+                return
         doctor = await asyncio.create_subprocess_exec(
-            sys.executable,
             *command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -81,7 +89,8 @@ class DoctorScreen(CockpitScreen):
             output, errors = await doctor.communicate()
         finally:
             if doctor.returncode is None:  # the screen was left early: end the doctor and its child processes too
-                os.killpg(doctor.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(doctor.pid, signal.SIGKILL)
         self._show(output.decode(errors="replace"), errors.decode(errors="replace"))
 
     def _show(self, output: str, errors: str) -> None:

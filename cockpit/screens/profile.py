@@ -188,7 +188,7 @@ class ProfileScreen(CockpitScreen):
         file, text = self.file, self.editor.text
         if file is None:
             return None
-        result = await asyncio.to_thread(check_profile, text, file, self.app.home)
+        result = await asyncio.to_thread(check_profile, text, file, self.app.home, self.app.engine.elsewhere)
         if text != self.editor.text or file != self.file:
             return None
         self._show(result)
@@ -321,7 +321,10 @@ class ProfileScreen(CockpitScreen):
             return
         if not await self.app.push_screen_wait(Confirm("Launch", summarize_launch(profile), {"y": "launch it"})):
             return
-        run = await self.app.ask("submit", build_submission(profile, source=str(self.file.path)))
+        engine = self.app.engine
+        directory = "" if engine.is_here else engine.directory
+        message = build_submission(profile, source=str(self.file.path), shell=engine.shell, directory=directory)
+        run = await self.app.ask("submit", message)
         if run is not None:
             await self.app.open_run(run.id)
 

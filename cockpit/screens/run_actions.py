@@ -11,7 +11,19 @@ from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.state.app_state import RunHistory
 from cockpit.state.run_history import current_settings, format_value
 from cockpit.widgets.confirm import Confirm
-from engine.protocol.messages import Command, Continue, Message, Reorder, Resume, Run, RunRef, Set, Stop, Taken
+from engine.protocol.messages import (
+    Command,
+    Continue,
+    Message,
+    ProblemError,
+    Reorder,
+    Resume,
+    Run,
+    RunRef,
+    Set,
+    Stop,
+    Taken,
+)
 from engine.protocol.states import COMPLETED, ENDED, LIVE, PAUSED, PREPARING, QUEUED, RUNNING, STATES, STOPPING
 
 STEERABLE = (RUNNING, PAUSED)
@@ -204,8 +216,6 @@ class RunActionsScreen(CockpitScreen):
     @opens_dialog
     @work(group="command")
     async def action_resume(self) -> None:
-        from cockpit.connection.submission import resume_environment
-
         run = self.current_run
         if run is None:
             return
@@ -213,7 +223,11 @@ class RunActionsScreen(CockpitScreen):
         text = f"{run.name or run.id} is {ended}. It goes on from its newest checkpoint."
         if not await self.app.push_screen_wait(Confirm(f"Resume {run.id}?", text, {"y": "resume it"})):
             return
-        environment = await asyncio.to_thread(resume_environment, run.directory)
+        try:
+            environment = await asyncio.to_thread(self.app.engine.resume_environment, run.directory)
+        except ProblemError as error:
+            self.app.notify_problem(error.problem)
+            return
         if await self.app.ask("resume", Resume(run=run.id, environment=environment)) is not None:
             self.notify(f"{run.id} is queued again")
 

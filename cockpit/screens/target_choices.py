@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cockpit.connection.chat_target import NOW
 from cockpit.state.chat_tree import question_text
 from cockpit.widgets.picker import Choice
 from engine.protocol.client import build_engine_environment
 from engine.protocol.home import Home
-from engine.protocol.messages import RunDetail
+from engine.protocol.messages import ProblemError, RunDetail
 from engine.protocol.states import PAUSED, RUNNING
+
+if TYPE_CHECKING:
+    from cockpit.connection.link import Link
 
 LOCATIONS = {
     "huggingface": "in the Hugging Face cache",
@@ -51,14 +57,29 @@ def target_choices(
     return choices
 
 
-async def find_local_models(home: Home) -> list[dict[str, Any]]:
-    """The models that `cockpit model find` lists: in the home and in the hubs' caches. Takes half a second; empty when
-    it fails."""
+async def find_local_models(home: Home, link: Link | None = None) -> list[dict[str, Any]]:
+    """The models that `cockpit model find` lists, there if there is a link: in the home and in the hubs' caches. Takes
+    half a second; empty when it fails."""
     command = [sys.executable, "-P", "-m", "engine.workers.models", "find", "--home", str(home.root), "--json"]
+    if link is not None:
+        try:
+            command = link.build_command("--json", "model", "find")
+        except ProblemError:
+            return []  # the link is down, which the app shows
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, env=build_engine_environment()
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,  # the terminal is the app's
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env=build_engine_environment(),
+        start_new_session=True,
     )
-    output, _ = await process.communicate()
+    try:
+        output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     try:
         models: list[dict[str, Any]] = json.loads(output)
     except ValueError:

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 
+from cockpit import far_names
 from cockpit.state.formatting import format_duration
 from cockpit.verbs.output import emit, say, say_warning
 from engine.protocol.client import LOST, Client, find_engine
@@ -102,7 +103,8 @@ def _signal(connection: Connection, problem: Problem, force: bool) -> None:
     """End an engine that cannot be asked: by SIGTERM, with `force` at last by SIGKILL. Its jobs go on."""
     if not is_running(connection):
         return
-    say(f"{problem}\nIt is ended by a signal. Jobs go on; `cockpit engine start` adopts them, and they can be stopped.")
+    start = f"{far_names.command} engine start"
+    say(f"{problem}\nIt is ended by a signal. Jobs go on; `{start}` adopts them, and they can be stopped.")
     os.kill(connection.pid, signal.SIGTERM)
     if not force:
         return
@@ -112,6 +114,14 @@ def _signal(connection: Connection, problem: Problem, force: bool) -> None:
             os.kill(connection.pid, signal.SIGKILL)
             return
         time.sleep(0.02)
+
+
+def connect(options: argparse.Namespace) -> int:
+    """The far end of `cockpit --on`: ssh starts it, see `connection.agent`."""
+    from cockpit.connection.agent import serve
+
+    serve(Home.locate(options.home))
+    return 0
 
 
 def reindex(options: argparse.Namespace) -> int:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
+from cockpit.far_names import HERE
+from cockpit.verbs.output import say
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
+
+if TYPE_CHECKING:
+    from cockpit.connection.attachment import Attachment
 
 
 def is_interactive() -> bool:
@@ -26,4 +32,31 @@ def open_app(options: argparse.Namespace) -> int:
         )
     from cockpit.app import run
 
-    return run(Home.locate(options.home), readonly=options.readonly)
+    if not options.on:
+        return run(Home.locate(options.home), readonly=options.readonly)
+    home = Home.locate(options.home if HERE in options.on else None)
+    engines = _attach(options, home)
+    try:
+        return run(home, readonly=options.readonly, engines=engines)
+    finally:
+        for engine in engines:
+            if engine.link is not None:
+                engine.link.close()
+
+
+def _attach(options: argparse.Namespace, home: Home) -> list[Attachment]:
+    """Connect to the hosts of `--on`. Raises ProblemError when none can be reached; one that can opens the app."""
+    from cockpit.connection.attach import log_in, make_engines
+
+    engines = make_engines(options.on, home, options.home or "")
+    say(f"connecting to {', '.join(engine.name for engine in engines)} …", "dim")
+    try:
+        problems = log_in(engines)
+    except BaseException:
+        for engine in engines:
+            if engine.link is not None:
+                engine.link.close()
+        raise
+    if len(problems) == len(engines):
+        raise ProblemError(next(iter(problems.values())))
+    return engines

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
+from cockpit.far_names import STDIN_NAME
 from cockpit.profiles.files import list_profiles, user_folder
 from cockpit.verbs.output import emit, say, table
 from engine.config.form import build_schema
-from engine.config.profile import Profile, ProfileError, find, list_notes, load, read_text
+from engine.config.profile import Profile, ProfileError, find, list_notes, load, parse, read_text
 from engine.protocol.home import Home
+
+STDIN = "-"
+"""The name of a profile that comes on standard input."""
 
 
 def find_profile(name: str, home: Home) -> Path:
@@ -22,8 +27,15 @@ def find_profile(name: str, home: Home) -> Path:
 
 def load_profile(name: str, overrides: list[str], home: Home) -> tuple[Path, Profile]:
     """The file and its profile. Raises ProfileError with all problems."""
+    if name == STDIN:
+        file = os.environ.pop(STDIN_NAME, "stdin")
+        return Path.cwd() / file, parse(_read_stdin(), file, Path.cwd(), overrides, home)
     path = find_profile(name, home)
     return path, load(path, overrides, home)
+
+
+def _read_stdin() -> str:
+    return sys.stdin.buffer.read().decode()
 
 
 def list_(options: argparse.Namespace) -> int:
@@ -51,7 +63,8 @@ def show(options: argparse.Namespace) -> int:
             say(remark)
         sys.stdout.write(profile.to_yaml())
     else:
-        sys.stdout.write(read_text(find_profile(options.profile, home)))
+        read = options.profile == STDIN
+        sys.stdout.write(_read_stdin() if read else read_text(find_profile(options.profile, home)))
     return 0
 
 

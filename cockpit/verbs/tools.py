@@ -5,11 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
+import subprocess
 import sys
 from typing import NoReturn
 
+from cockpit import far_names
 from engine.protocol.client import build_engine_environment
 from engine.protocol.home import Home
+
+LAST_WORDS = 2.0
+"""Seconds that a worker has to end after SIGTERM."""
 
 
 def model_find(options: argparse.Namespace) -> NoReturn:
@@ -47,13 +53,33 @@ def _run_tool(options: argparse.Namespace, group: str) -> NoReturn:
     arguments = {
         key: value
         for key, value in vars(options).items()
-        if key not in ("function", "verb", "home", "json", "readonly")
+        if key not in ("function", "verb", "home", "json", "readonly", "on", "arguments")
     }
     _run_worker("data_tool", options, group, options.verb, json.dumps(arguments))
 
 
 def _run_worker(worker: str, options: argparse.Namespace, *arguments: str) -> NoReturn:
-    """Replace this process, so that the worker has the terminal, the signals and the exit status."""
+    """Replace this process, so that the worker has the terminal, the signals and the exit status. A process that has
+    to watch its reader stays, and ends the worker with itself."""
     shared = ["--home", str(Home.locate(options.home).root), *(["--json"] if options.json else [])]
     command = [sys.executable, "-P", "-m", f"engine.workers.{worker}", *arguments, *shared]
+    if far_names.ends_with_reader:
+        sys.exit(_run_watched(command))
     os.execve(sys.executable, command, build_engine_environment())
+
+
+def _run_watched(command: list[str]) -> int:
+    """Run a worker to its end, or to ours. Returns its exit status."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # the worker is ended with this process
+    worker = subprocess.Popen(command, env=build_engine_environment(), start_new_session=True)
+    try:
+        status = worker.wait()
+        return status if status >= 0 else 128 - status
+    finally:
+        if worker.poll() is None:
+            os.killpg(worker.pid, signal.SIGTERM)
+            try:
+                worker.wait(LAST_WORDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(worker.pid, signal.SIGKILL)

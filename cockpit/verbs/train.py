@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from cockpit import far_names
 from cockpit.connection.submission import build_submission, resume_environment
 from cockpit.verbs.follow import follow
 from cockpit.verbs.output import emit, format_metric, say, say_warning, show_problem
@@ -71,12 +72,22 @@ def resume(options: argparse.Namespace) -> int:
         return _follow_or_detach(client, client.request("resume", message), options)
 
 
+def watch(options: argparse.Namespace) -> int:
+    """Follow a run that was started elsewhere or before. The exit status is that of `train`."""
+    with Client(Home.locate(options.home)) as client:
+        return _follow(client, client.request("show", RunRef(run=options.run)).run, options)
+
+
 def _follow_or_detach(client: Client, run: Run, options: argparse.Namespace) -> int:
     """Follow the run to its end; with `--detach` print its id. Returns the exit status."""
     say_warning(client)
     if options.detach:
         print(run.id)
         return 0
+    return _follow(client, run, options)
+
+
+def _follow(client: Client, run: Run, options: argparse.Namespace) -> int:
     run = follow(client, run.id)
     if options.json:
         emit(outcome(run))
@@ -165,15 +176,15 @@ def explain_end(run: Run) -> None:
     if run.problem is not None:
         show_problem(run.problem)
     elif run.state == states.STOPPED:
-        say(f"continue it with: cockpit resume {run.id}")
+        say(f"continue it with: {far_names.command} resume {run.id}")
     elif run.state == states.COMPLETED and run.kind == "train":
         if run.method == "reward":
-            say(f"it scores replies; list its checkpoints with: cockpit show {run.id}")
+            say(f"it scores replies; list its checkpoints with: {far_names.command} show {run.id}")
         elif read_report(run).get("recurrent"):
             checkpoint = RunDirectory(Path(run.directory)).checkpoint(run.step)
             say(f"a recurrent model cannot chat here: load {checkpoint} with transformers, and use its generate()")
         else:
-            say(f"talk to it with: cockpit chat {run.id}")
+            say(f"talk to it with: {far_names.command} chat {run.id}")
 
 
 def exit_status(run: Run) -> int:

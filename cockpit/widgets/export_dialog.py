@@ -4,7 +4,6 @@ checkpoint."""
 from __future__ import annotations
 
 import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual import work
@@ -58,7 +57,7 @@ class ExportDialog(ModalScreen[None]):
     @work
     async def _export(self) -> None:
         self.worker = ServiceClient(self.app, "export")
-        arguments = {"target": self.run_id, "directory": str(Path.cwd()), "out": self.out}
+        arguments = {"target": self.run_id, "directory": self.app.engine.directory, "out": self.out}
         try:
             self.result = await self.worker.ask("export", arguments, self.request)
             self._show(describe_export(self.result or {}), "Enter closes")

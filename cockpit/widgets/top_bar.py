@@ -20,6 +20,8 @@ CONNECTIONS = {
     "lost": ("○", "$error", "reconnecting"),
 }
 """State of the connection -> mark, colour, text."""
+LONGEST_HOST = 28
+"""Characters of a host's name."""
 
 
 class TopBar(Widget):
@@ -40,29 +42,33 @@ class TopBar(Widget):
         a key that lies on the current one."""
         super().__init__()
         self._titles, self._over = titles, over
-        self._right: tuple[Any, ...] = ("connecting", "", 0, False)
+        self._right: tuple[Any, ...] = ("connecting", "", 0, False, 0)
 
     def on_mount(self) -> None:
         self.show(self.app.state)
 
     def show(self, state: AppState) -> None:
         live = sum(run.state in ("preparing", "running", "paused", "stopping") for run in state.runs.values())
-        host = state.telemetry.host.name if state.telemetry else ""
-        right = (state.connection, host, live, self.app.readonly)
+        engine = self.app.engine
+        host = engine.name or (state.telemetry.host.name if state.telemetry else "")
+        right = (state.connection, host, live, self.app.readonly, engine.seconds_left)
         if right != self._right:
             self._right = right
             self.refresh()
 
     def render(self) -> Content:
-        connection, host, live, readonly = self._right
+        connection, host, live, readonly, seconds = self._right
         mark, colour, word = CONNECTIONS[connection]
+        word += f" in {seconds} s" if seconds and connection == "lost" else ""
+        named = bool(self.app.engines[0].name)
+        host = f"{host[: LONGEST_HOST - 1]}…" if len(host) > LONGEST_HOST else host
         right = Content.assemble(
             (f"{live} live  " if live else "", "$text-muted"),
             ("read-only  ", "$warning") if readonly else "",
-            (f"{host} " if host and self.size.width >= 110 else "", "$text-muted"),
+            (f"{host} " if host and (named or self.size.width >= 110) else "", "$accent" if named else "$text-muted"),
             (f"{mark} {word} " if self.size.width >= 100 or connection != "attached" else f"{mark} ", colour),
         )
-        here = self.app.current_mode
+        here = self.app.current_mode.partition("@")[0]  # each engine has screens of its own
         full = self._tabs(here, longest=9)
         left = full if full.cell_length + right.cell_length < self.size.width else self._tabs(here, longest=0)
         return Content.assemble(left, " " * (self.size.width - left.cell_length - right.cell_length), right)

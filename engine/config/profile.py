@@ -52,6 +52,7 @@ SECTIONS: dict[str, type[Options] | dict[str, str]] = {
 CHECKS = (
     "engine.training.checks:check_combinations",
     "engine.training.online.checks:check_online",
+    "engine.training.online.checks:check_reward_model",
     "engine.prep.checks:check_sources",
     "engine.prep.checks:check_tokenizer",
     "engine.models.checks:check_base",
@@ -64,6 +65,13 @@ CHECKS = (
 
 DOUBTS = ("engine.training.doubts:check_doubts", "engine.models.checks:doubt_experts")
 """The same for a valid profile: what the run will hardly do as it is set. Nothing is refused because of these."""
+OF_HOST = (
+    "engine.training.online.checks:check_reward_model",
+    "engine.prep.checks:check_sources",
+    "engine.prep.checks:check_tokenizer",
+    "engine.models.checks:check_base",
+)
+"""Those among them that are about files of the host."""
 OF_SOURCES = ("engine.prep.checks:check_sources",)
 """Those among them that are only about the files that rows are prepared from."""
 
@@ -205,9 +213,11 @@ def parse(
     home: Any = None,
     *,
     prepared: bool = False,
+    elsewhere: bool = False,
 ) -> Profile:
     """Read a profile from text. `home` (a `Home`) lets checks look for models there. With `prepared` its rows are
-    prepared, so their sources need not exist any more. Raises ProfileError with all problems."""
+    prepared, so their sources need not exist any more; with `elsewhere` it is for another host, whose files are not
+    here. Raises ProfileError with all problems."""
     document, issues = _read_yaml(text, file)
     if document is None:
         raise ProfileError(issues)
@@ -216,7 +226,7 @@ def parse(
     places = _Places(document, file, applied.places)
     sections, found = _read_sections(document)
     for check in CHECKS:
-        if prepared and check in OF_SOURCES:
+        if (prepared and check in OF_SOURCES) or (elsewhere and check in OF_HOST):
             continue
         found += [
             _Found(tuple(key.split(".")), message, code="profile.conflict")
@@ -228,7 +238,7 @@ def parse(
     head = {key: document[key] for key in ("name", "description") if key in document}
     doubts = tuple(
         places.issue(_Found(tuple(key.split(".")), message, code="profile.doubtful"))
-        for check in DOUBTS
+        for check in (() if elsewhere else DOUBTS)
         for key, message in load_reference(check)(sections, directory, home)
     )
     return Profile(**sections, **head, directory=directory, remarks=tuple(applied.remarks), doubts=doubts)

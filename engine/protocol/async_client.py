@@ -17,26 +17,21 @@ from engine.protocol.client import (
     LOOK,
     LOST,
     Tracker,
-    check_process,
     decode_known,
-    ensure_engine,
-    is_connected,
-    open_socket,
+    find_reach,
     pack_request,
-    start_engine,
-    timeout_error,
     unpack_reply,
-    unreachable_error,
 )
 from engine.protocol.home import Home
 from engine.protocol.messages import Closing, Event, Message, Problem, ProblemError, Reply
+from engine.protocol.reach import Reach, is_connected, timeout_error, unreachable_error
 
 
 class AsyncClient:
     """Connect with `await AsyncClient.connect(home)`; `close` when done."""
 
-    def __init__(self, home: Home, connection: wire.Connection, socket: zmq.Socket[bytes]) -> None:
-        self.home = home
+    def __init__(self, reach: Reach, connection: wire.Connection, socket: zmq.Socket[bytes]) -> None:
+        self._reach = reach
         self.warning: Problem | None = None
         """As `Client.warning`."""
         self._closed = False
@@ -49,10 +44,11 @@ class AsyncClient:
         self._reader = asyncio.create_task(self._read(self._socket), name="engine-reader")
 
     @classmethod
-    async def connect(cls, home: Home) -> AsyncClient:
+    async def connect(cls, engine: Home | Reach) -> AsyncClient:
         """Start the engine if none runs, without blocking the loop. Raises ProblemError when it does not start."""
-        warning = await asyncio.to_thread(start_engine, home)
-        client = cls(home, *await asyncio.to_thread(open_socket, home))
+        reach = find_reach(engine)
+        warning = await asyncio.to_thread(reach.start)
+        client = cls(reach, *await asyncio.to_thread(reach.open))
         client.warning = warning
         return client
 
@@ -80,7 +76,7 @@ class AsyncClient:
             while not (await asyncio.wait({future}, timeout=min(LOOK, max(0.0, deadline - time.monotonic()))))[0]:
                 if time.monotonic() > deadline:
                     raise timeout_error(operation, timeout)
-                check_process(connection)
+                self._reach.check(connection)
                 if socket.closed or not is_connected(socket):
                     raise unreachable_error(f"its process {connection.pid} has closed the connection")
         except TimeoutError:
@@ -103,7 +99,7 @@ class AsyncClient:
             if is_connected(self._socket):
                 return
             self._reader.cancel()
-            self._connection, socket = await asyncio.to_thread(open_socket, self.home)
+            self._connection, socket = await asyncio.to_thread(self._reach.open)
             if self._closed:
                 socket.close(linger=0)
                 raise unreachable_error("this client is closed")
@@ -120,7 +116,7 @@ class AsyncClient:
             except ProblemError as error:
                 if self._closed or error.problem.code not in LOST:
                     raise
-                await asyncio.to_thread(ensure_engine, self.home)
+                await asyncio.to_thread(self._reach.start)
                 continue
             tracker.start_at(snapshot)
             yield snapshot

@@ -37,20 +37,15 @@ from engine.protocol.messages import (
     ServiceEvent,
     Snapshot,
 )
-from engine.protocol.process import is_stopped
+from engine.protocol.reach import Reach, check_process, is_connected, open_socket, timeout_error, unreachable_error
+from engine.protocol.reach import find_engine as find_engine
 
 EVENT_TIMEOUT = 3.0
 """Seconds without an event after which a client attaches again. Telemetry comes every second."""
-REBIND_TIMEOUT = 4.0
-"""Seconds that an engine which runs, but has no socket, may take to notice and bind anew. It looks every second."""
-CONNECT_TIMEOUT = 10.0
-"""Seconds after which an engine that runs and accepts no connection counts as unreachable."""
 LOST = ("engine.unreachable", "engine.not_running")
 """Codes of problems after which a client that follows starts an engine, if none is left, and attaches again."""
 LOOK = 0.5
 """Seconds between looks at the engine's process while a reply is waited for."""
-UNREAD = 10_000
-"""Messages that wait for a client inside ZeroMQ. Then they wait in the engine, which drops events in the end."""
 
 
 class Tracker:
@@ -90,102 +85,6 @@ def unpack_reply(operation: str, reply: Reply) -> Any:
     if reply.problem is not None:
         raise ProblemError(reply.problem)
     return wire.decode(reply.result, OPERATIONS[operation].reply)
-
-
-def timeout_error(operation: str, seconds: float) -> ProblemError:
-    return unreachable_error(f"no reply to '{operation}' within {seconds:g} s")
-
-
-def unreachable_error(cause: str, hint: str = "") -> ProblemError:
-    return ProblemError(
-        Problem(
-            code="engine.unreachable",
-            title="The engine does not answer",
-            cause=cause,
-            hint=hint or "see `cockpit engine status`, and engine.log in the home's engine folder",
-        )
-    )
-
-
-def not_running_error(home: Home) -> ProblemError:
-    return ProblemError(
-        Problem(
-            code="engine.not_running",
-            title="No engine is running",
-            cause=f"for {home.root}",
-            hint="cockpit engine start",
-        )
-    )
-
-
-def locate_engine(home: Home) -> wire.Connection:
-    """The connection of the running supervisor, once its socket is there and has been found to be ours.
-
-    Raises ProblemError at once when no supervisor runs or when the socket is another user's, and after `REBIND_TIMEOUT`
-    when the process runs without a socket.
-    """
-    deadline = time.monotonic() + REBIND_TIMEOUT
-    while connection := find_engine(home):
-        if sockets.check_peer(connection.control):
-            return connection
-        if is_stopped(connection.pid):
-            raise stopped_error(connection)
-        if time.monotonic() > deadline:
-            raise unreachable_error(
-                f"its process {connection.pid} runs, but nobody listens at {connection.control}: the socket was "
-                "removed, or this process sees another file system",
-                "`cockpit engine stop` ends it by a signal, and running jobs go on; then start it again",
-            )
-        time.sleep(0.05)
-    raise not_running_error(home)
-
-
-def check_process(connection: wire.Connection) -> None:
-    """Raises ProblemError when the supervisor cannot answer, because its process has ended or is stopped."""
-    if not wire.is_running(connection):
-        raise unreachable_error(f"its process {connection.pid} has ended")
-    if is_stopped(connection.pid):
-        raise stopped_error(connection)
-
-
-def stopped_error(connection: wire.Connection) -> ProblemError:
-    return unreachable_error(
-        f"its process {connection.pid} is stopped by a signal or a debugger", f"kill -CONT {connection.pid}"
-    )
-
-
-def open_socket(home: Home) -> tuple[wire.Connection, zmq.Socket[bytes]]:
-    """The running supervisor, and a socket that is connected to it. The socket never connects again by itself: another
-    process may be there by then. Raises ProblemError, see `locate_engine`."""
-    deadline = time.monotonic() + CONNECT_TIMEOUT
-    while True:
-        connection = locate_engine(home)
-        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-        socket.linger = 0
-        socket.rcvhwm = UNREAD
-        socket.reconnect_ivl = -1
-        socket.immediate = 1
-        socket.connect(connection.control)
-        if socket.poll(500, zmq.POLLOUT):
-            return connection, socket
-        socket.close(linger=0)  # many others were connecting, or the supervisor has just ended
-        check_process(connection)
-        if time.monotonic() > deadline:
-            raise unreachable_error(f"its process {connection.pid} runs, but accepts no connection")
-
-
-def is_connected(socket: zmq.Socket[Any]) -> bool:
-    """Whether the peer is still there, or is just being connected to."""
-    events = socket.get(zmq.EVENTS)
-    return isinstance(events, int) and bool(events & zmq.POLLOUT)
-
-
-def find_engine(home: Home) -> wire.Connection | None:
-    """The connection of the supervisor that runs on this host, or None."""
-    connection = wire.read_connection(home)
-    if connection and wire.is_running(connection):
-        return connection
-    return None
 
 
 def ensure_engine(home: Home, timeout: float = 20.0) -> wire.Connection:
@@ -257,15 +156,36 @@ def build_engine_environment() -> dict[str, str]:
     return add_code_path(remove_launcher_variables(os.environ))
 
 
+class LocalReach:
+    """The engine of a home on this host, see `Reach`."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+
+    def start(self) -> Problem | None:
+        return start_engine(self._home)
+
+    def open(self) -> tuple[wire.Connection, zmq.Socket[bytes]]:
+        return open_socket(self._home)
+
+    def check(self, connection: wire.Connection) -> None:
+        check_process(connection)
+
+
+def find_reach(engine: Home | Reach) -> Reach:
+    """The way to an engine: of a home on this host, or as it was given."""
+    return LocalReach(engine) if isinstance(engine, Home) else engine
+
+
 class Client:
     """A blocking client, and a context manager. With `start=False` it raises ProblemError when no engine runs."""
 
-    def __init__(self, home: Home, *, start: bool = True, timeout: float = 30.0) -> None:
-        self.home = home
+    def __init__(self, engine: Home | Reach, *, start: bool = True, timeout: float = 30.0) -> None:
+        self._reach = find_reach(engine)
         self.timeout = timeout
-        self.warning = start_engine(home) if start else None
+        self.warning = self._reach.start() if start else None
         """What the user should know about the engine that this client has started."""
-        self._connection, self._socket = open_socket(home)
+        self._connection, self._socket = self._reach.open()
         self._events: deque[Event] = deque()
 
     def __enter__(self) -> Client:
@@ -296,14 +216,14 @@ class Client:
         ProblemError."""
         if not is_connected(self._socket):
             self._socket.close(linger=0)
-            self._connection, self._socket = open_socket(self.home)
+            self._connection, self._socket = self._reach.open()
         request_id, payload = pack_request(operation, message)
         self._socket.send(payload)
         return request_id
 
     def _check_peer(self) -> None:
         """Raises ProblemError when no reply can come any more."""
-        check_process(self._connection)
+        self._reach.check(self._connection)
         if not is_connected(self._socket) and not self._socket.poll(0):
             raise unreachable_error(f"its process {self._connection.pid} has closed the connection")
 
@@ -340,7 +260,7 @@ class Client:
             except ProblemError as error:
                 if error.problem.code not in LOST:
                     raise
-                ensure_engine(self.home)
+                self._reach.start()
                 continue
             tracker.start_at(snapshot)
             yield snapshot

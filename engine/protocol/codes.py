@@ -51,6 +51,23 @@ CODES: dict[str, str] = {
     "app.fault": "An exception in the app itself. The app and all runs go on; the report is in `app.log` in the home.",
     "app.needs_terminal": "The app was started without a terminal. Use the verbs, which need none.",
     "app.read_only": "This cockpit was started with `--readonly` and changes nothing. Start it without the option.",
+    # ── other hosts ──
+    "remote.host_invalid": "What `--on` names is no host. Write it as for ssh: `user@host`.",
+    "remote.ssh_missing": "The ssh command cannot be started. Install OpenSSH, or set `COCKPIT_SSH`.",
+    "remote.ssh_failed": (
+        "The host was not reached, or did not let ssh in. The message has ssh's own last line; try ssh in a terminal."
+    ),
+    "remote.silent": "The host answers nothing any more, or not yet. The app tries again by itself.",
+    "remote.no_cockpit": "There is no cockpit on the other host's PATH. Install it, or name its path after `--on`.",
+    "remote.too_old": "The cockpit on the other host is too old to be attached to. Update it there.",
+    "remote.ended": "The cockpit on the other host ended before it answered. The message has its own last line.",
+    "remote.forward_failed": "The engine's socket is not forwarded. The message has ssh's own last line.",
+    "remote.link_lost": (
+        "The connection was lost while a verb ran on the other host, which may have done what it was asked for. Look "
+        "before you repeat it."
+    ),
+    "remote.verb_refused": "This verb does not work through `--on`. The message has the line to run instead.",
+    "remote.one_host": "A verb works on one host, and several were named. Name one.",
     # ── requests ──
     "request.usage": "The command line is wrong. `cockpit VERB --help` shows what a verb takes.",
     "request.invalid": "What was asked for is wrong or cannot be done. Correct it as the message says.",

@@ -8,9 +8,12 @@ between a login shell, cron and sudo.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
+import secrets
 import select
+import shutil
 import socket
 import stat
 import struct
@@ -30,6 +33,8 @@ GREETING_TIMEOUT = 0.3
 """Seconds that are waited for the one or the other: a supervisor that is stopped sends neither."""
 ELSEWHERE = (Path("/tmp"), Path("/var/tmp"))
 """Local file systems with room for a private directory."""
+_locks: dict[Path, _Lock] = {}
+"""The temporary directories of this process."""
 _CREDENTIALS = struct.Struct("3i")
 """`struct ucred`: pid, uid, gid."""
 
@@ -85,6 +90,77 @@ def make_spare(home: Home) -> Path:
             refused = error
     assert refused is not None
     raise refused
+
+
+def make_temporary(purpose: str) -> Path:
+    """Make a directory for sockets of this process alone; removes those that dead processes have left. The caller
+    removes it with `remove_temporary`. Raises ProblemError when there is no place for it.
+
+    A directory is locked for as long as it is in use: a process id says nothing where containers share /tmp.
+    """
+    causes = []
+    for base in ELSEWHERE:
+        directory = base / f"cockpit-{os.getuid()}" / f"{purpose}-{os.getpid()}-{secrets.token_hex(4)}"
+        try:
+            _check_length(directory)
+            _make_private(directory.parent, 1)
+            with _open_locked(directory.parent):  # so that nobody finds a directory that is not locked yet
+                _remove_stale(directory.parent, purpose)
+                _make_private(directory, 1)
+                _locks[directory] = _open_locked(directory)
+            _try_socket(directory)
+            return directory
+        except OSError as error:
+            remove_temporary(directory)
+            causes.append(f"{directory}: {error.strerror or error}")
+    raise ProblemError(
+        Problem(
+            code="engine.no_socket_directory",
+            title="There is no place for a socket",
+            cause="\n".join(causes),
+            hint="make one of these directories usable",
+        )
+    )
+
+
+def remove_temporary(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    if lock := _locks.pop(directory, None):
+        lock.close()
+
+
+def _remove_stale(parent: Path, purpose: str) -> None:
+    for other in parent.glob(f"{purpose}-*-*"):
+        try:
+            with _open_locked(other, wait=False):
+                shutil.rmtree(other, ignore_errors=True)
+        except OSError:
+            continue  # it is in use
+
+
+class _Lock:
+    """An exclusive lock of a directory, which ends with this process at the latest."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _open_locked(directory: Path, *, wait: bool = True) -> _Lock:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return _Lock(descriptor)
 
 
 def is_ours(directory: Path) -> bool:

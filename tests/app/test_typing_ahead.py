@@ -165,7 +165,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
         return write
 
-    async def find(home: Home) -> list[dict[str, Any]]:
+    async def find(*_: Any) -> list[dict[str, Any]]:
         await asyncio.sleep(0.2)
         return []
 

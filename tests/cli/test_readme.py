@@ -17,7 +17,7 @@ REFERENCE = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = README + "".join(
     (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
-    for name in ("data", "evaluation", "serve", "export", "pipeline")
+    for name in ("data", "evaluation", "serve", "export", "pipeline", "remote")
 )
 FENCED = "".join(re.findall(r"```sh\n(.*?)```", PAGES, re.DOTALL))
 COMMANDS = re.findall(r"^cockpit\b[^#>\n]*", FENCED, re.MULTILINE)

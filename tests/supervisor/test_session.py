@@ -268,6 +268,16 @@ def test_no_peer_is_said_at_once(engine: Engine) -> None:
     assert time.monotonic() - began < 1
 
 
+def test_a_client_that_has_found_nobody_finds_the_next_engine(engine: Engine) -> None:
+    engine.client.request("hello")
+    engine.kill()
+    for _ in range(2):
+        with pytest.raises(ProblemError, match="No engine is running"):
+            engine.client.request("hello")
+    engine.restart()
+    assert engine.client.request("hello").pid == engine.process.pid
+
+
 def test_an_engine_that_dies_during_a_request_is_said_at_once(engine: Engine) -> None:
     import threading
 

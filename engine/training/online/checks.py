@@ -21,7 +21,7 @@ def check_online(sections: Mapping[str, Any], directory: Path, home: Any) -> Ite
     method = sections.get("method")
     if not isinstance(method, OnlineOptions):
         return
-    yield from _check_reward(method.reward, directory, home or Home.locate())
+    yield from _check_task(method.reward)
     if training := sections.get("training"):
         share = training.micro_batch * training.accumulation
         if share % method.generations:
@@ -39,15 +39,22 @@ def check_online(sections: Mapping[str, Any], directory: Path, home: Any) -> Ite
         )
 
 
-def _check_reward(reward: RewardOptions, directory: Path, home: Home) -> Iterator[tuple[str, str]]:
-    if reward.task is not None:
-        if reward.task not in TASKS:
-            yield "method.reward.task", f"must be one of {', '.join(TASKS)}, not {reward.task!r}"
-        elif reward.metric not in (known := load_task(reward.task).directions):
-            yield "method.reward.metric", f"must be one of {', '.join(known)}, not {reward.metric!r}"
+def _check_task(reward: RewardOptions) -> Iterator[tuple[str, str]]:
+    if reward.task is None:
+        return
+    if reward.task not in TASKS:
+        yield "method.reward.task", f"must be one of {', '.join(TASKS)}, not {reward.task!r}"
+    elif reward.metric not in (known := load_task(reward.task).directions):
+        yield "method.reward.metric", f"must be one of {', '.join(known)}, not {reward.metric!r}"
+
+
+def check_reward_model(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
+    """Yield `(key, message)` when an online method names a reward model that this host has not."""
+    method = sections.get("method")
+    if not isinstance(method, OnlineOptions) or method.reward.task is not None:
         return
     try:
-        resolve_reward_model(reward, directory, home)
+        resolve_reward_model(method.reward, directory, home or Home.locate())
     except ProblemError as error:
         problem = error.problem
         yield "method.reward.run", ": ".join(part for part in (problem.title, problem.cause) if part)
