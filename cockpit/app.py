@@ -298,7 +298,7 @@ class CockpitApp(EngineApp):
         other = self._visited.pop() if self._visited else next(name for name in self.MODES if name != broken)
         await self._try(self.switch_mode(other))
         await self._try(self.remove_mode(broken))
-        self.add_mode(broken, self.MODES[broken])
+        self.add_mode(broken, self.MODES[broken.partition("@")[0]])
 
     async def _try(self, change: Awaitable[Any]) -> None:
         """Await a change of screens: one that cannot be drawn fails once more while it is removed."""
