@@ -107,6 +107,19 @@ CODES: dict[str, str] = {
         "The run waits in the queue until devices are free; the message says who holds them. It starts by itself. "
         "`launch.devices` takes devices that others use too."
     ),
+    "queue.slurm": "The run waits in Slurm's queue; the message has Slurm's reason. It starts by itself.",
+    "slurm.refused": (
+        "Slurm did not take the run's job. Mend `launch.slurm`, or submit the script in the run's directory by hand to "
+        "see more."
+    ),
+    "slurm.ended": (
+        "Slurm ended the run's job, for the reason that the message gives. `cockpit resume` goes on from the last "
+        "checkpoint."
+    ),
+    "slurm.requeued": (
+        "Slurm has queued the run's job again: at its time limit, for a job of higher priority, or because a node "
+        "failed. It goes on by itself from its last checkpoint."
+    ),
     # ── runs ──
     "run.none": "There are no runs yet. `cockpit demo` or `cockpit train PROFILE` starts one.",
     "run.not_found": "No run has this id. `cockpit runs` lists them.",

@@ -24,6 +24,8 @@ class Rank(Message, kw_only=True):
     device_peak: int = 0
     waiting: bool = False
     """Whether it waits for the other ranks: a rank that waits does not hang."""
+    host: str = ""
+    """The host that it is on, where that may be another one than the supervisor's."""
 
 
 class Holder(Message, kw_only=True):

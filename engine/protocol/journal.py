@@ -182,6 +182,8 @@ class Launched(Entry, tag="launched", kw_only=True):
     identity: str = ""
     stage: str
     devices: list[int] = []
+    slurm: str = ""
+    """The id of the Slurm job that stands in the place of the process."""
 
 
 class Adopted(Entry, tag="adopted", kw_only=True):

@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Callable
 
 from engine.config.profile import ProfileError
-from engine.protocol import journal, states
+from engine.protocol import journal, stages, states
+from engine.protocol.file_channel import SupervisorFiles
 from engine.protocol.home import RunDirectory
 from engine.protocol.messages import Run
 from engine.supervisor.processes import Leader
@@ -17,6 +18,7 @@ from engine.supervisor.run_files import list_directories, read_record, settle
 from engine.supervisor.run_monitor import RunMonitor
 from engine.supervisor.run_record import Record, replay
 from engine.supervisor.runs import Runs
+from engine.supervisor.slurm import SlurmJob
 
 
 def adopt_runs(
@@ -135,6 +137,9 @@ def _adopt(record: Record, launched: journal.Launched | None, queue: Queue, moni
     run = record.run
     if run.state == "":  # submitted, and the engine died before it was queued
         record.move("submitted")
+    if launched is not None and launched.slurm and run.state in states.LIVE:
+        _adopt_slurm_job(record, launched, monitor)
+        return
     if run.state == states.QUEUED:
         queue.order.append(run.id)
     if run.state not in states.STARTED:
@@ -146,6 +151,18 @@ def _adopt(record: Record, launched: journal.Launched | None, queue: Queue, moni
     leader = Leader.adopt(run.id, launched.pid, launched.start_time, launched.identity)
     if leader is not None:
         record.leader = leader
+        if monitor.runs.is_elsewhere(record) and record.stage == stages.TRAIN:
+            record.files = SupervisorFiles(record.directory.control, run.attempt, fresh=False)
         record.write_lifecycle(journal.Adopted(attempt=run.attempt, pid=leader.pid))
     else:
         monitor.handle_exit(record, Leader(launched.pid, launched.start_time, launched.identity))
+
+
+def _adopt_slurm_job(record: Record, launched: journal.Launched, monitor: RunMonitor) -> None:
+    """Follow a job again that has gone on in Slurm, or ended there."""
+    record.stop_requested = record.run.state == states.STOPPING
+    job = SlurmJob(job=launched.slurm, attempt=launched.attempt, recorded=True)
+    job.restarts = record.run.attempt - launched.attempt
+    record.leader, record.files = job, SupervisorFiles(record.directory.control, record.run.attempt, fresh=False)
+    monitor.queue.launcher.slurm.watch(job)
+    record.write_lifecycle(journal.Adopted(attempt=record.run.attempt, pid=0))

@@ -8,7 +8,6 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -16,23 +15,22 @@ import msgspec
 from engine.config import stage_plan
 from engine.config.profile import Profile, ProfileError, check_shell, parse, pin
 from engine.protocol import journal, stages, states
-from engine.protocol.environment import build_job_environment
 from engine.protocol.home import RunDirectory, host_name, make_private, write_private
 from engine.protocol.messages import Problem, ProblemError, Resume, Run, Submit
 from engine.supervisor import processes, start_stage
-from engine.supervisor.devices import Assigned, Devices
+from engine.supervisor.devices import Assigned
 from engine.supervisor.hang_detector import Heartbeats
-from engine.supervisor.launchers.local import build_command, build_rank_environment
+from engine.supervisor.launching import Launcher
 from engine.supervisor.run_record import Job, Record, replay
 from engine.supervisor.runs import Runs
+from engine.supervisor.slurm import SlurmJob
 
 
 class Queue:
-    """The waiting runs, in the user's order. `workers` is the package whose modules are started, `address` says where
-    they connect to, and `devices` which devices are free."""
+    """The waiting runs, in the user's order. `launcher` starts their workers."""
 
-    def __init__(self, runs: Runs, workers: str, address: Callable[[], str], devices: Devices) -> None:
-        self.runs, self.workers, self.address, self.devices = runs, workers, address, devices
+    def __init__(self, runs: Runs, launcher: Launcher) -> None:
+        self.runs, self.launcher, self.devices = runs, launcher, launcher.devices
         self.home = runs.home
         self.order: list[str] = []
         self._shown_wait: tuple[str, Assigned] | None = None
@@ -51,7 +49,7 @@ class Queue:
                     cause=str(error),
                 )
             )
-        self.devices.check("", profile, message.environment)
+        self._check_devices(profile, message.environment)
         self._check_disk(profile)
         if message.first in stages.AFTER:
             return self._requeue_trained(message, *start_stage.find_trained_run(self.runs, message, profile))
@@ -141,7 +139,7 @@ class Queue:
                 profile, sources_gone = self._check_profile(text, *where, prepared=True), True
             again = again or stage_plan.find_first_touched(message.changes)
         environment = message.environment or record.environment
-        self.devices.check("", profile, environment)
+        self._check_devices(profile, environment)
         self._check_disk(profile)
         if again or not record.directory.result(stages.EXPORT).is_file():
             self._check_export_folder(profile)
@@ -193,6 +191,11 @@ class Queue:
                     hint="cockpit profile check",
                 )
             )
+
+    def _check_devices(self, profile: Profile, environment: dict[str, str]) -> None:
+        """Raises ProblemError when this host can never provide the devices that the run needs of it."""
+        if profile.launch.via == "local":
+            self.devices.check("", profile, environment)
 
     def _check_disk(self, profile: Profile) -> None:
         """Raises ProblemError when the disk is so full that the run would pause at its first step."""
@@ -283,7 +286,9 @@ class Queue:
         return record.run
 
     def schedule(self) -> None:
-        """Start the runs at the head of the queue whose devices are free."""
+        """Start the runs at the head of the queue whose devices are free, and those that need none of this host's."""
+        for run_id in [run_id for run_id in self.order if self.runs.is_elsewhere(self.runs.records[run_id])]:
+            self._begin(self.runs.records[run_id], [])
         while self.order:
             record = self.runs.records[run_id := self.order[0]]
             try:
@@ -303,10 +308,13 @@ class Queue:
             if found.devices is None:
                 self._keep_waiting(record, found)
                 return
-            self.remove(record)
-            record.run.devices = found.devices
-            # A run that has all its results is resumed to train to a later end.
-            self.start(record, self.find_next_stage(record) or stages.TRAIN)
+            self._begin(record, found.devices)
+
+    def _begin(self, record: Record, devices: list[int]) -> None:
+        """Take a run out of the queue and start it. One that has all its results is resumed to train to a later end."""
+        self.remove(record)
+        record.run.devices = devices
+        self.start(record, self.find_next_stage(record) or stages.TRAIN)
 
     def _keep_waiting(self, record: Record, wait: Assigned) -> None:
         """Say in the run's summary what it waits for. It is not journalled: the next engine finds out by itself."""
@@ -354,29 +362,12 @@ class Queue:
         run, profile = record.run, self.runs.load_profile(record)
         if stage != stages.PREPARE:
             self._clear_results(record, stage)
-        worker = [
-            f"{self.workers}.{'post_training' if stage in stages.AFTER else stage}",
-            *("--home", str(self.home.root)),
-            *("--job", run.id),
-            *("--attempt", str(run.attempt)),
-            *("--address", self.address()),
-        ]
-        environment = build_job_environment(record.environment, profile.launch.environment)
-        count = 1
-        if stage == stages.TRAIN:
-            worker += ["--from-step", str(record.resume_step)] if record.resume_step is not None else []
-            count = profile.launch.processes if isinstance(profile.launch.processes, int) else max(1, len(run.devices))
-        elif stage in stages.AFTER:
-            worker += ["--stage", stage]
-        environment = self.devices.restrict(environment, run.devices, count)
-        environment = build_rank_environment(environment, count)
-        port = profile.launch.port if isinstance(profile.launch.port, int) else None
         record.stage, record.identity, record.held_instructions, record.end = stage, None, [], None
         run.stage, run.phase = stage, ""
         record.oom_kills = processes.count_oom_kills()
         record.log_begin = log.stat().st_size if (log := record.directory.log).is_file() else 0
         try:
-            leader = processes.start(build_command(worker, count, port), record.directory.log, environment)
+            leader = self.launcher.start(record, stage, profile)
         except OSError as error:
             record.move(
                 "failed",
@@ -384,6 +375,11 @@ class Queue:
             )
             return
         record.leader = leader
+        if isinstance(leader, SlurmJob):  # it begins when Slurm says so
+            if run.state == states.PREPARING:
+                record.move("requeue")
+            record.changed = True
+            return
         run.started = run.started or time.time()
         record.write_lifecycle(
             journal.Launched(

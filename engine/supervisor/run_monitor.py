@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import uuid
 from collections.abc import Callable
 
 import msgspec
@@ -29,6 +30,7 @@ from engine.supervisor.processes import Leader
 from engine.supervisor.queue import Queue
 from engine.supervisor.run_record import Record, group_points, read_log_tail
 from engine.supervisor.runs import Runs
+from engine.supervisor.slurm import SlurmJob
 
 
 class RunMonitor:
@@ -75,6 +77,8 @@ class RunMonitor:
                     "`cockpit stop --now` ends the run, `cockpit resume` goes on from its last checkpoint",
                     step=record.run.step,
                 )
+                if record.files is not None:
+                    record.files.send(Instruction(id=uuid.uuid4().hex, name="stacks"))
                 record.warnings.append(warning.message)
                 record.write_lifecycle(warning)
                 self.publish(Told(run=record.run.id, entry=msgspec.to_builtins(warning)))
@@ -115,25 +119,32 @@ class RunMonitor:
     def handle_exit(self, record: Record, leader: Leader) -> None:
         """A run's first process has ended. End the ranks that are left, which would hold their devices for good; then
         move the state."""
-        record.leader, record.identity = None, None
-        self.run_in_background(lambda: self._end_processes(record), lambda: self._settle_exit(record, leader))
+        record.leader, record.identity, record.files = None, None, None
+        if isinstance(leader, SlurmJob):
+            self._settle_exit(record, leader)
+        else:
+            self.run_in_background(lambda: self._end_processes(record), lambda: self._settle_exit(record, leader))
 
     def _settle_exit(self, record: Record, leader: Leader) -> None:
         with record.isolate():
-            self._move_after_exit(record, leader.pid, leader.status)
+            self._move_after_exit(record, leader)
         if record.leader is None and record.run.state in states.STARTED:  # its files kept it from being moved
             record.move("lost", code="run.damaged", reason=f"damaged: {'; '.join(record.damage[:1])}")
 
     def _end_processes(self, record: Record) -> None:
         processes.end_processes(processes.find_processes(record.run.id, self.runs.home.root))
 
-    def _move_after_exit(self, record: Record, pid: int, status: int | None) -> None:
+    def _move_after_exit(self, record: Record, leader: Leader) -> None:
         while self.read_journal(record):
             pass
-        record.write_lifecycle(journal.Exit(attempt=record.run.attempt, pid=pid, status=status))
+        status = leader.status
+        record.write_lifecycle(journal.Exit(attempt=record.run.attempt, pid=leader.pid, status=status))
         record.ranks = {}
         end = record.end
-        if end is not None and end.status == "failed":
+        ended = self._explain_end(record, leader)
+        if ended is not None and end is None and not record.stop_requested:
+            self._settle_ended_job(record, leader, ended)
+        elif end is not None and end.status == "failed":
             self._fail(record, self._name_killed_rank(record, status) or end.problem)
         elif end is not None and end.status == "stopped" and record.stage == stages.TRAIN:
             self._finish(record, "stopped", by_signal=not record.stop_requested)
@@ -152,6 +163,22 @@ class RunMonitor:
             )
         else:
             self._fail(record, None if status is None else self._report_crash(record, status))
+
+    def _explain_end(self, record: Record, leader: Leader) -> Problem | None:
+        """What Slurm says of the end of a job that has left no word itself."""
+        if not isinstance(leader, SlurmJob):
+            return None
+        if record.run.state == states.QUEUED and leader.failure is None:  # it began and ended between two looks
+            record.move("start")
+        return leader.explain_end()
+
+    def _settle_ended_job(self, record: Record, leader: Leader, ended: Problem) -> None:
+        """Slurm has ended the run's job, and the worker had no time to say so."""
+        if isinstance(leader, SlurmJob) and leader.state == "CANCELLED":
+            record.move("stop")
+            record.move("stopped", reason=f"{ended.title}: it had no time to save", code=ended.code)
+        else:
+            self._fail(record, ended)
 
     def _fail(self, record: Record, problem: Problem | None) -> None:
         """Fail the run, or queue its next attempt where `launch.restarts` allows one. Attempts are counted, so that a
@@ -249,6 +276,12 @@ class RunMonitor:
     def stop_now(self, record: Record) -> None:
         """Stop a run by signals, without an instruction to its worker; take a queued one out of the queue."""
         record.stop_requested = True
+        job = record.leader
+        if isinstance(job, SlurmJob):
+            if record.run.state != states.STOPPING:
+                record.move("stop")
+            self.queue.launcher.slurm.cancel(job)
+            return
         if record.run.state == states.QUEUED:
             self.queue.remove(record)
             record.move("stop")

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from engine.protocol import journal, states
+from engine.protocol.file_channel import SupervisorFiles
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Checkpoint, End, Evaluation, Ledger, Metrics, Phase, Start
 from engine.protocol.messages import Instruction, Problem, Rank, Run
@@ -55,6 +56,8 @@ class Record:
     ranks: dict[int, Rank] = field(default_factory=dict)
     identity: bytes | None = None
     """Rank 0's address on the workers' socket; None until it has joined."""
+    files: SupervisorFiles | None = None
+    """Stands for the workers' socket where that does not reach the run."""
     held_instructions: list[Instruction] = field(default_factory=list)
     """Instructions for a rank 0 that has not joined yet."""
     environment: dict[str, str] = field(default_factory=dict)

@@ -53,6 +53,13 @@ class Runs:
     def is_local(self, record: Record) -> bool:
         return record.job.host == host_name()
 
+    def is_elsewhere(self, record: Record) -> bool:
+        """Whether the run computes on other hosts' devices than this one's."""
+        try:
+            return self.load_profile(record).launch.via != "local"
+        except (ProfileError, OSError):
+            return False
+
     def load_profile(self, record: Record, *, keep: bool = True) -> Profile:
         """The run's frozen profile, in memory from then on if `keep`. Raises ProfileError when it is no longer valid,
         whatever is in its file, and OSError."""
@@ -90,7 +97,7 @@ class Runs:
         running = (
             record.run
             for record in self.records.values()
-            if record.run.state in states.STARTED and self.is_local(record)
+            if record.run.state in states.STARTED and self.is_local(record) and not self.is_elsewhere(record)
         )
         return {index: run.id for run in running for index in (run.devices or [HOST])}
 

@@ -18,9 +18,13 @@ ARRIVED = "arrived"
 """Argument added to a hot-chat question: its arrival time by `perf_counter`."""
 
 
+REPEATED = 5.0
+"""Seconds after a SIGTERM from which on another one is somebody's who does not want to wait."""
+
+
 class Terminated(BaseException):
-    """SIGTERM came before the training loop, when there is nothing to save. Not an `Exception`, which a library might
-    take for a failure of its own."""
+    """SIGTERM came before the training loop, when there is nothing to save, or for the second time. Not an `Exception`,
+    which a library might take for a failure of its own."""
 
 
 class Inbox:
@@ -30,13 +34,14 @@ class Inbox:
     def __init__(self) -> None:
         self.arrived = threading.Event()
         self.pids: list[int] = [os.getpid()]
-        """The processes of all ranks, once they are known."""
+        """The processes of all ranks on this host, once they are known."""
         self.step = 0
         """The last finished step, reported in answers."""
         self.looping = False
         """Whether the training loop runs, which looks at `terminated` at each step boundary."""
         self.terminated = False
         """Whether this rank got SIGTERM."""
+        self._terminated_at = 0.0
         self.cancelled: set[str] = set()
         """Hot-chat requests that were cancelled; added by the link's thread."""
         self._waiting: deque[Instruction] = deque()
@@ -54,7 +59,7 @@ class Inbox:
             return
         for instruction in self._link.take_instructions():
             if instruction.name == "stacks":
-                for pid in self.pids:
+                for pid in [os.getpid()] if self._link.by_files else self.pids:  # by files, every rank gets it
                     os.kill(pid, STACKS)
                 self._link.answer(instruction, step=self.step)
             else:
@@ -65,13 +70,17 @@ class Inbox:
 
     def end_on_sigterm(self) -> None:
         """From now on SIGTERM ends this rank in order: at the next step boundary, or by `Terminated` while there is
-        none. Further ones change nothing: the ranks get one from the launcher too, and whoever sent the first sends
-        SIGKILL when it takes too long."""
+        none. One that follows within `REPEATED` changes nothing: the ranks get one from the launcher too. A later one
+        ends the rank at once, without a checkpoint."""
         signal.signal(signal.SIGTERM, self._terminate)
 
     def _terminate(self, number: int, frame: object) -> None:
         if self.terminated:
-            return
+            if time.monotonic() - self._terminated_at < REPEATED or not self.looping:
+                return
+            self.looping = False
+            raise Terminated
+        self._terminated_at = time.monotonic()
         self.terminated = True  # no lock may be taken here: the thread that was interrupted may hold it
         if not self.looping:
             raise Terminated

@@ -69,7 +69,7 @@ def main() -> int:
         outcome, step = train(run, arguments.attempt, profile, directory, arguments.from_step, reporter, inbox)
         end = End(attempt=arguments.attempt, step=step, status=outcome)
     except Terminated:
-        print(f"SIGTERM before the first step of this attempt: nothing is lost at step {inbox.step}", flush=True)
+        print(f"SIGTERM, before the first step of this attempt or repeated: ended at step {inbox.step}", flush=True)
         end = End(attempt=arguments.attempt, step=inbox.step, status="stopped")
     except Exception as error:  # noqa: BLE001 - any failure ends the run, and must be in its journal
         traceback.print_exc()

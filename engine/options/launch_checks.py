@@ -1,0 +1,42 @@
+"""Combinations of `launch` settings that cannot work, each reported by name before a run starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def check_launch(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
+    """Yield `(key, message)` for each combination that cannot work."""
+    launch = sections.get("launch")
+    if not launch:
+        return
+    if launch.via == "local" and launch.nodes > 1:
+        yield "launch.nodes", "needs launch.via: slurm, ssh or none, which start ranks on other hosts"
+    if launch.via == "ssh":
+        yield from _check_ssh(launch)
+    elif launch.min_nodes is not None:
+        yield "launch.min_nodes", f"is for launch.via ssh, not for {launch.via}: only there hosts can be left out"
+    if launch.via == "slurm" and launch.job.nodes and launch.nodes not in (1, launch.job.nodes):
+        yield "launch.slurm.nodes", f"is {launch.job.nodes}, and launch.nodes {launch.nodes}: leave one of them out"
+    if launch.via != "local":
+        if launch.wait_for is not None:
+            yield "launch.wait_for", f"does not go with launch.via {launch.via}: the devices are not this host's"
+        if isinstance(launch.devices, list) and launch.via == "slurm":
+            yield (
+                "launch.devices",
+                "does not go with launch.via slurm, which chooses the devices: set launch.slurm.gres",
+            )
+
+
+def _check_ssh(launch: Any) -> Iterator[tuple[str, str]]:
+    if not launch.hosts:
+        yield "launch.hosts", "must name the hosts when launch.via is ssh"
+        return
+    if len(set(launch.hosts)) < len(launch.hosts):
+        yield "launch.hosts", "names a host twice: set launch.processes for several ranks on one"
+    if launch.nodes not in (1, len(launch.hosts)):
+        yield "launch.nodes", f"is {launch.nodes}, and launch.hosts names {len(launch.hosts)}: leave launch.nodes out"
+    if launch.min_nodes is not None and launch.min_nodes > len(launch.hosts):
+        yield "launch.min_nodes", f"is more than the {len(launch.hosts)} hosts of launch.hosts"

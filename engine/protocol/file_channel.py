@@ -1,0 +1,206 @@
+"""Commands and heartbeats as files in `control/` beside a run's journal, where no socket reaches the run's processes.
+
+    commands.json      the supervisor: the instructions that nobody has answered yet
+    rank-N.json        rank N: its heartbeat, and on rank 0 the length of the journal
+    replies-A.jsonl    rank 0 of attempt A: answers, and events of a reply that is being generated
+    stop-A             the batch script of attempt A: save and end, because the time is nearly over
+
+Each file has one writer. Files are replaced as a whole, under names that do not change: over NFS, opening a name asks
+the server, while a list of names may be some seconds old. Replies are appended, like a journal.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from engine.protocol.description import Rank
+from engine.protocol.home import make_private, write_all
+from engine.protocol.worker_messages import Answered, CancelInstruction, FromWorker, Instruction, Said
+
+SCHEME = "file:"
+"""What an address begins with that is the folder of a channel."""
+
+
+class Commands(msgspec.Struct, kw_only=True):
+    """`commands.json`. Instructions are in order; a worker takes each id once."""
+
+    attempt: int
+    instructions: list[Instruction] = []
+    cancelled: list[str] = []
+    """Requests that were given up."""
+
+
+class Beat(msgspec.Struct, kw_only=True):
+    """`rank-N.json`."""
+
+    attempt: int
+    rank: Rank
+    journal: int = 0
+    """Bytes of the journal, where this rank writes it."""
+    ended: bool = False
+    """Whether the rank has said all it had to say."""
+
+
+_encode = msgspec.json.encode
+_commands = msgspec.json.Decoder(Commands)
+_beat = msgspec.json.Decoder(Beat)
+_reply = msgspec.json.Decoder(FromWorker)
+
+
+def commands_file(folder: Path) -> Path:
+    return folder / "commands.json"
+
+
+def rank_file(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank}.json"
+
+
+def replies_file(folder: Path, attempt: int) -> Path:
+    return folder / f"replies-{attempt}.jsonl"
+
+
+def stop_file(folder: Path, attempt: int) -> Path:
+    return folder / f"stop-{attempt}"
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Replace a small file as a whole. Not synced: whoever wrote it last writes it again. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        write_all(descriptor, content)
+    finally:
+        os.close(descriptor)
+    temporary.replace(path)
+
+
+def read_beat(folder: Path, rank: int) -> Beat | None:
+    """A rank's last heartbeat; None when there is none that can be read."""
+    try:
+        return _beat.decode(rank_file(folder, rank).read_bytes())
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+
+
+def read_replies(folder: Path, attempt: int, offset: int) -> tuple[list[FromWorker], int]:
+    """The complete replies from byte `offset` on, and the offset after them."""
+    found: list[FromWorker] = []
+    try:
+        with open(replies_file(folder, attempt), "rb") as file:
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                offset += len(line)
+                try:
+                    found.append(_reply.decode(line))
+                except (msgspec.MsgspecError, ValueError, RecursionError):
+                    continue
+    except OSError:
+        pass
+    return found, offset
+
+
+class WorkerFiles:
+    """A rank's end. Commands of other attempts are none of its business."""
+
+    def __init__(self, folder: Path, attempt: int, rank: int) -> None:
+        self._folder, self._attempt, self._rank = folder, attempt, rank
+        self._taken: set[str] = set()
+        self._ending = False
+        self._seen: tuple[int, int] = 0, 0
+        make_private(folder)
+
+    def beat(self, beat: Beat) -> None:
+        """Raises OSError."""
+        replace(rank_file(self._folder, self._rank), _encode(beat))
+
+    def reply(self, message: FromWorker) -> None:
+        """Pass on an answer or an event. The supervisor learns all else from heartbeats. Raises OSError."""
+        if self._rank != 0 or not isinstance(message, (Answered, Said)):
+            return
+        path = replies_file(self._folder, self._attempt)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            write_all(descriptor, _encode(message) + b"\n")
+        finally:
+            os.close(descriptor)
+
+    def must_end(self) -> bool:
+        """Whether the batch script wants the run to save and end. True once."""
+        if self._ending or not stop_file(self._folder, self._attempt).exists():
+            return False
+        self._ending = True
+        return True
+
+    def take(self) -> list[Instruction | CancelInstruction]:
+        """The messages that are new. Rank 0 takes all; the others only those that every rank carries out at once."""
+        found: list[Instruction | CancelInstruction] = []
+        path = commands_file(self._folder)
+        try:
+            status = path.stat()
+            if (status.st_ino, status.st_mtime_ns) == self._seen:
+                return found
+            commands = _commands.decode(path.read_bytes())
+        except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
+            return found
+        self._seen = status.st_ino, status.st_mtime_ns
+        if commands.attempt != self._attempt:
+            return found
+        for instruction in commands.instructions:
+            if instruction.id not in self._taken and (self._rank == 0 or instruction.name == "stacks"):
+                self._taken.add(instruction.id)
+                found.append(instruction)
+        for request in commands.cancelled:
+            if self._rank == 0 and request not in self._taken:
+                self._taken.add(request)
+                found.append(CancelInstruction(request=request))
+        return found
+
+
+class SupervisorFiles:
+    """The supervisor's end for one attempt of a run. `fresh` when its processes have yet to be started."""
+
+    def __init__(self, folder: Path, attempt: int, *, fresh: bool) -> None:
+        self.attempt = attempt
+        self._folder = folder
+        self._commands = Commands(attempt=attempt)
+        self._written = not fresh
+        self._offset = read_replies(folder, attempt, 0)[1]
+        self._beats: dict[int, Beat] = {}
+        make_private(folder)
+
+    def send(self, message: Instruction | CancelInstruction) -> None:
+        """Raises nothing: what the disk refuses is written by a later `poll`."""
+        if isinstance(message, Instruction):
+            self._commands.instructions.append(message)
+        else:
+            self._commands.cancelled.append(message.request)
+        self._write()
+
+    def poll(self, world: int) -> tuple[list[Beat], list[FromWorker]]:
+        """Heartbeats of `world` ranks that have changed, and new replies."""
+        beats = []
+        for rank in range(world):
+            beat = read_beat(self._folder, rank)
+            if beat is not None and beat.attempt == self.attempt and beat != self._beats.get(rank):
+                self._beats[rank] = beat
+                beats.append(beat)
+        replies, self._offset = read_replies(self._folder, self.attempt, self._offset)
+        answered = {reply.id for reply in replies if isinstance(reply, Answered)}
+        if answered:
+            left = [each for each in self._commands.instructions if each.id not in answered]
+            self._commands.instructions, self._written = left, False
+        if not self._written:
+            self._write()
+        return beats, replies
+
+    def _write(self) -> None:
+        try:
+            replace(commands_file(self._folder), _encode(self._commands))
+            self._written = True
+        except OSError:
+            self._written = False

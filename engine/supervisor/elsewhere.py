@@ -1,0 +1,92 @@
+"""Follows runs that no socket reaches: by the files beside their journals, and by what Slurm says of their jobs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from engine.protocol import journal, states
+from engine.protocol.file_channel import SupervisorFiles
+from engine.protocol.messages import Answered, Problem, Said
+from engine.supervisor.hang_detector import Heartbeats
+from engine.supervisor.pending import PendingRequests
+from engine.supervisor.run_monitor import RunMonitor
+from engine.supervisor.run_record import Record
+from engine.supervisor.runs import Runs
+from engine.supervisor.services import Services
+from engine.supervisor.slurm import SlurmJob
+
+
+class Elsewhere:
+    """`answer` takes a worker's answer."""
+
+    def __init__(
+        self,
+        runs: Runs,
+        monitor: RunMonitor,
+        services: Services,
+        pending: PendingRequests,
+        answer: Callable[[Answered], None],
+    ) -> None:
+        self.runs, self.monitor, self.services, self.pending = runs, monitor, services, pending
+        self.answer, self.slurm = answer, monitor.queue.launcher.slurm
+
+    def poll(self) -> None:
+        """Read what is new."""
+        self.slurm.refresh()
+        for record in self.runs.list_live():
+            with record.isolate():
+                if isinstance(record.leader, SlurmJob):
+                    self._follow(record, record.leader)
+                if record.files is not None and record.leader is not None:
+                    self._read(record, record.files)
+
+    def _read(self, record: Record, files: SupervisorFiles) -> None:
+        beats, replies = files.poll(max(1, record.run.processes))
+        for beat in beats:
+            if not beat.ended:
+                self.monitor.take_heartbeat(record, beat.rank)
+        for reply in replies:
+            if isinstance(reply, Answered):
+                self.answer(reply)
+            elif isinstance(reply, Said):
+                self.services.forward_event(record.run.id, reply)
+
+    def _follow(self, record: Record, job: SlurmJob) -> None:
+        run = record.run
+        if job.job and not job.recorded:
+            job.recorded = True
+            record.write_lifecycle(
+                journal.Launched(attempt=run.attempt, pid=0, start_time=0.0, slurm=job.job, stage=record.stage)
+            )
+        if job.attempt + job.restarts > run.attempt:
+            self._begin_again(record, job)
+        if job.ended:
+            return
+        if not job.waits:
+            if run.state == states.QUEUED:
+                run.started = time.time()
+                record.move("start")
+        elif run.state == states.QUEUED:
+            words = f"waits: {job.describe_wait()}"
+            if (run.reason, run.code) != (words, "queue.slurm"):
+                run.reason, run.code, record.changed = words, "queue.slurm", True
+        elif run.state == states.RUNNING:  # a later stage of the run, in a job of its own
+            run.phase, record.changed = job.describe_wait(), True
+
+    def _begin_again(self, record: Record, job: SlurmJob) -> None:
+        """Slurm has queued the job again: after its time limit, for another job, or because a node failed."""
+        run = record.run
+        while self.monitor.read_journal(record):
+            pass
+        again = Problem(
+            code="run.not_live", title=f"{run.id} was queued again by Slurm", hint="ask again when it is running"
+        )
+        self.pending.fail(run.id, again)
+        run.attempt = job.attempt + job.restarts
+        record.end, record.ranks, record.heartbeats = None, {}, Heartbeats()
+        record.files = SupervisorFiles(record.directory.control, run.attempt, fresh=True)
+        if record.stop_requested:
+            self.slurm.cancel(job)
+        elif run.state in states.STARTED:
+            record.move("requeue", reason="Slurm has queued it again", code="slurm.requeued")

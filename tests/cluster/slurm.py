@@ -1,0 +1,127 @@
+"""A Slurm cluster of one node, of the packages that are installed: a real slurmctld and slurmd on free ports, with
+everything they write in one folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from tests.training.warm import find_free_port
+
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
+
+CONFIGURATION = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller}
+SlurmdPort={node}
+AuthType=auth/{auth}
+{socket}
+CryptoType=crypto/{crypto}
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+SchedulerType=sched/builtin
+SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=0
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+ReturnToService=2
+KillWait=20
+MinJobAge=120
+InactiveLimit=0
+MaxNodeCount=4
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverTimeLimit=0 GraceTime=0
+"""
+
+
+def find_missing() -> str:
+    """Why no cluster can be started here; empty when one can."""
+    missing = [name for name in PROGRAMS if find_program(name) is None]
+    if missing:
+        return f"needs Debian's slurmctld, slurmd and slurm-client ({', '.join(missing)} are missing)"
+    return "" if os.getuid() == 0 else "slurmd must be root"
+
+
+def find_program(name: str) -> str | None:
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+class Cluster:
+    """`environment` has what Slurm's commands need."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("state", "spool"):
+            (folder / name).mkdir(parents=True)
+        host = socket.gethostname().partition(".")[0]
+        self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+        self.munge: subprocess.Popen[bytes] | None = self._start_munge()
+        where = f"AuthInfo=socket={folder}/munge.socket,cred_expire=5"
+        (folder / "slurm.conf").write_text(
+            CONFIGURATION.format(
+                host=host, folder=folder, controller=find_free_port(), node=find_free_port(),
+                auth="munge", crypto="munge", socket=where,
+            )
+        )  # fmt: skip
+        self.daemons = [self._start("slurmctld", "-D"), self._start("slurmd", "-D", "-N", host)]
+        self._wait_until_idle()
+
+    def _start_munge(self) -> subprocess.Popen[bytes]:
+        key = self.folder / "munge.key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o400)
+        command = ["munged", "--foreground", "--force", "--key-file", key, "--socket", self.folder / "munge.socket"]
+        command += ["--pid-file", self.folder / "munge.pid", "--log-file", self.folder / "munge.log"]
+        command += ["--seed-file", self.folder / "munge.seed"]
+        return self._start(*map(str, command))
+
+    def _start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        with open(self.folder / f"{name}.out", "ab") as output:
+            return subprocess.Popen(
+                [find_program(name) or name, *arguments],
+                env=self.environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def run(self, *command: str) -> str:
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=30).stdout
+
+    def _wait_until_idle(self) -> None:
+        deadline = time.monotonic() + 30
+        while "idle" not in self.run("sinfo", "-h", "-o", "%t"):
+            assert time.monotonic() < deadline, self.logs()
+            time.sleep(0.2)
+
+    def logs(self) -> str:
+        return "\n".join(f"{path.name}:\n{path.read_text(errors='replace')[-3000:]}" for path in
+                         sorted(self.folder.glob("*.log")) + sorted(self.folder.glob("*.out")))  # fmt: skip
+
+    def close(self) -> None:
+        self.run("scancel", "--signal=KILL", "--full", "--user=root")
+        for daemon in [*reversed(self.daemons), self.munge]:
+            daemon.send_signal(signal.SIGTERM)
+        for daemon in [*self.daemons, self.munge]:
+            try:
+                daemon.wait(5)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
