@@ -99,6 +99,23 @@ CODES: dict[str, str] = {
     "launch.unshardable": (
         "The model cannot be divided among ranks, for the reason that the message gives. Use `launch.strategy: ddp`."
     ),
+    "launch.host_unreachable": (
+        "A host of `launch.hosts` cannot be reached by ssh without a question. Set up a key, or name fewer hosts."
+    ),
+    "launch.not_shared": (
+        "A host does not see the run's directory. `COCKPIT_HOME` must be on a file system that all hosts share."
+    ),
+    "launch.versions_differ": "Hosts have different versions of a library. Use one environment on all of them.",
+    "launch.node_missing": "Not all nodes of the run were started, or they do not see its directory.",
+    "launch.no_address": (
+        "A host cannot listen on the address that the hosts share. Name the interface in `launch.environment`, as "
+        "`GLOO_SOCKET_IFNAME`."
+    ),
+    "launch.host_lost": (
+        "A host of the run was lost while it trained; the message says whether it can still be reached. "
+        "`launch.restarts` goes on from the last checkpoint, `launch.min_nodes` also with fewer hosts."
+    ),
+    "launch.run_by_hand": "The run waits until its line was run on each host; the message has the lines.",
     "launch.devices_unused": (
         "The profile names more devices in `launch.devices` than there are processes, and each computes on one. Set "
         "`launch.processes` to their number, or name fewer."

@@ -50,11 +50,11 @@ anyway."""
 class Link:
     """`take_instructions` returns the supervisor's instructions in order; `answer` replies to one.
 
-    `address` is where the supervisor was when it started the worker; `home` has the connection file that says where the
-    present one is. An address `file:FOLDER` stands for the files of a channel. `memory` is called from the background thread before each heartbeat, and sets the memory figures of
-    a `Rank`. `on_cancel` gets the id of a cancelled request; `on_instruction` is called after an instruction has come.
-    With `die_with_parent`, a rank under torchrun ends itself when its parent has ended, so that no orphan holds a
-    device.
+    `address` is where the supervisor was when it started the worker; `home` has the connection file that says where
+    the present one is. An address `file:FOLDER` stands for the files of a channel. `memory` is called from the
+    background thread before each heartbeat, and sets the memory figures of a `Rank`. `on_cancel` gets the id of a
+    cancelled request; `on_instruction` is called after an instruction has come. With `die_with_parent`, a rank
+    under torchrun ends itself when its parent has ended, so that no orphan holds a device.
     """
 
     def __init__(

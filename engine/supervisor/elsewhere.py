@@ -63,6 +63,8 @@ class Elsewhere:
             self._begin_again(record, job)
         if job.ended:
             return
+        if record.end is not None:
+            self.slurm.hurry()
         if not job.waits:
             if run.state == states.QUEUED:
                 run.started = time.time()

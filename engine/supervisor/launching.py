@@ -53,7 +53,7 @@ class Launcher:
             return self._submit(record, stage, profile, module, arguments, first, environment)
         worker = [module, *arguments, "--attempt", str(run.attempt), *first]
         if elsewhere:
-            command = nodes.build_command(worker, launch, profile.directory)
+            command = nodes.build_command(worker, launch)
             return processes.start(command, record.directory.log, environment)
         count = 1
         if stage == stages.TRAIN:

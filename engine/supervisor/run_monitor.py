@@ -28,6 +28,7 @@ from engine.supervisor import hang_detector, processes
 from engine.supervisor.crash_report import WorkerExit, find_killed_rank, report_crash
 from engine.supervisor.processes import Leader
 from engine.supervisor.queue import Queue
+from engine.supervisor.run_files import read_problem
 from engine.supervisor.run_record import Record, group_points, read_log_tail
 from engine.supervisor.runs import Runs
 from engine.supervisor.slurm import SlurmJob
@@ -142,7 +143,8 @@ class RunMonitor:
         record.ranks = {}
         end = record.end
         ended = self._explain_end(record, leader)
-        if ended is not None and end is None and not record.stop_requested:
+        lost = end is None or (end.problem is not None and end.problem.code == "training.failed")
+        if ended is not None and lost and not record.stop_requested:
             self._settle_ended_job(record, leader, ended)
         elif end is not None and end.status == "failed":
             self._fail(record, self._name_killed_rank(record, status) or end.problem)
@@ -165,9 +167,9 @@ class RunMonitor:
             self._fail(record, None if status is None else self._report_crash(record, status))
 
     def _explain_end(self, record: Record, leader: Leader) -> Problem | None:
-        """What Slurm says of the end of a job that has left no word itself."""
+        """What is known of the end beside the worker's own word: from Slurm, or from who watched over the hosts."""
         if not isinstance(leader, SlurmJob):
-            return None
+            return read_problem(record.directory.control / f"ended-{record.run.attempt}.json")
         if record.run.state == states.QUEUED and leader.failure is None:  # it began and ended between two looks
             record.move("start")
         return leader.explain_end()

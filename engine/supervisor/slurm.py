@@ -126,7 +126,7 @@ class Slurm:
     def watch(self, job: SlurmJob) -> None:
         """Follow a job that an earlier engine submitted."""
         self._jobs.append(job)
-        self._hurry()
+        self.hurry()
 
     def cancel(self, job: SlurmJob) -> None:
         self._start(lambda: self._cancel(job))
@@ -154,8 +154,10 @@ class Slurm:
 
         self._thread.submit(guarded)
 
-    def _hurry(self) -> None:
-        self._due, self._soon = 0.0, time.monotonic() + SOON
+    def hurry(self) -> None:
+        """Something is about to change: ask more often for a while."""
+        now = time.monotonic()
+        self._due, self._soon = min(self._due, now + POLL_SOON), now + SOON
 
     def _submit(self, job: SlurmJob, name: str, script: Path, environment: Mapping[str, str]) -> None:
         self._environment = os.environ | {key: environment[key] for key in KEPT if key in environment}
@@ -179,7 +181,7 @@ class Slurm:
     def _cancel(self, job: SlurmJob) -> None:
         if job.job:
             self._run(["scancel", job.job], self._environment)
-            self._hurry()
+            self.hurry()
 
     def _ask(self) -> None:
         jobs = list(self._jobs)

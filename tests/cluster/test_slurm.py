@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from engine.protocol import journal
-from engine.protocol.messages import Command, Continue, Run, RunRef, Set, Stop
+from engine.protocol.messages import Command, Continue, Run, Set, Stop, Submit
+from engine.training.resume import EXACT
 from tests.cluster.slurm import Cluster, find_missing
 from tests.scripted.bench import Engine, wait_for
+from tests.training.harness import PROFILE, make_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(find_missing()), reason=find_missing() or "-")]
 VIA = ("launch.via=slurm", "evaluation.task=null")
@@ -66,3 +65,50 @@ def test_a_run_is_steered_by_files_and_shown_live(through: Engine, cluster: Clus
     assert engine.client.request("stop", Stop(run=run.id)).step > before
     assert engine.wait(run, "stopped").attempt == 1
     wait_for(lambda: not cluster.run("squeue", "-h"), what="the job's end")
+
+
+def test_a_job_that_waits_says_why_and_is_cancelled(through: Engine, cluster: Cluster) -> None:
+    engine = through
+    blocker = cluster.run("sbatch", "--parsable", "--exclusive", "--output=/dev/null", "--wrap", "sleep 300").strip()
+    run = engine.submit(*VIA, "launch.slurm={time: '1:00:00', extra: ['--exclusive']}", steps=10)
+    waits = wait_for(
+        lambda: (now := engine.show(run).run).code == "queue.slurm" and "Resources" in now.reason and now, what="why"
+    )
+    assert waits.state == "queued" and find_job(engine, run) in waits.reason
+    other = engine.submit(*VIA, "launch.slurm={partition: nowhere}", steps=10)
+    refused = engine.wait(other, "failed").problem
+    assert refused is not None and refused.code == "slurm.refused" and "nowhere" in refused.cause + refused.title
+    engine.client.request("stop", Stop(run=run.id))
+    assert engine.wait(run, "stopped").step == 0
+    assert find_job(engine, run) not in cluster.run("squeue", "-h", "-o", "%A")
+    cluster.run("scancel", blocker)
+
+
+def test_a_run_that_slurm_queues_again_goes_on_exactly(cluster: Cluster, bare_home, tmp_path, monkeypatch) -> None:
+    """With the real worker: SIGUSR1 as before a time limit, then a cancelled job, which saves as well."""
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    base = make_model(tmp_path / "tiny")
+    text = (
+        PROFILE.format(base=base)
+        .replace("epochs: 1", "max_steps: 1000000")
+        .replace("every_steps: 100", "every_steps: 100000")
+    )
+    text += "launch: {via: slurm, slurm: {time: '1:00:00'}}\n"
+    engine = Engine(bare_home, "engine.workers", warm=True)
+    try:
+        run: Run = engine.client.request("submit", Submit(profile=text, directory="/"))
+        wait_for(lambda: engine.show(run).run.step > 5, 60, "the first steps")
+        cluster.run("scancel", "--signal=USR1", "--batch", find_job(engine, run))
+        again = wait_for(lambda: (now := engine.show(run).run).attempt == 2 and now, 30, "the second attempt")
+        saved = engine.home.run(run.id).checkpoint_steps()[-1]
+        wait_for(lambda: engine.show(run).run.step > saved + 2, 60, "steps after it")
+        assert ("queued", "slurm.requeued") in reasons(engine, run) and again.id == run.id
+        starts = [e for e, _ in journal.read(engine.home.run(run.id).events) if isinstance(e, journal.Start)]
+        assert [(e.attempt, e.step, e.resumed) for e in starts[1:]] == [(2, saved, EXACT)]
+        cluster.run("scancel", find_job(engine, run))
+        ended = engine.wait(run, "stopped", "failed", seconds=30)
+        assert (ended.state, ended.code) == ("stopped", "run.terminated")
+        assert engine.home.run(run.id).checkpoint_steps()[-1] == ended.step > saved
+    finally:
+        engine.close()
+        cluster.run("scancel", "--user=root", "--signal=KILL", "--full")

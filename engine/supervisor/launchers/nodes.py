@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 from engine.options.launch import LaunchOptions
 
@@ -25,10 +24,10 @@ def build_node_command(
     return [launch.python or sys.executable, "-P", "-m", "engine.workers.node", *own, *arguments]
 
 
-def build_command(worker: list[str], launch: LaunchOptions, directory: Path) -> list[str]:
+def build_command(worker: list[str], launch: LaunchOptions) -> list[str]:
     """The command line of the process on this host that starts `worker` on all nodes, and watches them."""
     settings = launch.model_dump(include={"via", "nodes", "hosts", "min_nodes", "ssh_options", "python", "processes",
                                           "port", "environment", "devices"})  # fmt: skip
     module, *arguments = worker
     command = [sys.executable, "-P", "-m", "engine.workers.nodes", "--worker", module]
-    return [*command, "--launch", json.dumps(settings), "--directory", str(directory), *arguments]
+    return [*command, "--launch", json.dumps(settings), *arguments]

@@ -1,0 +1,346 @@
+"""The process on the engine's host that starts a job's ranks on other hosts, and watches them.
+
+`launch.via: ssh` starts each node over the user's own ssh; `none` prints the line to run on each host, and waits. It
+ends when all nodes have. When one dies, it is named, the others are ended, and the run's next attempt may follow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from engine.options.launch import LaunchOptions
+from engine.protocol.file_channel import SCHEME
+from engine.protocol.home import Home, make_private, write_private
+from engine.protocol.journal import Warn, Writer
+from engine.protocol.messages import Problem, ProblemError
+from engine.supervisor.crash_report import LAST_LINES, RESUME, WorkerExit, report_crash
+from engine.supervisor.launchers.nodes import build_node_command
+from engine.supervisor.processes import WORKER_DEFAULTS
+from engine.workers import meeting
+from engine.workers.meeting import Lead, Node
+
+SSH = ["-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=2"]
+SSH += ["-o", "ServerAliveCountMax=3"]
+"""A host that does not answer for some six seconds is lost. Options of the user's precede these, and win."""
+SSH_FAILED = 255
+"""ssh's exit status when it has failed itself; any other is the remote command's."""
+SILENT = 10.0
+"""Seconds without a word from a node that was started by hand, after which it is dead."""
+GATHER = 3.0
+"""Seconds after the first node's end in which the others may end by themselves: the first is not always the cause."""
+ENDING = 15.0
+"""Seconds that the nodes have to end when they are told to."""
+SENT = ("HF_", "WANDB_", "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "OMP_", "COCKPIT_", "TOKENIZERS_", "CUDA_", "HSA_")
+"""What the names of variables begin with that are sent along; all else on a host is its own."""
+
+
+class Remote:
+    """A node on another host, started over ssh."""
+
+    def __init__(self, host: str, index: int, command: list[str], variables: dict[str, str]) -> None:
+        self.host, self.index = host, index
+        self.tail: deque[str] = deque(maxlen=LAST_LINES)
+        self.ended = 0.0
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):  # it has ended already, and says why
+            self.process.stdin.write(json.dumps(variables).encode() + b"\n")
+            self.process.stdin.flush()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            text = line.decode(errors="replace").rstrip("\r\n")
+            self.tail.append(text)
+            print(f"[{self.host}] {text}", flush=True)
+
+    def poll(self) -> int | None:
+        status = self.process.poll()
+        if status is not None and not self.ended:
+            self.ended = time.monotonic()
+            self._reader.join(1.0)
+        return status
+
+    def hang_up(self) -> None:
+        with contextlib.suppress(OSError):
+            if self.process.stdin is not None:
+                self.process.stdin.close()
+
+
+class Job:
+    """One attempt on several nodes. `rest` are the worker's arguments."""
+
+    def __init__(self, worker: str, launch: LaunchOptions, attempt: int, address: str, rest: list[str]) -> None:
+        self.worker, self.launch, self.attempt = worker, launch, attempt
+        self.rest = [*rest, "--attempt", str(attempt), "--address", address]
+        self.control = make_private(Path(address.removeprefix(SCHEME)))
+        self.lead = Lead(attempt=attempt)
+        self.stopping = False
+        for index in range(launch.nodes + len(launch.hosts)):
+            meeting.node_file(self.control, index).unlink(missing_ok=True)
+        meeting.meeting_file(self.control).unlink(missing_ok=True)
+        self.tell()
+        threading.Thread(target=self._keep, daemon=True).start()
+        signal.signal(signal.SIGTERM, self._stop)
+
+    def tell(self) -> None:
+        with contextlib.suppress(OSError):
+            self.lead.beat += 1
+            meeting.write(meeting.lead_file(self.control), self.lead)
+
+    def _keep(self) -> None:
+        while True:
+            time.sleep(meeting.BEAT)
+            self.tell()
+
+    def _stop(self, number: int, frame: object) -> None:
+        self.stopping = True
+        self.lead.end = True
+        self.tell()
+
+    def build_line(self, index: int, count: int, lead: str) -> str:
+        """The command line for a shell on the host of a node."""
+        command = build_node_command(self.worker, self.rest, node=str(index), count=count, launch=self.launch)
+        command[command.index("--port"):command.index("--port")] = ["--lead", lead]  # fmt: skip
+        path = [f"PYTHONPATH={os.environ['PYTHONPATH']}"] if os.environ.get("PYTHONPATH") else []
+        return shlex.join(["exec", "env", *path, *command] if lead == "ssh" else ["env", *path, *command])
+
+    # ── ssh ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def build_ssh(self, host: str, line: str) -> list[str]:
+        return ["ssh", *self.launch.ssh_options, *SSH, host, "--", line]
+
+    def find_hosts(self) -> list[str]:
+        """The hosts that answer and see the run's directory. Raises ProblemError when these are too few."""
+        token = uuid.uuid4().hex
+        path = self.control / "token"
+        write_private(path, token.encode())
+        hosts = self.launch.hosts
+        with ThreadPoolExecutor(len(hosts)) as threads:
+            found = list(threads.map(lambda host: self._probe(host, f"cat {shlex.quote(str(path))}"), hosts))
+        problems = {host: problem for host, reply in zip(hosts, found, strict=True)
+                    if (problem := self._judge_probe(host, token, *reply))}  # fmt: skip
+        usable = [host for host in hosts if host not in problems]
+        for problem in problems.values():
+            print(problem, file=sys.stderr, flush=True)
+        if problems and len(usable) < (self.launch.min_nodes or len(hosts)):
+            raise ProblemError(next(iter(problems.values())))
+        return usable
+
+    def _probe(self, host: str, line: str, seconds: float = 20.0) -> tuple[int, str]:
+        try:
+            done = subprocess.run(
+                self.build_ssh(host, line), stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+                timeout=seconds, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return SSH_FAILED, f"no answer within {seconds:.0f} s"
+        except OSError as error:
+            return SSH_FAILED, str(error)
+        return done.returncode, done.stdout if done.returncode == 0 else done.stderr
+
+    def _judge_probe(self, host: str, token: str, status: int, said: str) -> Problem | None:
+        if status == SSH_FAILED:
+            return Problem(
+                code="launch.host_unreachable",
+                title=f"ssh does not reach {host}",
+                cause=said.strip()[-500:],
+                hint=f"`ssh {host} true` must work without a question; launch.min_nodes goes on without a host",
+            )
+        if status != 0 or said.strip() != token:
+            return Problem(
+                code="launch.not_shared",
+                title=f"{host} does not see the run's directory",
+                cause=f"{self.control} is not the same folder there: {said.strip()[-300:] or 'another file'}",
+                hint="COCKPIT_HOME must be on a file system that all hosts share, at the same path",
+            )
+        return None
+
+    def run_by_ssh(self) -> tuple[int, Problem | None]:
+        hosts = self.find_hosts()
+        if len(hosts) < len(self.launch.hosts):
+            print(f"going on with {len(hosts)} of {len(self.launch.hosts)} hosts: {', '.join(hosts)}", flush=True)
+        variables = {name: value for name, value in os.environ.items()
+                     if name.startswith(SENT) or name in WORKER_DEFAULTS}  # fmt: skip
+        variables |= self.launch.environment
+        if isinstance(self.launch.devices, list):
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self.launch.devices))
+        remotes = [
+            Remote(host, index, self.build_ssh(host, self.build_line(index, len(hosts), "ssh")), variables)
+            for index, host in enumerate(hosts)
+        ]
+        first = self._wait_for_end(remotes)
+        problem = None if first is None or self.stopping else self._explain(first, remotes)
+        if problem is not None:
+            print(problem, file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                write_private(meeting.ended_file(self.control, self.attempt), json.dumps(_to_dict(problem)).encode())
+        self._end_all(remotes)
+        return (0 if first is None else 1), problem
+
+    def _wait_for_end(self, remotes: list[Remote]) -> Remote | None:
+        """Wait until all nodes have ended well, and return None; or one has not: then that one."""
+        while not self.stopping:
+            states = [remote.poll() for remote in remotes]
+            if all(state == 0 for state in states):
+                return None
+            if any(state not in (None, 0) for state in states):
+                break
+            time.sleep(0.1)
+        until = time.monotonic() + GATHER
+        while time.monotonic() < until and any(remote.poll() is None for remote in remotes):
+            time.sleep(0.1)
+        failed = [remote for remote in remotes if remote.poll() not in (None, 0)]
+        if not failed:
+            return None if self.stopping else remotes[0]
+        # A lost connection or a killed rank is the cause; the others fail because they have lost it.
+        return min(failed, key=lambda remote: (remote.poll() != SSH_FAILED, not _was_killed(remote), remote.ended))
+
+    def _explain(self, remote: Remote, remotes: list[Remote]) -> Problem:
+        """What happened on the node that ended first."""
+        tail = "\n".join(remote.tail)
+        if remote.poll() == SSH_FAILED:
+            status, said = self._probe(remote.host, "true", 8.0)
+            if status == 0:
+                cause = "its ssh connection ended while the host can be reached: somebody ended ssh, or its sshd"
+            else:
+                cause = f"the host does not answer any more: its network is cut, or it is down ({said.strip()[-200:]})"
+            return Problem(
+                code="launch.host_lost", title=f"The connection to {remote.host} was lost", cause=cause, hint=RESUME,
+                traceback=tail,
+            )  # fmt: skip
+        problem = report_crash(WorkerExit(remote.process.returncode, tail), None)
+        problem.title += f" on {remote.host}"
+        return problem
+
+    def _end_all(self, remotes: list[Remote]) -> None:
+        self.lead.end = True
+        self.tell()
+        for remote in remotes:
+            remote.hang_up()
+        until = time.monotonic() + ENDING
+        while time.monotonic() < until and any(remote.poll() is None for remote in remotes):
+            time.sleep(0.1)
+        for remote in remotes:
+            if remote.poll() is None:
+                remote.process.kill()
+
+    # ── by hand ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def print_lines(self, run: Path) -> None:
+        count = self.launch.nodes
+        lines = "\n".join(f"host {index}: {self.build_line(index, count, 'files')}" for index in range(count))
+        print(f"run on each host:\n{lines}", flush=True)
+        writer = Writer(run / "events.jsonl")  # its next writer has not been started
+        writer.write(
+            Warn(
+                attempt=self.attempt,
+                code="launch.run_by_hand",
+                message=f"waits for {count} hosts; run on each its line:\n{lines}",
+                hint="`cockpit stop --now` ends the waiting",
+            )
+        )
+        writer.close()
+
+    def follow(self) -> tuple[int, Problem | None]:
+        """Wait for the nodes that somebody starts, and for their end."""
+        count = self.launch.nodes
+        seen: dict[int, tuple[int, float]] = {}
+        while not self.stopping:
+            time.sleep(0.3)
+            nodes = {
+                index: node for index in range(count) if (node := meeting.read_node(self.control, index, self.attempt))
+            }
+            if len(nodes) == count and all(node.state == "ended" and node.status == 0 for node in nodes.values()):
+                return 0, None
+            failed = [node for node in nodes.values() if node.state == "ended" and node.status != 0]
+            for index, node in nodes.items():
+                if seen.get(index, (-1, 0.0))[0] != node.beat:
+                    seen[index] = node.beat, time.monotonic()
+            silent = [nodes[index] for index, (_, when) in seen.items()
+                      if nodes[index].state != "ended" and time.monotonic() - when > SILENT]  # fmt: skip
+            if failed or silent:
+                self.lead.end = True
+                self.tell()
+                return 1, _describe_node(failed, silent)
+        return 1, None
+
+
+def _describe_node(failed: list[Node], silent: list[Node]) -> Problem:
+    if silent:
+        node = silent[0]
+        return Problem(
+            code="launch.host_lost",
+            title=f"Node {node.node} ({node.host}) is silent",
+            cause=f"no word from it for {SILENT:.0f} s: it was killed, is down, or has lost the shared folder",
+            hint=RESUME,
+        )
+    node = failed[0]
+    return Problem(
+        code="worker.failed",
+        title=f"Node {node.node} ({node.host}) ended with exit status {node.status}",
+        cause="its terminal says why",
+        hint=RESUME,
+    )
+
+
+def _was_killed(remote: Remote) -> bool:
+    from engine.supervisor.crash_report import find_killed_rank
+
+    return find_killed_rank("\n".join(remote.tail)) is not None
+
+
+def _to_dict(problem: Problem) -> dict[str, Any]:
+    import msgspec
+
+    built: dict[str, Any] = msgspec.to_builtins(problem)
+    return built
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--worker", required=True)
+    parser.add_argument("--launch", required=True)
+    parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--address", required=True)
+    arguments, rest = parser.parse_known_args()
+    launch = LaunchOptions.model_validate(json.loads(arguments.launch))
+    job = Job(arguments.worker, launch, arguments.attempt, arguments.address, rest)
+    home, run = rest[rest.index("--home") + 1], rest[rest.index("--job") + 1]
+    try:
+        if launch.via == "ssh":
+            status, _ = job.run_by_ssh()
+            return status
+        job.print_lines(Home(Path(home)).run(run).path)
+        status, problem = job.follow()
+    except ProblemError as error:
+        status, problem = 1, error.problem
+    if problem is not None:
+        print(problem, file=sys.stderr, flush=True)
+        write_private(meeting.ended_file(job.control, job.attempt), json.dumps(_to_dict(problem)).encode())
+    time.sleep(2 * meeting.BEAT if launch.via == "none" else 0)  # the nodes read that they shall end
+    return status
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)
