@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cockpit.profiles.files import list_profiles, user_folder
 from cockpit.verbs.output import emit, say, table
+from engine.config import launch_files
 from engine.config.form import build_schema
 from engine.config.profile import Profile, ProfileError, find, list_notes, load, read_text
 from engine.protocol.home import Home
@@ -52,6 +53,17 @@ def show(options: argparse.Namespace) -> int:
         sys.stdout.write(profile.to_yaml())
     else:
         sys.stdout.write(read_text(find_profile(options.profile, home)))
+    return 0
+
+
+def launch_file(options: argparse.Namespace) -> int:
+    """Print the file with which another system runs the profile."""
+    path, profile = load_profile(options.profile, options.overrides, Home.locate(options.home))
+    text = launch_files.make(options.system, profile, str(path.resolve()) if options.system == "slurm" else options.profile)
+    if options.json:
+        emit({"for": options.system, "text": text})
+    else:
+        sys.stdout.write(text)
     return 0
 
 

@@ -102,6 +102,7 @@ class Part:
         self.control, self.node, self.lead = control, node, lead
         self._child: subprocess.Popen[Any] | None = None
         self._lock = threading.Lock()
+        self._ending = threading.Event()
         self._beat()
         threading.Thread(target=self._keep, daemon=True).start()
         if lead == "ssh":
@@ -191,6 +192,9 @@ class Part:
 
     def _end_ranks(self, why: str, grace: float) -> None:
         """End this node: its ranks save first, if they can within `grace` seconds."""
+        if self._ending.is_set():
+            return
+        self._ending.set()
         with contextlib.suppress(OSError):
             os.write(2, f"node {self.node.node}: {why}; ending its ranks\n".encode())
         children = psutil.Process().children(recursive=True)

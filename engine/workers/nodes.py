@@ -79,6 +79,12 @@ class Remote:
             self._reader.join(1.0)
         return status
 
+    @property
+    def lost(self) -> bool:
+        """Whether ssh itself has ended, and not what it started."""
+        status = self.poll()
+        return status is not None and (status == SSH_FAILED or status < 0)
+
     def hang_up(self) -> None:
         with contextlib.suppress(OSError):
             if self.process.stdin is not None:
@@ -212,15 +218,15 @@ class Job:
         if not failed:
             return None if self.stopping else remotes[0]
         # A lost connection or a killed rank is the cause; the others fail because they have lost it.
-        return min(failed, key=lambda remote: (remote.poll() != SSH_FAILED, not _was_killed(remote), remote.ended))
+        return min(failed, key=lambda remote: (not remote.lost, not _was_killed(remote), remote.ended))
 
     def _explain(self, remote: Remote, remotes: list[Remote]) -> Problem:
         """What happened on the node that ended first."""
         tail = "\n".join(remote.tail)
-        if remote.poll() == SSH_FAILED:
+        if remote.lost:
             status, said = self._probe(remote.host, "true", 8.0)
             if status == 0:
-                cause = "its ssh connection ended while the host can be reached: somebody ended ssh, or its sshd"
+                cause = "the host can be reached: somebody has ended ssh, its sshd, or the node's first process"
             else:
                 cause = f"the host does not answer any more: its network is cut, or it is down ({said.strip()[-200:]})"
             return Problem(

@@ -22,11 +22,10 @@ def find_missing() -> str:
 
 
 class Hosts:
-    """`options` are ssh's for the names in `names`. Each has an sshd of its own, so that one can be cut off."""
+    """`options` are ssh's for the names in `names`. Each has an sshd of its own, so that one can be cut off.
+    `inside` has the address of each, and the command that starts it in a network of its own."""
 
-    def __init__(
-        self, folder: Path, *names: str, address: str = "127.0.0.1", inside: dict[str, list[str]] | None = None
-    ):
+    def __init__(self, folder: Path, *names: str, inside: dict[str, list[str]] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         Path("/run/sshd").mkdir(exist_ok=True)
         self.folder, self.names = folder, names
@@ -37,7 +36,7 @@ class Hosts:
         blocks = []
         for name in names:
             port = find_free_port()
-            where = address if inside is None else inside[name][0]
+            where = "127.0.0.1" if inside is None else inside[name][0]
             self.daemons[name] = self._start(name, where, port, [] if inside is None else inside[name][1:])
             blocks.append(
                 f"Host {name}\n  HostName {where}\n  Port {port}\n  User {getpass.getuser()}\n"

@@ -1,13 +1,17 @@
-"""Runs on several hosts over ssh: a real sshd, a real engine, torchrun on each host; the hosts are aliases of this one."""
+"""Runs on several hosts over ssh: real sshds, a real engine, torchrun on each host. The hosts are names of this one."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
+import time
 from collections.abc import Iterator
 
 import psutil
 import pytest
 
+from engine.protocol import journal
 from engine.protocol.messages import Command, Run, Stop
 from tests.cluster.ssh import Hosts, find_missing
 from tests.scripted.bench import Engine, wait_for
@@ -26,17 +30,30 @@ def over(hosts: Hosts, *names: str, **more: object) -> str:
     return "launch=" + json.dumps({"via": "ssh", "hosts": names, "ssh_options": hosts.options, **more})
 
 
-def find_ranks(run: Run, node: int) -> list[psutil.Process]:
-    """The ranks of a node that was started over ssh."""
-    found = []
+def find_rank(run: Run, host: str) -> psutil.Process:
+    """A rank of the node that was started over ssh on this host."""
+    node = {"alpha": "0", "beta": "1"}[host]
     for process in psutil.process_iter():
-        try:
+        with contextlib.suppress(psutil.Error, ValueError):
             line = process.cmdline()
-            if run.id in line and "engine.workers.node" in line and line[line.index("--node") + 1] == str(node):
-                found += [each for each in process.children(recursive=True) if "torchrun" not in each.name()]
-        except psutil.Error:
-            continue
-    return found
+            if run.id in line and "engine.workers.node" in line and line[line.index("--node") + 1] == node:
+                ranks = (each for each in process.children(recursive=True) if run.id in each.cmdline())
+                return next(each for each in ranks if "engine.workers.launch" not in each.cmdline())
+    raise AssertionError(f"no rank on {host}")
+
+
+def find_states(engine: Engine, run: Run, state: str) -> list[journal.State]:
+    entries = (entry for entry, _ in journal.read(engine.home.run(run.id).lifecycle))
+    return [entry for entry in entries if isinstance(entry, journal.State) and entry.state == state]
+
+
+def find_starts(engine: Engine, run: Run) -> list[journal.Start]:
+    return [entry for entry, _ in journal.read(engine.home.run(run.id).events) if isinstance(entry, journal.Start)]
+
+
+def begun_wall(monotonic: float) -> float:
+    """The time of day of a moment."""
+    return time.time() - (time.monotonic() - monotonic)
 
 
 def test_two_hosts_train_are_steered_and_end(engine: Engine, hosts: Hosts) -> None:
@@ -49,3 +66,51 @@ def test_two_hosts_train_are_steered_and_end(engine: Engine, hosts: Hosts) -> No
     engine.client.request("stop", Stop(run=run.id), 30)
     assert engine.wait(run, "stopped", "failed", seconds=60).state == "stopped"
     wait_for(lambda: not engine.processes(run), 20, "no process is left")
+
+
+def test_a_killed_rank_is_named_with_its_host_and_the_run_goes_on_with_fewer(engine: Engine, hosts: Hosts) -> None:
+    """A rank of the second host is killed; then that host refuses, and the next attempt does without it."""
+    run = engine.submit(over(hosts, "alpha", "beta", restarts=1, min_nodes=1), steps=100_000, pace=0.02)
+    wait_for(lambda: engine.show(run).run.step > 3, 90, "the first steps")
+    saved = engine.client.request("save", Command(run=run.id)).step
+    hosts.daemons["beta"].send_signal(signal.SIGSTOP)  # it takes no further connection
+    begun = time.monotonic()
+    find_rank(run, "beta").kill()
+    wait_for(lambda: engine.show(run).run.attempt == 2, 40, "the next attempt")
+    failed = find_states(engine, run, "failed")[0].problem
+    assert failed is not None and "on beta" in failed.title and "SIGKILL" in failed.cause + failed.traceback
+    assert find_states(engine, run, "failed")[0].time - begun_wall(begun) < 10
+    wait_for(lambda: [each for each in find_starts(engine, run) if each.attempt == 2], 90, "the second attempt's start")
+    assert find_starts(engine, run)[-1].step >= saved
+    hosts.daemons["beta"].send_signal(signal.SIGCONT)
+    assert "going on with 1 of 2 hosts: alpha" in engine.home.run(run.id).log.read_text()
+    engine.client.request("stop", Stop(run=run.id), 30)
+    engine.wait(run, "stopped", seconds=60)
+
+
+def test_a_lost_connection_is_told_apart_from_a_dead_rank(engine: Engine, hosts: Hosts) -> None:
+    run = engine.submit(over(hosts, "alpha", "beta"), steps=100_000, pace=0.02)
+    wait_for(lambda: engine.show(run).run.step > 3, 90, "the first steps")
+    for process in psutil.process_iter():
+        if (
+            process.name() == "ssh"
+            and "beta" in process.cmdline()
+            and any(run.id in part for part in process.cmdline())
+        ):
+            process.kill()
+    failed = engine.wait(run, "failed", seconds=40).problem
+    assert failed is not None and failed.code == "launch.host_lost" and "beta" in failed.title
+    assert "can be reached" in failed.cause
+    wait_for(lambda: not engine.processes(run), 30, "no process is left on any host")
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [({"ssh_options": ["-o", "Port=1"]}, "launch.host_unreachable"), ({}, "launch.host_unreachable")],
+)
+def test_a_host_that_does_not_answer_is_named(engine: Engine, hosts: Hosts, settings: dict, code: str) -> None:
+    options = {"ssh_options": [*settings.get("ssh_options", []), *hosts.options]}
+    names = ("alpha", "beta") if settings else ("alpha", "nowhere.invalid")
+    run = engine.submit(over(hosts, *names, **options), steps=10)
+    failed = engine.wait(run, "failed", seconds=60).problem
+    assert failed is not None and failed.code == code

@@ -29,9 +29,13 @@ link = Link(
 
 
 def idle_rank() -> None:
-    """Ranks beyond the first only live; the agent ends them with rank 0."""
+    """Ranks beyond the first only live, until rank 0 has ended."""
     deadline = time.monotonic() + 60
+    end = f'"kind":"end"'.encode()
     while time.monotonic() < deadline:
+        last = script.run.events.read_bytes().splitlines()[-1:] if script.run.events.exists() else []
+        if last and end in last[0] and f'"attempt":{script.attempt},'.encode() in last[0]:
+            return
         link.report_progress(phase="training")
         time.sleep(0.1)
 
