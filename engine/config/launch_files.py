@@ -102,7 +102,9 @@ def _make_kubeflow(profile: Profile, path: str) -> str:
             "spec": {"pytorchReplicaSpecs": {"Master": {"replicas": 1, "restartPolicy": "Never", "template": pod}}},
         },
     ]
-    head = "# A Kubeflow PyTorchJob: name an image with cockpit, and a claim for COCKPIT_HOME. `kubectl apply -f FILE`.\n"
+    head = (
+        "# A Kubeflow PyTorchJob: name an image with cockpit, and a claim for COCKPIT_HOME. `kubectl apply -f FILE`.\n"
+    )
     return head + "---\n".join(map(_dump, documents))
 
 

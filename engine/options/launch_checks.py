@@ -20,6 +20,11 @@ def check_launch(sections: Mapping[str, Any], directory: Path, home: Any) -> Ite
         yield "launch.min_nodes", f"is for launch.via ssh, not for {launch.via}: only there hosts can be left out"
     if launch.via == "slurm" and launch.job.nodes and launch.nodes not in (1, launch.job.nodes):
         yield "launch.slurm.nodes", f"is {launch.job.nodes}, and launch.nodes {launch.nodes}: leave one of them out"
+    if launch.via == "slurm" and (limit := _read_time(launch.job.time)) and limit <= launch.job.save_before:
+        yield (
+            "launch.slurm.save_before",
+            f"is {launch.job.save_before} s, and the time limit {limit} s: raise the limit",
+        )
     if launch.via != "local":
         if launch.wait_for is not None:
             yield "launch.wait_for", f"does not go with launch.via {launch.via}: the devices are not this host's"
@@ -40,3 +45,16 @@ def _check_ssh(launch: Any) -> Iterator[tuple[str, str]]:
         yield "launch.nodes", f"is {launch.nodes}, and launch.hosts names {len(launch.hosts)}: leave launch.nodes out"
     if launch.min_nodes is not None and launch.min_nodes > len(launch.hosts):
         yield "launch.min_nodes", f"is more than the {len(launch.hosts)} hosts of launch.hosts"
+
+
+def _read_time(text: str | None) -> int:
+    """Seconds of a time limit as sbatch reads it: minutes, minutes:seconds, hours:minutes:seconds, with days before."""
+    days, dash, rest = (text or "").rpartition("-")
+    parts = [int(part) for part in rest.split(":") if part.isdigit()]
+    if dash:
+        hours, minutes, seconds = (*parts, 0, 0, 0)[:3]
+    elif len(parts) < 3:
+        hours, minutes, seconds = (0, *parts, 0, 0)[:3]
+    else:
+        hours, minutes, seconds = parts[:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds

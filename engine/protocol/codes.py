@@ -115,6 +115,10 @@ CODES: dict[str, str] = {
         "A host of the run was lost while it trained; the message says whether it can still be reached. "
         "`launch.restarts` goes on from the last checkpoint, `launch.min_nodes` also with fewer hosts."
     ),
+    "launch.host_silent": (
+        "Nothing comes from a host of the run; the message says whether its files still do. The run goes on when it "
+        "comes back soon, else it ends with `launch.host_lost`."
+    ),
     "launch.run_by_hand": "The run waits until its line was run on each host; the message has the lines.",
     "launch.devices_unused": (
         "The profile names more devices in `launch.devices` than there are processes, and each computes on one. Set "

@@ -4,6 +4,8 @@
     rank-N.json        rank N: its heartbeat, and on rank 0 the length of the journal
     replies-A.jsonl    rank 0 of attempt A: answers, and events of a reply that is being generated
     stop-A             the batch script of attempt A: save and end, because the time is nearly over
+    told.json          the process that watches over several hosts: what the user should know
+    ended-A.json       the same: why attempt A has ended
 
 Each file has one writer. Files are replaced as a whole, under names that do not change: over NFS, opening a name asks
 the server, while a list of names may be some seconds old. Replies are appended, like a journal.
@@ -18,6 +20,7 @@ import msgspec
 
 from engine.protocol.description import Rank
 from engine.protocol.home import make_private, write_all
+from engine.protocol.problem import Problem
 from engine.protocol.worker_messages import Answered, CancelInstruction, FromWorker, Instruction, Said
 
 SCHEME = "file:"
@@ -40,8 +43,19 @@ class Beat(msgspec.Struct, kw_only=True):
     rank: Rank
     journal: int = 0
     """Bytes of the journal, where this rank writes it."""
+    count: int = 0
+    """Counts heartbeats: one that says nothing new is a heartbeat, too."""
     ended: bool = False
     """Whether the rank has said all it had to say."""
+
+
+class Notice(msgspec.Struct, kw_only=True):
+    """`told.json`."""
+
+    attempt: int
+    number: int
+    """Counts the notices of an attempt."""
+    problem: Problem
 
 
 _encode = msgspec.json.encode
@@ -66,6 +80,14 @@ def stop_file(folder: Path, attempt: int) -> Path:
     return folder / f"stop-{attempt}"
 
 
+def told_file(folder: Path) -> Path:
+    return folder / "told.json"
+
+
+def ended_file(folder: Path, attempt: int) -> Path:
+    return folder / f"ended-{attempt}.json"
+
+
 def replace(path: Path, content: bytes) -> None:
     """Replace a small file as a whole. Not synced: whoever wrote it last writes it again. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -83,6 +105,15 @@ def read_beat(folder: Path, rank: int) -> Beat | None:
         return _beat.decode(rank_file(folder, rank).read_bytes())
     except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
         return None
+
+
+def read_notice(folder: Path, attempt: int) -> Notice | None:
+    """The last notice of an attempt; None when there is none."""
+    try:
+        notice = msgspec.json.decode(told_file(folder).read_bytes(), type=Notice)
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return notice if notice.attempt == attempt else None
 
 
 def read_replies(folder: Path, attempt: int, offset: int) -> tuple[list[FromWorker], int]:
@@ -111,11 +142,14 @@ class WorkerFiles:
         self._folder, self._attempt, self._rank = folder, attempt, rank
         self._taken: set[str] = set()
         self._ending = False
+        self._count = 0
         self._seen: tuple[int, int] = 0, 0
         make_private(folder)
 
     def beat(self, beat: Beat) -> None:
         """Raises OSError."""
+        self._count += 1
+        beat.count = self._count
         replace(rank_file(self._folder, self._rank), _encode(beat))
 
     def reply(self, message: FromWorker) -> None:
@@ -171,6 +205,7 @@ class SupervisorFiles:
         self._written = not fresh
         self._offset = read_replies(folder, attempt, 0)[1]
         self._beats: dict[int, Beat] = {}
+        self._noticed = 0
         make_private(folder)
 
     def send(self, message: Instruction | CancelInstruction) -> None:
@@ -197,6 +232,14 @@ class SupervisorFiles:
         if not self._written:
             self._write()
         return beats, replies
+
+    def take_notice(self) -> Problem | None:
+        """What the user should know, once."""
+        notice = read_notice(self._folder, self.attempt)
+        if notice is None or notice.number == self._noticed:
+            return None
+        self._noticed = notice.number
+        return notice.problem
 
     def _write(self) -> None:
         try:

@@ -42,6 +42,8 @@ class Elsewhere:
                     self._read(record, record.files)
 
     def _read(self, record: Record, files: SupervisorFiles) -> None:
+        if notice := files.take_notice():
+            self.monitor.warn(record, notice.code, f"{notice.title}: {notice.cause}", notice.hint)
         beats, replies = files.poll(max(1, record.run.processes))
         for beat in beats:
             if not beat.ended:

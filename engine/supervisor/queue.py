@@ -363,6 +363,7 @@ class Queue:
         if stage != stages.PREPARE:
             self._clear_results(record, stage)
         record.stage, record.identity, record.held_instructions, record.end = stage, None, [], None
+        record.ranks, record.heartbeats = {}, Heartbeats()  # those of the stage before are silent from now on
         run.stage, run.phase = stage, ""
         record.oom_kills = processes.count_oom_kills()
         record.log_begin = log.stat().st_size if (log := record.directory.log).is_file() else 0

@@ -13,6 +13,7 @@ import psutil
 
 from engine.config.profile import ProfileError
 from engine.protocol import journal, stages, states
+from engine.protocol.file_channel import ended_file
 from engine.protocol.messages import (
     Body,
     Instruction,
@@ -70,19 +71,23 @@ class RunMonitor:
             if record.stage != stages.TRAIN:  # the other stages have one process, which reports its progress itself
                 continue
             if hung := hang_detector.report_hangs(record.heartbeats, time.monotonic()):
-                warning = journal.Warn(
-                    code="worker.silent",
-                    attempt=record.run.attempt,
-                    message=f"hanging: {hung}",
-                    hint=f"the stacks of all ranks are in the log: `cockpit logs {record.run.id}`; "
-                    "`cockpit stop --now` ends the run, `cockpit resume` goes on from its last checkpoint",
-                    step=record.run.step,
-                )
                 if record.files is not None:
                     record.files.send(Instruction(id=uuid.uuid4().hex, name="stacks"))
-                record.warnings.append(warning.message)
-                record.write_lifecycle(warning)
-                self.publish(Told(run=record.run.id, entry=msgspec.to_builtins(warning)))
+                self.warn(
+                    record,
+                    "worker.silent",
+                    f"hanging: {hung}",
+                    f"the stacks of all ranks are in the log: `cockpit logs {record.run.id}`; "
+                    "`cockpit stop --now` ends the run, `cockpit resume` goes on from its last checkpoint",
+                )
+
+    def warn(self, record: Record, code: str, message: str, hint: str) -> None:
+        """Warn the user in the supervisor's own name: in the run's lifecycle, and in every attached client."""
+        run = record.run
+        warning = journal.Warn(code=code, attempt=run.attempt, message=message, hint=hint, step=run.step)
+        record.warnings.append(message)
+        record.write_lifecycle(warning)
+        self.publish(Told(run=run.id, entry=msgspec.to_builtins(warning)))
 
     def read_journal(self, record: Record) -> bool:
         """Read the next part of a run's journal and publish it. True when there is more to read."""
@@ -169,7 +174,7 @@ class RunMonitor:
     def _explain_end(self, record: Record, leader: Leader) -> Problem | None:
         """What is known of the end beside the worker's own word: from Slurm, or from who watched over the hosts."""
         if not isinstance(leader, SlurmJob):
-            return read_problem(record.directory.control / f"ended-{record.run.attempt}.json")
+            return read_problem(ended_file(record.directory.control, record.run.attempt))
         if record.run.state == states.QUEUED and leader.failure is None:  # it began and ended between two looks
             record.move("start")
         return leader.explain_end()

@@ -59,8 +59,12 @@ class Inbox:
             return
         for instruction in self._link.take_instructions():
             if instruction.name == "stacks":
-                for pid in [os.getpid()] if self._link.by_files else self.pids:  # by files, every rank gets it
-                    os.kill(pid, STACKS)
+                # Called here, it cannot meet a thread that runs: this one has the interpreter's lock, a signal's handler
+                # has not.
+                faulthandler.dump_traceback(all_threads=True)
+                for pid in self.pids:
+                    if pid != os.getpid() and not self._link.by_files:  # by files, every rank gets it
+                        os.kill(pid, STACKS)
                 self._link.answer(instruction, step=self.step)
             else:
                 if instruction.name == "generate":

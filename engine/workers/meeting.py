@@ -76,6 +76,10 @@ class Lead(msgspec.Struct, kw_only=True):
     grace: float = 5.0
 
 
+WORD = b"\0\n"
+"""What a node writes to its output now and then when ssh carries it: that it is alive, and so is the connection."""
+
+
 def node_file(control: Path, node: int) -> Path:
     return control / f"node-{node}.json"
 
@@ -86,10 +90,6 @@ def meeting_file(control: Path) -> Path:
 
 def lead_file(control: Path) -> Path:
     return control / "lead.json"
-
-
-def ended_file(control: Path, attempt: int) -> Path:
-    return control / f"ended-{attempt}.json"
 
 
 def write(path: Path, content: msgspec.Struct) -> None:

@@ -167,6 +167,9 @@ class Part:
             time.sleep(meeting.BEAT)
             if self.node.state != "ended":
                 self._beat()
+            if self.lead == "ssh":
+                with contextlib.suppress(OSError):
+                    os.write(1, meeting.WORD)
             if self.lead == "none":
                 continue
             lead = meeting.read_lead(self.control, self.node.attempt)

@@ -20,22 +20,26 @@ import uuid
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from engine.options.launch import LaunchOptions
-from engine.protocol.file_channel import SCHEME
+from engine.protocol.file_channel import SCHEME, Notice, ended_file, told_file
 from engine.protocol.home import Home, make_private, write_private
 from engine.protocol.journal import Warn, Writer
 from engine.protocol.messages import Problem, ProblemError
-from engine.supervisor.crash_report import LAST_LINES, RESUME, WorkerExit, report_crash
+from engine.supervisor.crash_report import LAST_LINES, RESUME, WorkerExit, find_killed_rank, report_crash
 from engine.supervisor.launchers.nodes import build_node_command
 from engine.supervisor.processes import WORKER_DEFAULTS
 from engine.workers import meeting
-from engine.workers.meeting import Lead, Node
+from engine.workers.meeting import WORD, Lead, Node
 
-SSH = ["-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=2"]
-SSH += ["-o", "ServerAliveCountMax=3"]
-"""A host that does not answer for some six seconds is lost. Options of the user's precede these, and win."""
+SSH = ["-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=4"]
+SSH += ["-o", "ServerAliveCountMax=5"]
+"""A host that does not answer for twenty seconds is lost: a cable that somebody plugs in again is no reason to begin
+anew. Options of the user's precede these, and win."""
+QUIET = 6.0
+"""Seconds without a word over ssh after which the user is told."""
 SSH_FAILED = 255
 """ssh's exit status when it has failed itself; any other is the remote command's."""
 SILENT = 10.0
@@ -55,6 +59,7 @@ class Remote:
         self.host, self.index = host, index
         self.tail: deque[str] = deque(maxlen=LAST_LINES)
         self.ended = 0.0
+        self.heard, self.spoken = time.monotonic(), False
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -68,6 +73,10 @@ class Remote:
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
+            self.heard = time.monotonic()
+            if line == WORD:
+                self.spoken = True
+                continue
             text = line.decode(errors="replace").rstrip("\r\n")
             self.tail.append(text)
             print(f"[{self.host}] {text}", flush=True)
@@ -100,6 +109,8 @@ class Job:
         self.control = make_private(Path(address.removeprefix(SCHEME)))
         self.lead = Lead(attempt=attempt)
         self.stopping = False
+        self._quiet: set[str] = set()
+        self._told = 0
         for index in range(launch.nodes + len(launch.hosts)):
             meeting.node_file(self.control, index).unlink(missing_ok=True)
         meeting.meeting_file(self.control).unlink(missing_ok=True)
@@ -198,7 +209,7 @@ class Job:
         if problem is not None:
             print(problem, file=sys.stderr, flush=True)
             with contextlib.suppress(OSError):
-                write_private(meeting.ended_file(self.control, self.attempt), json.dumps(_to_dict(problem)).encode())
+                write_private(ended_file(self.control, self.attempt), msgspec.json.encode(problem))
         self._end_all(remotes)
         return (0 if first is None else 1), problem
 
@@ -210,8 +221,9 @@ class Job:
                 return None
             if any(state not in (None, 0) for state in states):
                 break
+            self._tell_of_quiet(remotes)
             time.sleep(0.1)
-        until = time.monotonic() + GATHER
+        until = time.monotonic() + (0.0 if any(remote.lost for remote in remotes) else GATHER)
         while time.monotonic() < until and any(remote.poll() is None for remote in remotes):
             time.sleep(0.1)
         failed = [remote for remote in remotes if remote.poll() not in (None, 0)]
@@ -220,11 +232,40 @@ class Job:
         # A lost connection or a killed rank is the cause; the others fail because they have lost it.
         return min(failed, key=lambda remote: (not remote.lost, not _was_killed(remote), remote.ended))
 
+    def _tell_of_quiet(self, remotes: list[Remote]) -> None:
+        """Tell of a host from which nothing comes, and whether its files still do."""
+        now = time.monotonic()
+        for remote in remotes:
+            quiet = now - remote.heard > QUIET and remote.poll() is None and remote.spoken
+            if not quiet:
+                if remote.host in self._quiet:
+                    self._quiet.discard(remote.host)
+                    print(f"{remote.host} is back", flush=True)
+                continue
+            if remote.host in self._quiet:
+                continue
+            self._quiet.add(remote.host)
+            node = meeting.read_node(self.control, remote.index, self.attempt)
+            fresh = node is not None and abs(time.time() - node.time) < QUIET / 2
+            cause = ("its files still come, so it is alive: the network between is cut" if fresh
+                     else "nor do its files: it is down, stopped, or cut off as a whole")  # fmt: skip
+            problem = Problem(
+                code="launch.host_silent",
+                title=f"Nothing has come from {remote.host} for {now - remote.heard:.0f} s",
+                cause=cause,
+                hint="the run goes on by itself when it comes back within some twenty seconds, else it ends",
+            )
+            print(problem, flush=True)
+            self._told += 1
+            with contextlib.suppress(OSError):
+                notice = Notice(attempt=self.attempt, number=self._told, problem=problem)
+                meeting.write(told_file(self.control), notice)
+
     def _explain(self, remote: Remote, remotes: list[Remote]) -> Problem:
         """What happened on the node that ended first."""
         tail = "\n".join(remote.tail)
         if remote.lost:
-            status, said = self._probe(remote.host, "true", 8.0)
+            status, said = self._probe(remote.host, "true", 4.0)
             if status == 0:
                 cause = "the host can be reached: somebody has ended ssh, its sshd, or the node's first process"
             else:
@@ -239,6 +280,7 @@ class Job:
 
     def _end_all(self, remotes: list[Remote]) -> None:
         self.lead.end = True
+        self.lead.grace = 2.0 if any(remote.lost for remote in remotes) else self.lead.grace
         self.tell()
         for remote in remotes:
             remote.hang_up()
@@ -309,16 +351,7 @@ def _describe_node(failed: list[Node], silent: list[Node]) -> Problem:
 
 
 def _was_killed(remote: Remote) -> bool:
-    from engine.supervisor.crash_report import find_killed_rank
-
     return find_killed_rank("\n".join(remote.tail)) is not None
-
-
-def _to_dict(problem: Problem) -> dict[str, Any]:
-    import msgspec
-
-    built: dict[str, Any] = msgspec.to_builtins(problem)
-    return built
 
 
 def main() -> int:
@@ -341,7 +374,7 @@ def main() -> int:
         status, problem = 1, error.problem
     if problem is not None:
         print(problem, file=sys.stderr, flush=True)
-        write_private(meeting.ended_file(job.control, job.attempt), json.dumps(_to_dict(problem)).encode())
+        write_private(ended_file(job.control, job.attempt), msgspec.json.encode(problem))
     time.sleep(2 * meeting.BEAT if launch.via == "none" else 0)  # the nodes read that they shall end
     return status
 

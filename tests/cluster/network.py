@@ -1,66 +1,134 @@
-"""Two hosts that are network namespaces of this machine, joined by a bridge with delay and loss. Needs root."""
+"""Hosts that are network namespaces of this machine, on a wire that delays, loses and can be cut. Needs root.
+
+The wire is a thread of the test that passes frames between virtual interfaces (TAP), since not every kernel has netem.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
+import heapq
 import os
+import random
+import selectors
 import shutil
+import struct
 import subprocess
+import threading
+import time
 import uuid
+from pathlib import Path
+
+NEW_NETWORK = 0x40000000
+TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x0002, 0x1000
 
 
 def find_missing() -> str:
     """Why no namespaces can be made here; empty when they can."""
-    if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("tc") is None:
-        return "needs root, and ip and tc (iproute2)"
+    if os.geteuid() != 0 or shutil.which("ip") is None or not Path("/dev/net/tun").exists():
+        return "needs root, ip (iproute2) and /dev/net/tun"
     name = f"probe{uuid.uuid4().hex[:6]}"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False)
-    if made.returncode != 0:
+    if subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode != 0:
         return "network namespaces cannot be made here"
     subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
     return ""
 
 
 class Network:
-    """A bridge on this host, and a namespace for each name. `inside` is what `Hosts` takes."""
+    """This host (`NET.1`) and a namespace for each name, on one wire. `inside` is what `ssh.Hosts` takes. Each way
+    takes `delay` seconds, and `loss` is the share of frames that are lost."""
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self, *names: str, delay: float = 0.0, loss: float = 0.0) -> None:
         self.tag = uuid.uuid4().hex[:4]
-        self.bridge = f"bt{self.tag}"
-        self.names = names
-        self.inside: dict[str, list[str]] = {}
+        self.delay, self.loss, self.names = delay, loss, names
         self.net = f"10.{200 + int(self.tag[:1], 16)}.{int(self.tag[1:3], 16)}"
-        self._ip("link", "add", self.bridge, "type", "bridge")
-        self._ip("addr", "add", f"{self.net}.1/24", "dev", self.bridge)
-        self._ip("link", "set", self.bridge, "up")
+        self.inside: dict[str, list[str]] = {}
+        self.lost = 0
+        self._cut: set[int] = set()
+        own = f"wire{self.tag}"
+        self._ends = {"": open_tap(own)}
+        self._configure([], own, 1)
         for index, name in enumerate(names, 2):
-            space, outer = self.space(name), self.cable(name)
-            self._ip("netns", "add", space)
-            self._ip("link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", space)
-            self._ip("link", "set", outer, "master", self.bridge)
-            self._ip("link", "set", outer, "up")
-            self._ip("-n", space, "addr", "add", f"{self.net}.{index}/24", "dev", "eth0")
-            self._ip("-n", space, "link", "set", "eth0", "up")
-            self._ip("-n", space, "link", "set", "lo", "up")
-            self.inside[name] = [f"{self.net}.{index}", "ip", "netns", "exec", space]
+            ip("netns", "add", self.space(name))
+            self._ends[name] = open_tap("eth0", self.space(name))
+            self._configure(["-n", self.space(name)], "eth0", index)
+            self.inside[name] = [f"{self.net}.{index}", "ip", "netns", "exec", self.space(name)]
+        self._closing = threading.Event()
+        self._wire = threading.Thread(target=self._carry, daemon=True)
+        self._wire.start()
+
+    def _configure(self, where: list[str], interface: str, number: int) -> None:
+        ip(*where, "addr", "add", f"{self.net}.{number}/24", "dev", interface)
+        ip(*where, "link", "set", interface, "up")
+        if where:
+            ip(*where, "link", "set", "lo", "up")
 
     def space(self, name: str) -> str:
         return f"{name}{self.tag}"
 
-    def cable(self, name: str) -> str:
-        return f"v{name[:4]}{self.tag}"
+    def cut(self, name: str) -> None:
+        self._cut.add(self._ends[name])
 
-    def disturb(self, name: str, *how: str) -> bool:
-        """Delay, lose: as `tc netem` says. False where the kernel has no netem."""
-        command = ["tc", "qdisc", "replace", "dev", self.cable(name), "root", "netem", *how]
-        return subprocess.run(command, check=False, capture_output=True).returncode == 0
-
-    def cut(self, name: str, state: str = "down") -> None:
-        self._ip("link", "set", self.cable(name), state)
+    def mend(self, name: str) -> None:
+        self._cut.discard(self._ends[name])
 
     def close(self) -> None:
+        self._closing.set()
+        self._wire.join(5)
+        for end in self._ends.values():
+            os.close(end)
         for name in self.names:
-            self._ip("netns", "delete", self.space(name), check=False)
-        self._ip("link", "delete", self.bridge, check=False)
+            ip("netns", "delete", self.space(name), check=False)
 
-    def _ip(self, *arguments: str, check: bool = True) -> None:
-        subprocess.run(["ip", *arguments], check=check, capture_output=True)
+    def _carry(self) -> None:
+        """Every frame reaches all other ends, as on a hub."""
+        chance = random.Random(1)
+        underway: list[tuple[float, int, int, bytes]] = []
+        count = 0
+        selector = selectors.DefaultSelector()
+        for end in self._ends.values():
+            selector.register(end, selectors.EVENT_READ)
+        while not self._closing.is_set():
+            wait = max(0.0, underway[0][0] - time.monotonic()) if underway else 0.2
+            for key, _ in selector.select(min(wait, 0.2)):
+                frame = os.read(key.fd, 65536)
+                if key.fd in self._cut:
+                    continue
+                if chance.random() < self.loss:
+                    self.lost += 1
+                    continue
+                for end in self._ends.values():
+                    if end != key.fd:
+                        count += 1
+                        heapq.heappush(underway, (time.monotonic() + self.delay, count, end, frame))
+            while underway and underway[0][0] <= time.monotonic():
+                _, _, end, frame = heapq.heappop(underway)
+                if end not in self._cut:
+                    try:
+                        os.write(end, frame)
+                    except OSError:
+                        continue
+
+
+def ip(*arguments: str, check: bool = True) -> None:
+    subprocess.run(["ip", *arguments], check=check, capture_output=True)
+
+
+def open_tap(name: str, space: str = "") -> int:
+    """Our end of a new virtual interface, in a namespace where one is named: a thread goes there to make it."""
+    made: list[int] = []
+
+    def make() -> None:
+        if space:
+            target = os.open(f"/var/run/netns/{space}", os.O_RDONLY)
+            if ctypes.CDLL(None, use_errno=True).setns(target, NEW_NETWORK) != 0:
+                return
+            os.close(target)
+        end = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+        fcntl.ioctl(end, TUNSETIFF, struct.pack("16sH", name.encode(), IFF_TAP | IFF_NO_PI))
+        made.append(end)
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    return made[0]
