@@ -59,7 +59,8 @@ def show(options: argparse.Namespace) -> int:
 def launch_file(options: argparse.Namespace) -> int:
     """Print the file with which another system runs the profile."""
     path, profile = load_profile(options.profile, options.overrides, Home.locate(options.home))
-    text = launch_files.make(options.system, profile, str(path.resolve()) if options.system == "slurm" else options.profile)
+    place = str(path.resolve()) if options.system == "slurm" else options.profile
+    text = launch_files.make(options.system, profile, place)
     if options.json:
         emit({"for": options.system, "text": text})
     else:

@@ -72,9 +72,9 @@ class Elsewhere:
                 run.started = time.time()
                 record.move("start")
         elif run.state == states.QUEUED:
-            words = f"waits: {job.describe_wait()}"
-            if (run.reason, run.code) != (words, "queue.slurm"):
-                run.reason, run.code, record.changed = words, "queue.slurm", True
+            if job.shown != (words := f"waits: {job.describe_wait()}"):
+                job.shown = run.reason = words
+                run.code, record.changed = "queue.slurm", True
         elif run.state == states.RUNNING:  # a later stage of the run, in a job of its own
             run.phase, record.changed = job.describe_wait(), True
 
@@ -87,8 +87,9 @@ class Elsewhere:
             code="run.not_live", title=f"{run.id} was queued again by Slurm", hint="ask again when it is running"
         )
         self.pending.fail(run.id, again)
-        run.attempt = job.attempt + job.restarts
-        record.end, record.ranks, record.heartbeats = None, {}, Heartbeats()
+        run.attempt, job.shown = job.attempt + job.restarts, ""
+        record.end = record.end if record.end is not None and record.end.attempt == run.attempt else None
+        record.ranks, record.heartbeats = {}, Heartbeats()
         record.files = SupervisorFiles(record.directory.control, run.attempt, fresh=True)
         if record.stop_requested:
             self.slurm.cancel(job)

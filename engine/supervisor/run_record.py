@@ -224,7 +224,7 @@ class Record:
             run.phase = f"{entry.name} {entry.detail}".strip()
         elif isinstance(entry, Ledger) and entry.name == "training.max_steps" and type(entry.new) is int:
             run.max_steps = entry.new
-        elif isinstance(entry, End) and entry.attempt == run.attempt:
+        elif isinstance(entry, End) and entry.attempt >= run.attempt:  # Slurm may have begun a later one unseen
             self.end = entry
             run.step = entry.step
 

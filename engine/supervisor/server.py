@@ -57,8 +57,7 @@ from engine.supervisor.telemetry import Sampler
 
 FLUSH = 0.2
 """Seconds between readings of the journals, after each of which progress is published."""
-SECOND = 1.0
-MINUTE = 60.0
+SECOND, MINUTE = 1.0, 60.0
 MOST_COMPLAINTS = 100
 """How often a message that cannot be read is put into the log."""
 OTHER_HOSTS = 5.0
@@ -119,7 +118,7 @@ class Server:
             (FLUSH, self._flush),
             (SECOND, self._each_second),
             (SECOND / 2, self.elsewhere.poll),
-            (MINUTE, self._thin_telemetry),
+            (MINUTE, lambda: self._index_thread.submit(self.registry.thin_telemetry, time.time())),
             (OTHER_HOSTS, lambda: refresh_runs_of_other_hosts(self.runs, self.monitor)),
         ]
         due = [(time.monotonic(), period, action) for period, action in timers]
@@ -398,6 +397,3 @@ class Server:
         self.telemetry = sample
         self.clients.publish(sample)
         self._index_thread.submit(self.registry.add_telemetry, sample)
-
-    def _thin_telemetry(self) -> None:
-        self._index_thread.submit(self.registry.thin_telemetry, time.time())

@@ -58,7 +58,10 @@ class SlurmJob(Leader):
     job: str = ""
     """Slurm's id; empty until sbatch has given it."""
     state: str = ""
-    reason: str = ""
+    blocked: str = ""
+    """What Slurm says that it waits for, in its own word."""
+    shown: str = ""
+    """What was last said to the user about it."""
     attempt: int = 1
     """The run's attempt that it was submitted for."""
     recorded: bool = False
@@ -88,7 +91,7 @@ class SlurmJob(Leader):
         """What it waits for, as Slurm says."""
         if not self.job:
             return "is being given to Slurm"
-        why = f" ({self.reason})" if self.reason and self.reason != "None" else ""
+        why = f" ({self.blocked})" if self.blocked not in ("", "None") else ""
         begins = f", to begin about {self.begins.replace('T', ' ')}" if self.begins[:2] == "20" else ""
         return f"Slurm job {self.job} is {(self.state or 'PENDING').lower()}{why}{begins}"
 
@@ -194,7 +197,7 @@ class Slurm:
                 self._update(job, known.get(job.job))
         elif error:
             for job in jobs:
-                job.reason = error.strip().splitlines()[-1][:200]
+                job.blocked = error.strip().splitlines()[-1][:200]
         self._asking = False
 
     def _update(self, job: SlurmJob, row: list[str] | None) -> None:
@@ -204,15 +207,15 @@ class Slurm:
                 self._look_up(job)
                 self._end(job)
             return
-        _, state, reason, restarts, status, begins = (field.strip() for field in row)
+        _, state, blocked, restarts, status, begins = (field.strip() for field in row)
         if state not in ENDED:
             job.missing = 0
             job.restarts = int(restarts) if restarts.isdigit() else 0
-            job.state, job.reason, job.begins = state, reason, begins
+            job.state, job.blocked, job.begins = state, blocked, begins
             return
         job.missing += 1  # it may be about to be queued again: looked at twice
         if job.missing > 1:
-            job.state, job.reason = state, reason
+            job.state, job.blocked = state, blocked
             job.exit = _read_status(status)
             self._end(job)
 

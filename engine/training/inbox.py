@@ -59,8 +59,8 @@ class Inbox:
             return
         for instruction in self._link.take_instructions():
             if instruction.name == "stacks":
-                # Called here, it cannot meet a thread that runs: this one has the interpreter's lock, a signal's handler
-                # has not.
+                # Called here, it meets no thread that runs: this one has the interpreter's lock, which a signal's
+                # handler has not.
                 faulthandler.dump_traceback(all_threads=True)
                 for pid in self.pids:
                     if pid != os.getpid() and not self._link.by_files:  # by files, every rank gets it

@@ -31,7 +31,7 @@ link = Link(
 def idle_rank() -> None:
     """Ranks beyond the first only live, until rank 0 has ended."""
     deadline = time.monotonic() + 60
-    end = f'"kind":"end"'.encode()
+    end = b'"kind":"end"'
     while time.monotonic() < deadline:
         last = script.run.events.read_bytes().splitlines()[-1:] if script.run.events.exists() else []
         if last and end in last[0] and f'"attempt":{script.attempt},'.encode() in last[0]:
