@@ -123,6 +123,8 @@ class RunDetail(Message, kw_only=True):
     """The latest journal entries other than metrics, oldest first, as JSON objects: the entries of earlier `told`
     events."""
     facts: dict[str, Any] = {}
+    hosts: list[Telemetry] = []
+    """The latest samples of the hosts that the run is on, where these are others than the engine's."""
 
 
 class DeviceProcess(Message, kw_only=True):

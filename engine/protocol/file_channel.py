@@ -3,6 +3,7 @@
     commands.json      the supervisor: the instructions that nobody has answered yet
     rank-N.json        rank N: its heartbeat, and on rank 0 the length of the journal
     replies-A.jsonl    rank 0 of attempt A: answers, and events of a reply that is being generated
+    host-H.json        the first rank on host H: figures of the host and its devices
     stop-A             the batch script of attempt A: save and end, because the time is nearly over
     told.json          the process that watches over several hosts: what the user should know
     ended-A.json       the same: why attempt A has ended
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from engine.protocol.description import Rank
+from engine.protocol.description import Rank, Telemetry
 from engine.protocol.home import make_private, write_all
 from engine.protocol.problem import Problem
 from engine.protocol.worker_messages import Answered, CancelInstruction, FromWorker, Instruction, Said
@@ -62,6 +63,7 @@ _encode = msgspec.json.encode
 _commands = msgspec.json.Decoder(Commands)
 _beat = msgspec.json.Decoder(Beat)
 _reply = msgspec.json.Decoder(FromWorker)
+_telemetry = msgspec.json.Decoder(Telemetry)
 
 
 def commands_file(folder: Path) -> Path:
@@ -86,6 +88,23 @@ def told_file(folder: Path) -> Path:
 
 def ended_file(folder: Path, attempt: int) -> Path:
     return folder / f"ended-{attempt}.json"
+
+
+def host_file(folder: Path, host: str) -> Path:
+    return folder / f"host-{host}.json"
+
+
+def read_hosts(folder: Path, since: float) -> list[Telemetry]:
+    """The samples of a run's hosts that are not older than `since`."""
+    found = []
+    for path in sorted(folder.glob("host-*.json")):
+        try:
+            sample = _telemetry.decode(path.read_bytes())
+        except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
+            continue
+        if sample.time >= since:
+            found.append(sample)
+    return found
 
 
 def replace(path: Path, content: bytes) -> None:

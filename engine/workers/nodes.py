@@ -109,6 +109,7 @@ class Job:
         self.control = make_private(Path(address.removeprefix(SCHEME)))
         self.lead = Lead(attempt=attempt)
         self.stopping = False
+        self.finished = threading.Event()
         self._quiet: set[str] = set()
         self._told = 0
         for index in range(launch.nodes + len(launch.hosts)):
@@ -124,8 +125,7 @@ class Job:
             meeting.write(meeting.lead_file(self.control), self.lead)
 
     def _keep(self) -> None:
-        while True:
-            time.sleep(meeting.BEAT)
+        while not self.finished.wait(meeting.BEAT):
             self.tell()
 
     def _stop(self, number: int, frame: object) -> None:

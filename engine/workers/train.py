@@ -23,6 +23,7 @@ from engine.protocol.worker_link import Link
 from engine.training import ranks
 from engine.training.inbox import Inbox, Terminated
 from engine.training.reporter import Reporter
+from engine.workers import host_samples
 
 _SAVED = "`cockpit resume` continues from the last checkpoint"
 _UNSAVED = "there is no checkpoint yet, so `cockpit resume` begins again at the first step"
@@ -43,7 +44,7 @@ def main() -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate)\b")
     home = Home(arguments.home)
     run = home.run(arguments.job)
-    rank, _, world = ranks.read_place()
+    rank, local, world = ranks.read_place()
     inbox = Inbox()
     link = Link(
         arguments.address,
@@ -58,6 +59,8 @@ def main() -> int:
     )
     inbox.connect(link)
     inbox.end_on_sigterm()
+    if link.by_files and local == 0:
+        host_samples.keep(run)
     reporter = Reporter(run, arguments.attempt, link, rank)
     reporter.set_phase("loading", "libraries")
     profile = None

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from engine.protocol import journal
+from engine.protocol.home import host_name
 from engine.protocol.messages import Command, Continue, Run, Set, Stop, Submit
 from engine.training.resume import EXACT
 from tests.cluster.slurm import Cluster, find_missing
@@ -98,6 +99,8 @@ def test_a_run_that_slurm_queues_again_goes_on_exactly(cluster: Cluster, bare_ho
     try:
         run: Run = engine.client.request("submit", Submit(profile=text, directory="/"))
         wait_for(lambda: engine.show(run).run.step > 5, 60, "the first steps")
+        (sample,) = wait_for(lambda: engine.show(run).hosts, 10, "a sample of the job's host")
+        assert sample.host.name == host_name() and sample.host.memory_total > 0
         cluster.run("scancel", "--signal=USR1", "--batch", find_job(engine, run))
         again = wait_for(lambda: (now := engine.show(run).run).attempt == 2 and now, 30, "the second attempt")
         saved = engine.home.run(run.id).checkpoint_steps()[-1]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -12,9 +15,10 @@ import psutil
 import pytest
 
 from engine.protocol import journal
+from engine.protocol.home import Home
 from engine.protocol.messages import Command, Run, Stop
 from tests.cluster.ssh import Hosts, find_missing
-from tests.scripted.bench import Engine, wait_for
+from tests.scripted.bench import ROOT, Engine, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(find_missing()), reason=find_missing() or "-")]
 
@@ -114,3 +118,15 @@ def test_a_host_that_does_not_answer_is_named(engine: Engine, hosts: Hosts, sett
     run = engine.submit(over(hosts, *names, **options), steps=10)
     failed = engine.wait(run, "failed", seconds=60).problem
     assert failed is not None and failed.code == code
+
+
+def test_the_doctor_measures_between_hosts(hosts: Hosts, bare_home: Home) -> None:
+    options = [f"--ssh-option={option}" for option in hosts.options]
+    command = [sys.executable, "-m", "cockpit", "doctor", "--hosts", "alpha,beta", *options, "--json"]
+    environment = os.environ | {"COCKPIT_HOME": str(bare_home.root), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    report = json.loads(done.stdout)
+    assert done.returncode == 0 and report["ok"], done
+    (link,) = [check["detail"] for check in report["checks"] if check["name"] == "link"]
+    assert link.startswith("alpha – beta: ") and "MB/s" in link and "gloo" in link
+    assert list(bare_home.engine.glob("doctor-*")) == []
