@@ -57,7 +57,9 @@ def summarize_launch(profile: Profile) -> str:
     length = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"
     unit = "tokens" if training.tokens_per_batch else "rows"
     micro = training.tokens_per_batch or training.micro_batch
-    each = f"{micro} × {training.accumulation} × {launch.processes}"
+    nodes = launch.node_count
+    ranks = f"{launch.processes}" if nodes == 1 else f"{launch.processes} × {nodes} nodes"
+    each = f"{micro} × {training.accumulation} × {ranks}"
     return "\n".join(
         (
             f"{profile.name or 'unnamed'}: {profile.method.kind}, {adapter}, {base}",

@@ -1,5 +1,5 @@
-"""A Slurm cluster of one node, of the packages that are installed: a real slurmctld and slurmd on free ports, with
-everything they write in one folder."""
+"""A Slurm cluster of two nodes on this host, of the packages that are installed: a real slurmctld and slurmds on free
+ports, with everything they write in one folder."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from tests.training.warm import find_free_port
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 
+NODES = ("one", "two")
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
-SlurmdPort={node}
 AuthType=auth/{auth}
 {socket}
 CryptoType=crypto/{crypto}
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 SwitchType=switch/none
@@ -46,7 +46,7 @@ KillWait=20
 MinJobAge=120
 InactiveLimit=0
 MaxNodeCount=4
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
+{nodes}
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverTimeLimit=0 GraceTime=0
 """
 
@@ -68,19 +68,22 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("state", "spool"):
-            (folder / name).mkdir(parents=True)
+        (folder / "state").mkdir(parents=True)
         host = socket.gethostname().partition(".")[0]
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
         self.munge: subprocess.Popen[bytes] | None = self._start_munge()
+        nodes = (
+            f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={find_free_port()} CPUs=2 State=UNKNOWN"
+            for name in NODES
+        )
         where = f"AuthInfo=socket={folder}/munge.socket,cred_expire=5"
         (folder / "slurm.conf").write_text(
             CONFIGURATION.format(
-                host=host, folder=folder, controller=find_free_port(), node=find_free_port(),
+                host=host, folder=folder, controller=find_free_port(), nodes="\n".join(nodes),
                 auth="munge", crypto="munge", socket=where,
             )
         )  # fmt: skip
-        self.daemons = [self._start("slurmctld", "-D"), self._start("slurmd", "-D", "-N", host)]
+        self.daemons = [self._start("slurmctld", "-D"), *(self._start("slurmd", "-D", "-N", name) for name in NODES)]
         self._wait_until_idle()
 
     def _start_munge(self) -> subprocess.Popen[bytes]:
@@ -107,7 +110,7 @@ class Cluster:
 
     def _wait_until_idle(self) -> None:
         deadline = time.monotonic() + 30
-        while "idle" not in self.run("sinfo", "-h", "-o", "%t"):
+        while self.run("sinfo", "-h", "-o", "%t %D").split() != ["idle", str(len(NODES))]:
             assert time.monotonic() < deadline, self.logs()
             time.sleep(0.2)
 
@@ -115,8 +118,16 @@ class Cluster:
         return "\n".join(f"{path.name}:\n{path.read_text(errors='replace')[-3000:]}" for path in
                          sorted(self.folder.glob("*.log")) + sorted(self.folder.glob("*.out")))  # fmt: skip
 
-    def close(self) -> None:
+    def clear(self) -> None:
+        """End all jobs."""
         self.run("scancel", "--signal=KILL", "--full", "--user=root")
+        self.run("scancel", "--user=root")
+        deadline = time.monotonic() + 15
+        while self.run("squeue", "-h") and time.monotonic() < deadline:
+            time.sleep(0.2)
+
+    def close(self) -> None:
+        self.clear()
         for daemon in [*reversed(self.daemons), self.munge]:
             daemon.send_signal(signal.SIGTERM)
         for daemon in [*self.daemons, self.munge]:

@@ -31,8 +31,7 @@ def through(cluster: Cluster, bare_home, monkeypatch) -> Iterator[Engine]:
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
     engine = Engine(bare_home)
     yield engine
-    cluster.run("scancel", "--user=root", "--signal=KILL", "--full")
-    cluster.run("scancel", "--user=root")
+    cluster.clear()
     engine.close()
 
 
@@ -70,7 +69,9 @@ def test_a_run_is_steered_by_files_and_shown_live(through: Engine, cluster: Clus
 
 def test_a_job_that_waits_says_why_and_is_cancelled(through: Engine, cluster: Cluster) -> None:
     engine = through
-    blocker = cluster.run("sbatch", "--parsable", "--exclusive", "--output=/dev/null", "--wrap", "sleep 300").strip()
+    blocker = cluster.run(
+        "sbatch", "--parsable", "--exclusive", "--nodes=2", "--output=/dev/null", "--wrap", "sleep 300"
+    ).strip()
     run = engine.submit(*VIA, "launch.slurm={time: '1:00:00', extra: ['--exclusive']}", steps=10)
     waits = wait_for(
         lambda: (now := engine.show(run).run).code == "queue.slurm" and "Resources" in now.reason and now, what="why"
@@ -83,6 +84,16 @@ def test_a_job_that_waits_says_why_and_is_cancelled(through: Engine, cluster: Cl
     assert engine.wait(run, "stopped").step == 0
     assert find_job(engine, run) not in cluster.run("squeue", "-h", "-o", "%A")
     cluster.run("scancel", blocker)
+
+
+def test_two_nodes_of_a_job_meet(through: Engine, cluster: Cluster) -> None:
+    engine = through
+    run = engine.submit(*VIA, "launch.nodes=2", steps=100_000, pace=0.02)
+    wait_for(lambda: engine.show(run).run.step > 3, 90, "the first steps")
+    log = engine.home.run(run.id).log.read_text()
+    assert "node 0 of 2" in log and "node 1 of 2" in log
+    engine.client.request("stop", Stop(run=run.id), 30)
+    assert engine.wait(run, "stopped", "failed", seconds=40).state == "stopped"
 
 
 def test_a_run_that_slurm_queues_again_goes_on_exactly(cluster: Cluster, bare_home, tmp_path, monkeypatch) -> None:
@@ -114,4 +125,4 @@ def test_a_run_that_slurm_queues_again_goes_on_exactly(cluster: Cluster, bare_ho
         assert engine.home.run(run.id).checkpoint_steps()[-1] == ended.step > saved
     finally:
         engine.close()
-        cluster.run("scancel", "--user=root", "--signal=KILL", "--full")
+        cluster.clear()
