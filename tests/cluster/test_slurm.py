@@ -8,7 +8,7 @@ import pytest
 
 from engine.protocol import journal
 from engine.protocol.home import host_name
-from engine.protocol.messages import Command, Continue, Run, Set, Stop, Submit
+from engine.protocol.messages import Ask, Command, Continue, Run, Set, Stop, Submit
 from engine.training.resume import EXACT
 from tests.cluster.slurm import Cluster, find_missing
 from tests.scripted.bench import Engine, wait_for
@@ -57,6 +57,9 @@ def test_a_run_is_steered_by_files_and_shown_live(through: Engine, cluster: Clus
     assert engine.client.request("continue", Continue(run=run.id)).state == "running"
     saved = engine.client.request("save", Command(run=run.id)).step
     assert saved in [found.step for found in engine.show(run).checkpoints]
+    said = {"messages": [{"role": "user", "content": "one two"}]}
+    question = Ask(service=run.id, question="generate", request="r1", arguments=said)
+    assert engine.client.request("service_ask", question, 20).result["reply"] == "one two "
     engine.client.request("set", Set(run=run.id, changes={"training.max_steps": 90_000}))
     engine.kill()  # the job goes on, and the next engine follows it
     engine.restart()
@@ -102,6 +105,7 @@ def test_a_run_that_slurm_queues_again_goes_on_exactly(cluster: Cluster, bare_ho
     base = make_model(tmp_path / "tiny")
     text = (
         PROFILE.format(base=base)
+        .replace("threads: 1", "threads: 1, rehearsal: false")
         .replace("epochs: 1", "max_steps: 1000000")
         .replace("every_steps: 100", "every_steps: 100000")
     )
