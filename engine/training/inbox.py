@@ -46,7 +46,7 @@ class Inbox:
         """Hot-chat requests that were cancelled; added by the link's thread."""
         self._waiting: deque[Instruction] = deque()
         self._link: Link | None = None
-        faulthandler.register(STACKS, all_threads=True)
+        _write_stacks_on_signal()
 
     def connect(self, link: Link) -> None:
         """Receive instructions from `link`, including those that arrived before this call."""
@@ -99,3 +99,31 @@ class Inbox:
         while self._waiting:
             commands.append(self._waiting.popleft())
         return commands
+
+
+_writing_stacks = False
+
+
+def _write_stacks_on_signal() -> None:
+    """From now on `STACKS` makes this process write the stacks of all its threads to the log.
+
+    The interrupted thread's is written by the signal's handler, also while another thread holds the interpreter's lock
+    and does not let it go. The others are written by a thread that holds the lock: reading the stack of a thread that
+    runs meanwhile, as a handler would, can end the process with SIGSEGV.
+    """
+    global _writing_stacks
+    if _writing_stacks or threading.current_thread() is not threading.main_thread():
+        return
+    _writing_stacks = True
+    arrived, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.signal(STACKS, lambda *_: None)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    faulthandler.register(STACKS, all_threads=False, chain=True)
+    threading.Thread(target=_write_stacks, args=(arrived,), name="stacks", daemon=True).start()
+
+
+def _write_stacks(arrived: int) -> None:
+    while numbers := os.read(arrived, 64):
+        if STACKS in numbers:
+            faulthandler.dump_traceback(all_threads=True)
