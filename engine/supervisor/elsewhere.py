@@ -65,7 +65,7 @@ class Elsewhere:
             self._begin_again(record, job)
         if job.ended:
             return
-        if record.end is not None:
+        if record.end is not None or record.directory.result(record.stage).is_file():
             self.slurm.hurry()
         if not job.waits:
             if run.state == states.QUEUED:

@@ -89,6 +89,19 @@ def test_a_job_that_waits_says_why_and_is_cancelled(through: Engine, cluster: Cl
     cluster.run("scancel", blocker)
 
 
+def test_the_stages_after_training_are_jobs_of_their_own(through: Engine) -> None:
+    engine = through
+    launch = "launch={via: slurm, nodes: 2}"  # of these stages each has one
+    run = engine.submit(launch, "data.test=[{source: triples/test.jsonl}]", steps=3, pace=0.001)
+    done = engine.wait(run, "completed", "failed", seconds=90)
+    assert done.state == "completed" and done.stage == "evaluate", done.problem
+    entries = (entry for entry, _ in journal.read(engine.home.run(run.id).lifecycle))
+    jobs = [(entry.stage, entry.slurm != "") for entry in entries if isinstance(entry, journal.Launched)]
+    assert jobs == [("prepare", False), ("train", True), ("evaluate", True)]
+    script = (engine.home.run(run.id).path / "evaluate-1.sbatch").read_text()
+    assert "--nodes=1" in script
+
+
 def test_two_nodes_of_a_job_meet(through: Engine, cluster: Cluster) -> None:
     engine = through
     run = engine.submit(*VIA, "launch.nodes=2", steps=100_000, pace=0.02)
