@@ -14,7 +14,7 @@ from engine.supervisor.run_monitor import RunMonitor
 from engine.supervisor.run_record import Record
 from engine.supervisor.runs import Runs
 from engine.supervisor.services import Services
-from engine.supervisor.slurm import SlurmJob
+from engine.supervisor.slurm import COMPLETING, SlurmJob
 
 
 class Elsewhere:
@@ -67,6 +67,8 @@ class Elsewhere:
             return
         if record.end is not None or record.directory.result(record.stage).is_file():
             self.slurm.hurry()
+        if job.state == COMPLETING:  # to an end, or to wait again
+            return
         if not job.waits:
             if run.state == states.QUEUED:
                 run.started = time.time()

@@ -33,6 +33,8 @@ WAITING = frozenset(
     {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 )
 """States of a job that waits to be started, or to be started again."""
+COMPLETING = "COMPLETING"
+"""Its processes are being ended."""
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE",
                    "PREEMPTED", "REVOKED"})  # fmt: skip
 KEPT = ("SLURM_CONF",)
