@@ -222,7 +222,10 @@ class SupervisorFiles:
         self._folder = folder
         self._commands = Commands(attempt=attempt)
         self._written = not fresh
-        self._offset = read_replies(folder, attempt, 0)[1]
+        replies, self._offset = read_replies(folder, attempt, 0)
+        if not fresh:  # what an earlier supervisor has sent, and nobody has answered, still holds
+            answered = {reply.id for reply in replies if isinstance(reply, Answered)}
+            self._load(answered)
         self._beats: dict[int, Beat] = {}
         self._noticed = 0
         make_private(folder)
@@ -234,6 +237,19 @@ class SupervisorFiles:
         else:
             self._commands.cancelled.append(message.request)
         self._write()
+
+    def _load(self, answered: set[str]) -> None:
+        try:
+            commands = _commands.decode(commands_file(self._folder).read_bytes())
+        except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
+            return
+        if commands.attempt == self.attempt:
+            self._commands = commands
+            self._commands.instructions = [each for each in commands.instructions if each.id not in answered]
+
+    def waits_for(self, name: str) -> bool:
+        """Whether an instruction of this name has not been answered yet."""
+        return any(each.name == name for each in self._commands.instructions)
 
     def poll(self, world: int) -> tuple[list[Beat], list[FromWorker]]:
         """Heartbeats of `world` ranks that have changed, and new replies."""

@@ -35,6 +35,10 @@ from engine.supervisor.runs import Runs
 from engine.supervisor.slurm import SlurmJob
 
 
+CAUSES_OF_LOSS = ("launch.host_lost", "worker.killed", "memory.exhausted", "memory.host_exhausted")
+"""Codes of problems of one host or rank because of which the others fail."""
+
+
 class RunMonitor:
     """`publish` sends an event to every attached client, `instruct` an instruction to a worker's address;
     `run_in_background` calls its first argument in a thread, and then its second in the loop."""
@@ -147,15 +151,14 @@ class RunMonitor:
         record.write_lifecycle(journal.Exit(attempt=record.run.attempt, pid=leader.pid, status=status))
         record.ranks = {}
         end = record.end
-        ended = self._explain_end(record, leader)
-        lost = end is None or (end.problem is not None and end.problem.code == "training.failed")
-        if ended is not None and lost and not record.stop_requested:
+        ended, succeeded = self._explain_end(record, leader), self._has_succeeded(record, status)
+        if ended is not None and not succeeded and not record.stop_requested:
             self._settle_ended_job(record, leader, ended)
         elif end is not None and end.status == "failed":
             self._fail(record, self._name_killed_rank(record, status) or end.problem)
         elif end is not None and end.status == "stopped" and record.stage == stages.TRAIN:
             self._finish(record, "stopped", by_signal=not record.stop_requested)
-        elif self._has_succeeded(record, status):
+        elif succeeded:
             self._start_next_stage(record)
         elif record.stop_requested:
             self._finish(record, "stopped")
@@ -172,12 +175,19 @@ class RunMonitor:
             self._fail(record, None if status is None else self._report_crash(record, status))
 
     def _explain_end(self, record: Record, leader: Leader) -> Problem | None:
-        """What is known of the end beside the worker's own word: from Slurm, or from who watched over the hosts."""
+        """What is known of the end besides the worker's own word, and explains it better: from Slurm, or from the
+        process that watched over the hosts."""
+        end = record.end
+        lost = end is None or (end.problem is not None and end.problem.code == "training.failed")
         if not isinstance(leader, SlurmJob):
-            return read_problem(ended_file(record.directory.control, record.run.attempt))
+            if record.stage != stages.TRAIN or not lost:
+                return None
+            ended = read_problem(ended_file(record.directory.control, record.run.attempt))
+            # That a rank has failed rank 0 says better, unless it has only lost another.
+            return ended if ended is None or end is None or ended.code in CAUSES_OF_LOSS else None
         if record.run.state == states.QUEUED and leader.failure is None:  # it began and ended between two looks
             record.move("start")
-        return leader.explain_end()
+        return leader.explain_end() if lost or record.stage in stages.AFTER else None
 
     def _settle_ended_job(self, record: Record, leader: Leader, ended: Problem) -> None:
         """Slurm has ended the run's job, and the worker had no time to say so."""

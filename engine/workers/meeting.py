@@ -31,6 +31,7 @@ COMING = 300.0
 BEAT = 1.0
 CLOCKS = 30.0
 """Seconds by which the clocks of two nodes may differ without a word."""
+LOOPBACK = "127.0.0.1"
 BRIDGES = ("lo", "docker", "virbr", "br-", "cni", "flannel", "podman")
 """What the names of interfaces begin with that lead to no other host."""
 
@@ -50,6 +51,8 @@ class Node(msgspec.Struct, kw_only=True):
     node: int
     host: str
     pid: int
+    boot: str = ""
+    """Identifies the start of the host's kernel."""
     interfaces: list[Interface] = []
     versions: dict[str, str] = {}
     time: float = 0.0
@@ -157,10 +160,18 @@ def introduce(node: int, attempt: int) -> Node:
         node=node,
         host=host_name(),
         pid=os.getpid(),
+        boot=read_boot_id(),
         interfaces=list_interfaces(),
         versions=list_versions(),
         time=time.time(),
     )
+
+
+def read_boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def find_interface(address: str, port: int) -> str:
@@ -184,8 +195,9 @@ def choose_address(nodes: Sequence[Node], preferred: str = "") -> str:
     The loopback address when all nodes are one host; empty when there is none."""
     first, *others = nodes
     own = [each for each in first.interfaces if not preferred or each.name in preferred.split(",")]
-    if all(node.interfaces == first.interfaces for node in others) and not preferred:
-        return "127.0.0.1"
+    same = all((node.host, node.boot, node.interfaces) == (first.host, first.boot, first.interfaces) for node in others)
+    if same and not preferred:
+        return LOOPBACK
     for each in own:
         # The same address on two hosts is no way from one to the other, such as that of a bridge for containers.
         if all(
@@ -193,7 +205,9 @@ def choose_address(nodes: Sequence[Node], preferred: str = "") -> str:
             for node in others
         ):
             return each.address
-    return own[0].address if own else ""  # in another network of each: there may be routes
+    taken = {each.address for node in others for each in node.interfaces}
+    # In another network of each there may be routes.
+    return next((each.address for each in own if same or each.address not in taken), "")
 
 
 def find_difference(nodes: Sequence[Node]) -> Problem | None:

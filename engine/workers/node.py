@@ -122,6 +122,8 @@ class Part:
             met.address = meeting.choose_address(nodes, environment.get("GLOO_SOCKET_IFNAME", ""))
             family = socket.AF_INET6 if ":" in met.address else socket.AF_INET
             try:
+                if not met.address:  # an empty one would stand for all interfaces
+                    raise OSError("the hosts share no network, or the interface that is named is not there")
                 listener = socket.create_server((met.address, port), family=family, backlog=512)
                 met.port = listener.getsockname()[1]
             except OSError as error:
