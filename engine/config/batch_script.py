@@ -67,6 +67,7 @@ ending=
 save_and_end() { ending=yes; : > "$control/stop-$attempt"; }
 trap save_and_end USR1
 mkdir -p "$control"
+[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"  # srun does not take it from sbatch
 rm -f "$control/stop-$attempt"  # another stage's
 
 srun --kill-on-bad-exit=1 "${worker[@]}" &

@@ -14,6 +14,7 @@ the server, while a list of names may be some seconds old. Replies are appended,
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -94,28 +95,42 @@ def host_file(folder: Path, host: str) -> Path:
     return folder / f"host-{host}.json"
 
 
-def read_hosts(folder: Path, since: float) -> list[Telemetry]:
-    """The samples of a run's hosts that are not older than `since`."""
+def read_hosts(folder: Path) -> list[Telemetry]:
+    """The last samples of a run's hosts."""
     found = []
     for path in sorted(folder.glob("host-*.json")):
         try:
-            sample = _telemetry.decode(path.read_bytes())
+            found.append(_telemetry.decode(path.read_bytes()))
         except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
             continue
-        if sample.time >= since:
-            found.append(sample)
     return found
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Replace a small file as a whole. Not synced: whoever wrote it last writes it again. Raises OSError."""
+    """Replace a small file as a whole. Not synced: whoever wrote it last writes it again. Raises OSError.
+
+    When the disk is full, the file before gets a new time, which takes no room: its writer is alive.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        write_all(descriptor, content)
-    finally:
-        os.close(descriptor)
-    temporary.replace(path)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            write_all(descriptor, content)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        raise
+
+
+def read_time(path: Path) -> int:
+    """When a file was written, in nanoseconds; 0 when there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def read_beat(folder: Path, rank: int) -> Beat | None:
@@ -226,9 +241,12 @@ class SupervisorFiles:
         if not fresh:  # what an earlier supervisor has sent, and nobody has answered, still holds
             answered = {reply.id for reply in replies if isinstance(reply, Answered)}
             self._load(answered)
-        self._beats: dict[int, Beat] = {}
+        self._beats: dict[int, tuple[Beat, int]] = {}
         self._noticed = 0
         make_private(folder)
+        if fresh:  # those of hosts that the attempt before was on; their clocks may differ, so times say nothing
+            for path in folder.glob("host-*.json"):
+                path.unlink(missing_ok=True)
 
     def send(self, message: Instruction | CancelInstruction) -> None:
         """Raises nothing: what the disk refuses is written by a later `poll`."""
@@ -255,9 +273,10 @@ class SupervisorFiles:
         """Heartbeats of `world` ranks that have changed, and new replies."""
         beats = []
         for rank in range(world):
+            when = read_time(rank_file(self._folder, rank))
             beat = read_beat(self._folder, rank)
-            if beat is not None and beat.attempt == self.attempt and beat != self._beats.get(rank):
-                self._beats[rank] = beat
+            if beat is not None and beat.attempt == self.attempt and (beat, when) != self._beats.get(rank):
+                self._beats[rank] = beat, when
                 beats.append(beat)
         replies, self._offset = read_replies(self._folder, self.attempt, self._offset)
         answered = {reply.id for reply in replies if isinstance(reply, Answered)}

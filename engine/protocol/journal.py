@@ -184,6 +184,10 @@ class Launched(Entry, tag="launched", kw_only=True):
     devices: list[int] = []
     slurm: str = ""
     """The id of the Slurm job that stands in the place of the process."""
+    slurm_name: str = ""
+    """The name that it is submitted under. An entry without the id is written before that."""
+    slurm_conf: str = ""
+    """The cluster's configuration, where SLURM_CONF names one."""
 
 
 class Adopted(Entry, tag="adopted", kw_only=True):

@@ -264,7 +264,8 @@ class Link:
         if connected:
             self._outbox.append(Heartbeat(job=self.job, rank=self._state))
         if self._parent is not None and os.getppid() != self._parent:
-            os.write(2, f"rank {self.rank}: the launching process is gone, ending\n".encode())
+            with contextlib.suppress(OSError):
+                os.write(2, f"rank {self.rank}: the launching process is gone, ending\n".encode())
             os._exit(1)
 
     def _flush(self, socket: zmq.Socket[bytes]) -> None:

@@ -40,9 +40,7 @@ def describe_run(registry: Registry, record: Record, run: Run, ranks: list[Rank]
 
 def _list_hosts(record: Record, run: Run) -> list[Telemetry]:
     """Samples of the other hosts that the run is on, while it is."""
-    if run.state not in states.STARTED or not record.directory.control.is_dir():
-        return []
-    return file_channel.read_hosts(record.directory.control, run.started)
+    return file_channel.read_hosts(record.directory.control) if record.files and run.state in states.STARTED else []
 
 
 def _read_profile(record: Record) -> str:

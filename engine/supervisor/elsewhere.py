@@ -59,9 +59,18 @@ class Elsewhere:
         if job.job and not job.recorded:
             job.recorded = True
             record.write_lifecycle(
-                journal.Launched(attempt=run.attempt, pid=0, start_time=0.0, slurm=job.job, stage=record.stage)
+                journal.Launched(
+                    attempt=job.attempt,
+                    pid=0,
+                    start_time=0.0,
+                    slurm=job.job,
+                    slurm_name=job.name,
+                    slurm_conf=job.conf,
+                    stage=record.stage,
+                )
             )
-        if job.attempt + job.restarts > run.attempt:
+        job.restarts = max(job.restarts, run.attempt - job.attempt)  # its journal may be ahead of squeue
+        if record.files is not None and job.attempt + job.restarts > record.files.attempt:
             self._begin_again(record, job)
         if job.ended:
             return

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.config.batch_script import make_script
 from engine.config.profile import Profile
-from engine.protocol import stages
+from engine.protocol import journal, stages
 from engine.protocol.environment import build_job_environment
 from engine.protocol.file_channel import SCHEME, SupervisorFiles
 from engine.protocol.home import Home, write_private
@@ -94,7 +94,17 @@ class Launcher:
         )
         path: Path = directory.path / f"{stage}-{record.run.attempt}.sbatch"
         write_private(path, script.encode())
-        sent = {name: value for name in KEPT if (value := record.environment.get(name) or os.environ.get(name))}
+        sent = {key: value for key in KEPT if (value := record.environment.get(key) or os.environ.get(key))}
+        record.write_lifecycle(  # the next engine looks for a job of this name, if this one dies in between
+            journal.Launched(
+                attempt=record.run.attempt,
+                pid=0,
+                start_time=0.0,
+                slurm_name=name,
+                slurm_conf=sent.get(KEPT[0], ""),
+                stage=stage,
+            )
+        )
         return self.slurm.submit(name, path, environment | sent, record.run.attempt)
 
 

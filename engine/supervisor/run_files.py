@@ -129,7 +129,7 @@ def gather_evidence(directory: RunDirectory) -> Evidence:
             if isinstance(entry, journal.Start):
                 found.attempt, found.end = max(found.attempt, entry.attempt), None
             elif isinstance(entry, journal.End):
-                found.end = entry
+                found.attempt, found.end = max(found.attempt, entry.attempt), entry
     except OSError:
         found.touched = True
     return found

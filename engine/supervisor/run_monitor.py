@@ -159,7 +159,7 @@ class RunMonitor:
         elif end is not None and end.status == "stopped" and record.stage == stages.TRAIN:
             self._finish(record, "stopped", by_signal=not record.stop_requested)
         elif succeeded:
-            self._start_next_stage(record)
+            self.start_next_stage(record)
         elif record.stop_requested:
             self._finish(record, "stopped")
         elif status is None and not self._read_exhausted(record):
@@ -271,7 +271,7 @@ class RunMonitor:
             return record.end is not None and record.end.status == "completed" and result.is_file()
         return status in (0, None) and result.is_file()
 
-    def _start_next_stage(self, record: Record) -> None:
+    def start_next_stage(self, record: Record) -> None:
         following = self.queue.find_next_stage(record)
         if following is None:
             self._finish(record, "done")

@@ -216,7 +216,10 @@ class Record:
             run.step, run.epoch = entry.step, entry.epoch
             return
         self.entries.append((offset, line))
+        if isinstance(entry, (Start, End)) and entry.attempt > run.attempt:
+            run.attempt = entry.attempt  # Slurm has begun it, and no engine has seen that
         if isinstance(entry, Start):
+            self.end = None if self.end is not None and self.end.attempt < entry.attempt else self.end
             run.step, run.max_steps, run.epochs = entry.step, entry.max_steps, entry.epochs
             run.global_batch, run.processes = entry.global_batch, entry.processes
             run.parameters, run.trainable_parameters = entry.parameters, entry.trainable_parameters
@@ -224,7 +227,7 @@ class Record:
             run.phase = f"{entry.name} {entry.detail}".strip()
         elif isinstance(entry, Ledger) and entry.name == "training.max_steps" and type(entry.new) is int:
             run.max_steps = entry.new
-        elif isinstance(entry, End) and entry.attempt >= run.attempt:  # Slurm may have begun a later one unseen
+        elif isinstance(entry, End) and entry.attempt >= run.attempt:
             self.end = entry
             run.step = entry.step
 

@@ -26,6 +26,12 @@ SOON = 20.0
 """For how long after that."""
 PATIENCE = 60.0
 """Seconds that a command of Slurm may take."""
+TRIES = 3
+"""How often a job that may have been submitted is looked for."""
+PAUSE = 2.0
+"""Seconds between two such looks."""
+MISSING = 127
+"""Exit status of a command that is not there."""
 FORGOTTEN = 3
 """Answers of squeue without a job from which on it has ended."""
 
@@ -57,6 +63,9 @@ class SlurmJob(Leader):
 
     pid: int = 0
     start_time: float = 0.0
+    name: str = ""
+    conf: str = ""
+    """The configuration of its cluster; empty for the default one."""
     job: str = ""
     """Slurm's id; empty until sbatch has given it."""
     state: str = ""
@@ -77,6 +86,13 @@ class SlurmJob(Leader):
     """Why it could not be submitted."""
     ended: bool = False
     missing: int = 0
+    cancelling: bool = False
+    """Whether it is to be cancelled, and scancel has not done it yet."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """In which Slurm's commands find its cluster."""
+        return os.environ | ({KEPT[0]: self.conf} if self.conf else {})
 
     def has_ended(self) -> bool:
         return self.ended
@@ -120,12 +136,18 @@ class Slurm:
         self._asking = False
         self._due = 0.0
         self._soon = 0.0
-        self._environment: Mapping[str, str] = os.environ
 
     def submit(self, name: str, script: Path, environment: Mapping[str, str], attempt: int) -> SlurmJob:
         """Give a batch script to Slurm, in this environment, which the job inherits. `name` is the job's."""
-        job = SlurmJob(attempt=attempt)
-        self._start(lambda: self._submit(job, name, script, environment))
+        job = SlurmJob(attempt=attempt, name=name, conf=environment.get(KEPT[0], ""))
+
+        def submit() -> None:
+            try:
+                self._submit(job, script, environment)
+            except Exception as error:  # noqa: BLE001 - the run must not wait for ever
+                self._refuse(job, script, f"{type(error).__name__}: {error}")
+
+        self._start(submit)
         return job
 
     def watch(self, job: SlurmJob) -> None:
@@ -134,6 +156,8 @@ class Slurm:
         self.hurry()
 
     def cancel(self, job: SlurmJob) -> None:
+        """Cancel a job, as often as it takes."""
+        job.cancelling = True
         self._start(lambda: self._cancel(job))
 
     def refresh(self) -> None:
@@ -164,34 +188,67 @@ class Slurm:
         now = time.monotonic()
         self._due, self._soon = min(self._due, now + POLL_SOON), now + SOON
 
-    def _submit(self, job: SlurmJob, name: str, script: Path, environment: Mapping[str, str]) -> None:
-        self._environment = os.environ | {key: environment[key] for key in KEPT if key in environment}
+    def _submit(self, job: SlurmJob, script: Path, environment: Mapping[str, str]) -> None:
         # An engine that died right after submitting it has not recorded it: two of them would write one journal.
-        before = ["squeue", "--noheader", "--user", str(os.getuid()), "--name", name, "--format", "%A"]
-        status, output, error = self._run(before, self._environment)
-        if status != 0 or not output.strip():
+        found, error = self._find(job)
+        if not found and not error:
             status, output, error = self._run(["sbatch", "--parsable", str(script)], environment)
-        if status == 0 and output.strip():
-            job.job = output.strip().splitlines()[-1].partition(";")[0]
+            if status == 0 and output.strip():
+                found, error = output.strip().splitlines()[-1].partition(";")[0], ""
+            else:  # it may have been taken all the same, and the answer lost
+                error = (error or output).strip() or f"sbatch ended with status {status}"
+                found = self._find(job)[0]
+        if found:
+            job.job = found
             self.watch(job)
-            return
+        else:
+            self._refuse(job, script, error)
+
+    def _find(self, job: SlurmJob) -> tuple[str, str]:
+        """The id of the job of this name, whatever has become of it, or why Slurm does not say; both are empty when
+        there is none."""
+        command = ["squeue", "--noheader", "--user", str(os.getuid()), "--states", "all"]
+        command += ["--name", job.name, "--format", "%A"]
+        for attempt in range(TRIES):
+            time.sleep(PAUSE if attempt else 0.0)
+            status, output, error = self._run(command, job.environment)
+            if status == 0:
+                return max(output.split(), key=int, default=""), ""
+            if status == MISSING:
+                break
+        return "", error.strip() or f"squeue ended with status {status}"
+
+    def _refuse(self, job: SlurmJob, script: Path, error: str) -> None:
         job.failure = Problem(
             code="slurm.refused",
             title="Slurm did not take the job",
-            cause=(error or output).strip()[:1000] or f"sbatch ended with status {status}",
+            cause=error[:1000],
             hint=f"mend launch.slurm, or try by hand: sbatch {script}",
         )
         job.ended = True
 
     def _cancel(self, job: SlurmJob) -> None:
-        if job.job:
-            self._run(["scancel", job.job], self._environment)
+        if job.job and not job.ended:
+            status, _, error = self._run(["scancel", job.job], job.environment)
+            job.cancelling = status != 0
+            if job.cancelling:
+                print(f"scancel {job.job}: {error.strip()}", flush=True)
             self.hurry()
 
     def _ask(self) -> None:
         jobs = list(self._jobs)
+        for job in jobs:
+            if not job.job:
+                job.job = self._find(job)[0]
+            if job.cancelling:
+                self._cancel(job)
+        for conf in {job.conf for job in jobs}:
+            self._ask_cluster([job for job in jobs if job.conf == conf])
+        self._asking = False
+
+    def _ask_cluster(self, jobs: list[SlurmJob]) -> None:
         command = ["squeue", "--noheader", "--user", str(os.getuid()), "--states", "all", "--Format", FIELDS]
-        status, output, error = self._run(command, self._environment)
+        status, output, error = self._run(command, jobs[0].environment)
         if status == 0:
             rows = (line.split("|") for line in output.splitlines())
             known = {row[0].strip(): row for row in rows if len(row) == FIELDS.count(",") + 1}
@@ -199,20 +256,20 @@ class Slurm:
                 self._update(job, known.get(job.job))
         elif error:
             for job in jobs:
-                job.blocked = error.strip().splitlines()[-1][:200]
-        self._asking = False
+                job.blocked = error.strip().splitlines()[-1][:200] if error.strip() else ""
 
     def _update(self, job: SlurmJob, row: list[str] | None) -> None:
         if row is None:
             job.missing += 1
             if job.missing >= FORGOTTEN:
-                self._look_up(job)
+                if job.job:
+                    self._look_up(job)
                 self._end(job)
             return
         _, state, blocked, restarts, status, begins = (field.strip() for field in row)
+        job.restarts = max(job.restarts, int(restarts) if restarts.isdigit() else 0)
         if state not in ENDED:
             job.missing = 0
-            job.restarts = int(restarts) if restarts.isdigit() else 0
             job.state, job.blocked, job.begins = state, blocked, begins
             return
         job.missing += 1  # it may be about to be queued again: looked at twice
@@ -233,7 +290,7 @@ class Slurm:
             "--format",
             "State,ExitCode",
         ]
-        status, output, _ = self._run(command, self._environment)
+        status, output, _ = self._run(command, job.environment)
         state, _, code = output.strip().partition("|")
         if status == 0 and state:
             job.state = state.partition(" ")[0]
@@ -256,7 +313,7 @@ class Slurm:
                 check=False,
             )
         except FileNotFoundError:
-            return 127, "", f"there is no {command[0]} on this host: is it a login node of the cluster?"
+            return MISSING, "", f"there is no {command[0]} on this host: is it a login node of the cluster?"
         except (OSError, subprocess.TimeoutExpired) as error:
             return 1, "", str(error)
         return done.returncode, done.stdout, done.stderr

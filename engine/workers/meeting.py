@@ -29,6 +29,10 @@ from engine.protocol.messages import Problem
 COMING = 300.0
 """Seconds that node 0 waits for the others, and they for it."""
 BEAT = 1.0
+LEASE = 60.0
+"""Seconds without a word of the process that has started the nodes, after which they end."""
+SAVING = 30.0
+"""Seconds that their ranks then have to save."""
 CLOCKS = 30.0
 """Seconds by which the clocks of two nodes may differ without a word."""
 LOOPBACK = "127.0.0.1"
@@ -100,7 +104,7 @@ def write(path: Path, content: msgspec.Struct) -> None:
     file_channel.replace(path, msgspec.json.encode(content))
 
 
-def read_node(control: Path, node: int, attempt: int) -> Node | None:
+def read_node(control: Path, node: int, attempt: int | None) -> Node | None:
     return _read(node_file(control, node), Node, attempt)
 
 
@@ -108,19 +112,20 @@ def read_meeting(control: Path, attempt: int) -> Meeting | None:
     return _read(meeting_file(control), Meeting, attempt)
 
 
-def read_lead(control: Path, attempt: int) -> Lead | None:
-    return _read(lead_file(control), Lead, attempt)
+def read_lead(control: Path) -> Lead | None:
+    """Of any attempt: the nodes of an earlier one end."""
+    return _read(lead_file(control), Lead, None)
 
 
 T = TypeVar("T", Node, Meeting, Lead)
 
 
-def _read(path: Path, kind: type[T], attempt: int) -> T | None:
+def _read(path: Path, kind: type[T], attempt: int | None) -> T | None:
     try:
         found = msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, msgspec.MsgspecError, ValueError):
         return None
-    return found if found.attempt == attempt else None
+    return found if attempt is None or found.attempt == attempt else None
 
 
 # ── this host ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from typing import Any
 import psutil
 
 from engine.hardware.listing import list_visible
+from engine.protocol import file_channel
 from engine.protocol.environment import remove_launcher_variables
 from engine.protocol.file_channel import SCHEME
 from engine.protocol.home import make_private
@@ -30,11 +32,11 @@ from engine.supervisor.launchers import local
 from engine.workers import meeting
 from engine.workers.meeting import Meeting, Node
 
-LEASE = 60.0
-"""Seconds without a word of the process that has started the nodes, after which they end. They save first."""
 FAILED = 3
 """Exit status when the nodes did not come together."""
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 STORE = "COCKPIT_STORE"
 """As in `engine.workers.launch`, which loads torch."""
 
@@ -95,6 +97,12 @@ def count_processes(asked: str) -> int:
     return int(asked) if asked != "all" else max(1, len(list_visible()))
 
 
+def die_with_parent() -> None:
+    """Have the kernel send this process SIGTERM when its parent has ended, even by SIGKILL (Linux)."""
+    if _libc is not None:
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class Part:
     """This node, with its file and its one child, the launcher of its ranks."""
 
@@ -142,7 +150,9 @@ class Part:
         if listener is not None:
             pass_fds = (listener.fileno(),)  # type: ignore[assignment]
             environment = environment | {STORE: str(listener.fileno())}
-        self._child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, pass_fds=pass_fds)
+        self._child = subprocess.Popen(  # by this thread, which is the last one to end
+            command, env=environment, stdin=subprocess.DEVNULL, pass_fds=pass_fds, preexec_fn=die_with_parent
+        )
         if listener is not None:
             listener.close()
         self.node.state = "running"
@@ -164,7 +174,7 @@ class Part:
 
     def _keep(self) -> None:
         """Say that this node is alive, and look whether whoever started it still is."""
-        seen, heard = -1, time.monotonic()
+        seen, heard = (-1, 0), time.monotonic()
         while True:
             time.sleep(meeting.BEAT)
             if self.node.state != "ended":
@@ -174,19 +184,23 @@ class Part:
                     os.write(1, meeting.WORD)
             if self.lead == "none":
                 continue
-            lead = meeting.read_lead(self.control, self.node.attempt)
-            if lead is not None and lead.end:
-                self._end_ranks("the run is being ended", lead.grace)
-            if lead is not None and lead.beat != seen:
-                seen, heard = lead.beat, time.monotonic()
-            elif time.monotonic() - heard > LEASE:
-                self._end_ranks(f"no word of the engine's host for {LEASE:.0f} s", 30.0)
+            when = file_channel.read_time(meeting.lead_file(self.control))
+            lead = meeting.read_lead(self.control)
+            if lead is not None and lead.attempt > self.node.attempt:
+                self._end_ranks(f"attempt {lead.attempt} has begun", 0.0)
+            own = lead if lead is not None and lead.attempt == self.node.attempt else None
+            if own is not None and own.end:
+                self._end_ranks("the run is being ended", own.grace)
+            if own is not None and (own.beat, when) != seen:
+                seen, heard = (own.beat, when), time.monotonic()
+            elif time.monotonic() - heard > meeting.LEASE:
+                self._end_ranks(f"no word of the engine's host for {meeting.LEASE:.0f} s", meeting.SAVING)
 
     def _watch_pipe(self) -> None:
         """The pipe of ssh closes when its connection, or whoever holds it, has ended."""
         while sys.stdin.buffer.read(4096):
             pass
-        lead = meeting.read_lead(self.control, self.node.attempt)
+        lead = meeting.read_lead(self.control)
         self._end_ranks("the connection to the engine's host has ended", lead.grace if lead and lead.end else 10.0)
 
     def _pass_on(self, number: int) -> None:

@@ -17,22 +17,22 @@ import sys
 import threading
 import time
 import uuid
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 
 from engine.options.launch import LaunchOptions
-from engine.protocol.file_channel import SCHEME, Notice, ended_file, told_file
+from engine.protocol.file_channel import SCHEME, Notice, ended_file, read_time, told_file
 from engine.protocol.home import Home, make_private, write_private
 from engine.protocol.journal import Warn, Writer
 from engine.protocol.messages import Problem, ProblemError
-from engine.supervisor.crash_report import LAST_LINES, RESUME, WorkerExit, find_killed_rank, report_crash
+from engine.supervisor.crash_report import RESUME, WorkerExit, find_killed_rank, report_crash
 from engine.supervisor.launchers.nodes import build_node_command
 from engine.supervisor.processes import WORKER_DEFAULTS
 from engine.workers import meeting
-from engine.workers.meeting import WORD, Lead, Node
+from engine.workers.meeting import Lead, Node
+from engine.workers.remote import SSH_FAILED, Remote, say
 
 SSH = ["-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=4"]
 SSH += ["-o", "ServerAliveCountMax=5"]
@@ -40,8 +40,10 @@ SSH += ["-o", "ServerAliveCountMax=5"]
 anew. Options of the user's precede these, and win."""
 QUIET = 6.0
 """Seconds without a word over ssh after which the user is told."""
-SSH_FAILED = 255
-"""ssh's exit status when it has failed itself; any other is the remote command's."""
+LOST = 30.0
+"""The same after which the node is lost, even when ssh itself is alive."""
+STALL = 2.0
+"""Seconds for which this process must have been held up itself, so that it blames nobody for silence."""
 SILENT = 10.0
 """Seconds without a word from a node that was started by hand, after which it is dead."""
 GATHER = 3.0
@@ -50,54 +52,6 @@ ENDING = 15.0
 """Seconds that the nodes have to end when they are told to."""
 SENT = ("HF_", "WANDB_", "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "OMP_", "COCKPIT_", "TOKENIZERS_", "CUDA_", "HSA_")
 """What the names of variables begin with that are sent along; all else on a host is its own."""
-
-
-class Remote:
-    """A node on another host, started over ssh."""
-
-    def __init__(self, host: str, index: int, command: list[str], variables: dict[str, str]) -> None:
-        self.host, self.index = host, index
-        self.tail: deque[str] = deque(maxlen=LAST_LINES)
-        self.ended = 0.0
-        self.heard, self.spoken = time.monotonic(), False
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError):  # it has ended already, and says why
-            self.process.stdin.write(json.dumps(variables).encode() + b"\n")
-            self.process.stdin.flush()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.heard = time.monotonic()
-            if line == WORD:
-                self.spoken = True
-                continue
-            text = line.decode(errors="replace").rstrip("\r\n")
-            self.tail.append(text)
-            print(f"[{self.host}] {text}", flush=True)
-
-    def poll(self) -> int | None:
-        status = self.process.poll()
-        if status is not None and not self.ended:
-            self.ended = time.monotonic()
-            self._reader.join(1.0)
-        return status
-
-    @property
-    def lost(self) -> bool:
-        """Whether ssh itself has ended, and not what it started."""
-        status = self.poll()
-        return status is not None and (status == SSH_FAILED or status < 0)
-
-    def hang_up(self) -> None:
-        with contextlib.suppress(OSError):
-            if self.process.stdin is not None:
-                self.process.stdin.close()
 
 
 class Job:
@@ -112,12 +66,34 @@ class Job:
         self.finished = threading.Event()
         self._quiet: set[str] = set()
         self._told = 0
-        for index in range(launch.nodes + len(launch.hosts)):
-            meeting.node_file(self.control, index).unlink(missing_ok=True)
-        meeting.meeting_file(self.control).unlink(missing_ok=True)
         self.tell()
         threading.Thread(target=self._keep, daemon=True).start()
         signal.signal(signal.SIGTERM, self._stop)
+        self._wait_for_earlier()
+        for index in range(self._most):
+            meeting.node_file(self.control, index).unlink(missing_ok=True)
+        meeting.meeting_file(self.control).unlink(missing_ok=True)
+
+    @property
+    def _most(self) -> int:
+        """How many nodes an attempt may have."""
+        return max(self.launch.nodes, len(self.launch.hosts))
+
+    def _wait_for_earlier(self) -> None:
+        """Wait until the nodes of earlier attempts have ended, or must have: two attempts would write one journal."""
+        lease = meeting.LEASE + meeting.SAVING
+        until, told = time.monotonic() + lease, False
+        while not self.stopping and time.monotonic() < until:
+            nodes = [meeting.read_node(self.control, index, None) for index in range(self._most)]
+            left = [node for node in nodes if node is not None and node.attempt < self.attempt
+                    and node.state != "ended" and time.time() - node.time < lease]  # fmt: skip
+            if not left:
+                return
+            if not told:
+                told = True
+                names = ", ".join(node.host for node in left)
+                say(f"waits for the ranks of the attempt before on {names}, for {lease:.0f} s at most")
+            time.sleep(0.2)
 
     def tell(self) -> None:
         with contextlib.suppress(OSError):
@@ -157,7 +133,7 @@ class Job:
                     if (problem := self._judge_probe(host, token, *reply))}  # fmt: skip
         usable = [host for host in hosts if host not in problems]
         for problem in problems.values():
-            print(problem, file=sys.stderr, flush=True)
+            say(problem, error=True)
         if problems and len(usable) < (self.launch.min_nodes or len(hosts)):
             raise ProblemError(next(iter(problems.values())))
         return usable
@@ -194,7 +170,7 @@ class Job:
     def run_by_ssh(self) -> tuple[int, Problem | None]:
         hosts = self.find_hosts()
         if len(hosts) < len(self.launch.hosts):
-            print(f"going on with {len(hosts)} of {len(self.launch.hosts)} hosts: {', '.join(hosts)}", flush=True)
+            say(f"going on with {len(hosts)} of {len(self.launch.hosts)} hosts: {', '.join(hosts)}")
         variables = {name: value for name, value in os.environ.items()
                      if name.startswith(SENT) or name in WORKER_DEFAULTS}  # fmt: skip
         variables |= self.launch.environment
@@ -207,7 +183,7 @@ class Job:
         first = self._wait_for_end(remotes)
         problem = None if first is None or self.stopping else self._explain(first, remotes)
         if problem is not None:
-            print(problem, file=sys.stderr, flush=True)
+            say(problem, error=True)
             with contextlib.suppress(OSError):
                 write_private(ended_file(self.control, self.attempt), msgspec.json.encode(problem))
         self._end_all(remotes)
@@ -215,18 +191,28 @@ class Job:
 
     def _wait_for_end(self, remotes: list[Remote]) -> Remote | None:
         """Wait until all nodes have ended well, and return None; or one has not: then that one."""
+        turn = time.monotonic()
         while not self.stopping:
             states = [remote.poll() for remote in remotes]
             if all(state == 0 for state in states):
                 return None
             if any(state not in (None, 0) for state in states):
                 break
+            now = time.monotonic()
+            if now - turn > STALL:  # this process itself was held up, and has read nothing
+                for remote in remotes:
+                    remote.heard = max(remote.heard, now)
+            turn = now
             self._tell_of_quiet(remotes)
+            for remote in remotes:
+                remote.silent = remote.spoken and remote.poll() is None and now - remote.heard > LOST
+            if any(remote.silent for remote in remotes):
+                break
             time.sleep(0.1)
         until = time.monotonic() + (0.0 if any(remote.lost for remote in remotes) else GATHER)
         while time.monotonic() < until and any(remote.poll() is None for remote in remotes):
             time.sleep(0.1)
-        failed = [remote for remote in remotes if remote.poll() not in (None, 0)]
+        failed = [remote for remote in remotes if remote.silent or remote.poll() not in (None, 0)]
         if not failed:
             return None if self.stopping else remotes[0]
         # A lost connection or a killed rank is the cause; the others fail because they have lost it.
@@ -240,7 +226,7 @@ class Job:
             if not quiet:
                 if remote.host in self._quiet:
                     self._quiet.discard(remote.host)
-                    print(f"{remote.host} is back", flush=True)
+                    say(f"{remote.host} is back")
                 continue
             if remote.host in self._quiet:
                 continue
@@ -255,7 +241,7 @@ class Job:
                 cause=cause,
                 hint="the run goes on by itself when it comes back within some twenty seconds, else it ends",
             )
-            print(problem, flush=True)
+            say(problem)
             self._told += 1
             with contextlib.suppress(OSError):
                 notice = Notice(attempt=self.attempt, number=self._told, problem=problem)
@@ -296,7 +282,7 @@ class Job:
     def print_lines(self, run: Path) -> None:
         count = self.launch.nodes
         lines = "\n".join(f"host {index}: {self.build_line(index, count, 'files')}" for index in range(count))
-        print(f"run on each host:\n{lines}", flush=True)
+        say(f"run on each host:\n{lines}")
         writer = Writer(run / "events.jsonl")  # its next writer has not been started
         writer.write(
             Warn(
@@ -311,9 +297,13 @@ class Job:
     def follow(self) -> tuple[int, Problem | None]:
         """Wait for the nodes that somebody starts, and for their end."""
         count = self.launch.nodes
-        seen: dict[int, tuple[int, float]] = {}
+        seen: dict[int, tuple[tuple[int, int], float]] = {}
+        turn = time.monotonic()
         while not self.stopping:
             time.sleep(0.3)
+            if (now := time.monotonic()) - turn > STALL:
+                seen.clear()
+            turn = now
             nodes = {
                 index: node for index in range(count) if (node := meeting.read_node(self.control, index, self.attempt))
             }
@@ -321,10 +311,11 @@ class Job:
                 return 0, None
             failed = [node for node in nodes.values() if node.state == "ended" and node.status != 0]
             for index, node in nodes.items():
-                if seen.get(index, (-1, 0.0))[0] != node.beat:
-                    seen[index] = node.beat, time.monotonic()
+                sign = node.beat, read_time(meeting.node_file(self.control, index))
+                if index not in seen or seen[index][0] != sign:
+                    seen[index] = sign, time.monotonic()
             silent = [nodes[index] for index, (_, when) in seen.items()
-                      if nodes[index].state != "ended" and time.monotonic() - when > SILENT]  # fmt: skip
+                      if index in nodes and nodes[index].state != "ended" and time.monotonic() - when > SILENT]  # fmt: skip
             if failed or silent:
                 self.lead.end = True
                 self.tell()
@@ -365,6 +356,8 @@ def main() -> int:
     job = Job(arguments.worker, launch, arguments.attempt, arguments.address, rest)
     home, run = rest[rest.index("--home") + 1], rest[rest.index("--job") + 1]
     try:
+        if job.stopping:
+            return 1
         if launch.via == "ssh":
             status, _ = job.run_by_ssh()
             return status
@@ -373,8 +366,9 @@ def main() -> int:
     except ProblemError as error:
         status, problem = 1, error.problem
     if problem is not None:
-        print(problem, file=sys.stderr, flush=True)
-        write_private(ended_file(job.control, job.attempt), msgspec.json.encode(problem))
+        say(problem, error=True)
+        with contextlib.suppress(OSError):
+            write_private(ended_file(job.control, job.attempt), msgspec.json.encode(problem))
     time.sleep(2 * meeting.BEAT if launch.via == "none" else 0)  # the nodes read that they shall end
     return status
 

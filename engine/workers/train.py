@@ -15,6 +15,7 @@ from engine.config.memory_savings import list_memory_savings
 from engine.config.profile import Profile, parse
 from engine.models import accelerator
 from engine.models.memory import is_out_of_memory
+from engine.protocol.file_channel import SCHEME
 from engine.protocol.home import Home
 from engine.protocol.journal import End
 from engine.protocol.messages import Problem, ProblemError
@@ -55,7 +56,7 @@ def main() -> int:
         memory=accelerator.measure_memory,
         on_cancel=inbox.cancelled.add,
         on_instruction=inbox.receive,
-        die_with_parent=world > 1,
+        die_with_parent=world > 1 or arguments.address.startswith(SCHEME),
     )
     inbox.connect(link)
     inbox.end_on_sigterm()

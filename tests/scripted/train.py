@@ -24,7 +24,7 @@ link = Link(
     script.rank,
     home=script.home,
     on_cancel=cancelled.add,
-    die_with_parent=script.profile.launch.processes != 1,
+    die_with_parent=script.profile.launch.processes != 1 or script.address.startswith("file:"),
 )
 
 
