@@ -38,7 +38,7 @@ def make_script(
     what is added to it when the job has not been queued again; `result` the file that is there once the stage is
     done."""
     options = [f"--job-name={name}", f"--output={log}", "--open-mode=append", *list_options(launch, nodes)]
-    lines = ["#!/bin/bash", *(f"#SBATCH {_escape(option)}" for option in options), "", INTRODUCTION.strip(), ""]
+    lines = ["#!/bin/bash", *(f"#SBATCH {escape(option)}" for option in options), "", INTRODUCTION.strip(), ""]
     lines += [f"export {key}={shlex.quote(value)}" for key, value in sorted(environment.items())]
     lines += [
         f"control={shlex.quote(str(control))}",
@@ -51,7 +51,7 @@ def make_script(
     return "\n".join(lines) + "\n"
 
 
-def _escape(option: str) -> str:
+def escape(option: str) -> str:
     """An option as a line of a batch script takes it."""
     return option if not any(mark in option for mark in " \t'\"\\#") else shlex.quote(option)
 

@@ -14,7 +14,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import LiteralScalarString
 
-from engine.config.batch_script import list_options
+from engine.config.batch_script import escape, list_options
 from engine.config.profile import Profile
 
 INSTALLED = "pip install cockpit"
@@ -47,7 +47,7 @@ def _make_slurm(profile: Profile, path: str) -> str:
     if profile.launch.job.gres is None and _count(profile) > 1:
         wanted.append(f"--gres=gpu:{_count(profile)}")
     options = [f"--job-name=cockpit-{_name(profile)}", "--no-requeue", *wanted]
-    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in dict.fromkeys(options)), ""]
+    lines = ["#!/bin/bash", *(f"#SBATCH {escape(option)}" for option in dict.fromkeys(options)), ""]
     lines += [
         "# Trains with an engine of its own on the node. COCKPIT_HOME must be on a file system that the node sees.",
         "# To steer the run from the login node, and to have it save and go on at the time limit, submit the profile",

@@ -53,7 +53,9 @@ class SlurmOptions(Options):
     partition: str | None = option(None, help="Partition.", pattern=ONE_WORD)
     account: str | None = option(None, help="Account to charge.", pattern=ONE_WORD)
     qos: str | None = option(None, help="Quality of service.", pattern=ONE_WORD)
-    time: str | None = option(None, help="Time limit, such as 12:00:00 or 2-00:00:00.", pattern=r"^[0-9:-]+$")
+    time: str | None = option(
+        None, help="Time limit, such as 12:00:00 or 2-00:00:00.", pattern=r"^(\d+-)?\d+(:\d+){0,2}$"
+    )
     gres: str | None = option(None, help="Generic resources of each node, such as gpu:4.", pattern=ONE_WORD)
     constraint: str | None = option(None, help="Features that the nodes must have.", pattern=ONE_WORD)
     nodes: int | None = option(None, help="Nodes; none: launch.nodes.", ge=1)

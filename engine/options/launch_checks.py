@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+RESERVED = ("--array", "-a", "--job-name", "-J", "--output", "-o", "--error", "-e", "--open-mode", "--signal",
+            "--nodes", "-N", "--ntasks", "-n", "--ntasks-per-node", "--requeue", "--no-requeue", "--wrap", "--parsable",
+            "--wait", "-W", "--test-only", "--help", "-h", "--usage", "--version", "-V")  # fmt: skip
+"""Options of sbatch that the batch script has itself, or with which it does not run as one job."""
+SHORTEST = 5
+"""Characters of the shortest abbreviation that sbatch may take for one option."""
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def check_launch(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
@@ -25,6 +34,12 @@ def check_launch(sections: Mapping[str, Any], directory: Path, home: Any) -> Ite
             "launch.slurm.save_before",
             f"is {launch.job.save_before} s, and the time limit {limit} s: raise the limit",
         )
+    for index, extra in enumerate(launch.job.extra):
+        if option := _find_reserved(extra):
+            yield f"launch.slurm.extra.{index}", f"{option} is set by cockpit, whose script would not work with another"
+    for name in launch.environment:
+        if not NAME.fullmatch(name):
+            yield f"launch.environment.{name}", "is no name of a variable: letters, digits and _, no digit first"
     if launch.via != "local":
         if launch.wait_for is not None:
             yield "launch.wait_for", f"does not go with launch.via {launch.via}: the devices are not this host's"
@@ -33,6 +48,14 @@ def check_launch(sections: Mapping[str, Any], directory: Path, home: Any) -> Ite
                 "launch.devices",
                 "does not go with launch.via slurm, which chooses the devices: set launch.slurm.gres",
             )
+
+
+def _find_reserved(extra: str) -> str:
+    """The option of sbatch that this is, which may be abbreviated, if it is reserved."""
+    name = re.split(r"[= ]", extra, maxsplit=1)[0]
+    if not name.startswith("--"):
+        return name[:2] if name[:2] in RESERVED else ""
+    return next((full for full in RESERVED if full == name or (len(name) >= SHORTEST and full.startswith(name))), "")
 
 
 def _check_ssh(launch: Any) -> Iterator[tuple[str, str]]:

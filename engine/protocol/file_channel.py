@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from pathlib import Path
 
 import msgspec
@@ -178,7 +179,8 @@ class WorkerFiles:
         self._ending = False
         self._count = 0
         self._seen: tuple[int, int] = 0, 0
-        make_private(folder)
+        with contextlib.suppress(OSError):
+            make_private(folder)
 
     def beat(self, beat: Beat) -> None:
         """Raises OSError."""
@@ -192,8 +194,12 @@ class WorkerFiles:
             return
         path = replies_file(self._folder, self._attempt)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        size = os.fstat(descriptor).st_size
         try:
             write_all(descriptor, _encode(message) + b"\n")
+        except OSError:
+            os.ftruncate(descriptor, size)  # it is written again, as a whole
+            raise
         finally:
             os.close(descriptor)
 
@@ -243,18 +249,25 @@ class SupervisorFiles:
             self._load(answered)
         self._beats: dict[int, tuple[Beat, int]] = {}
         self._noticed = 0
+        self._lock = threading.Lock()
+        self.reading = False
+        """Whether a thread polls."""
         make_private(folder)
+        if fresh:
+            with contextlib.suppress(OSError):  # over NFS a host may believe for long that a file is not there
+                os.close(os.open(replies_file(folder, attempt), os.O_WRONLY | os.O_CREAT, 0o600))
         if fresh:  # those of hosts that the attempt before was on; their clocks may differ, so times say nothing
             for path in folder.glob("host-*.json"):
                 path.unlink(missing_ok=True)
 
     def send(self, message: Instruction | CancelInstruction) -> None:
         """Raises nothing: what the disk refuses is written by a later `poll`."""
-        if isinstance(message, Instruction):
-            self._commands.instructions.append(message)
-        else:
-            self._commands.cancelled.append(message.request)
-        self._write()
+        with self._lock:
+            if isinstance(message, Instruction):
+                self._commands.instructions.append(message)
+            else:
+                self._commands.cancelled.append(message.request)
+            self._write()
 
     def _load(self, answered: set[str]) -> None:
         try:
@@ -280,11 +293,12 @@ class SupervisorFiles:
                 beats.append(beat)
         replies, self._offset = read_replies(self._folder, self.attempt, self._offset)
         answered = {reply.id for reply in replies if isinstance(reply, Answered)}
-        if answered:
-            left = [each for each in self._commands.instructions if each.id not in answered]
-            self._commands.instructions, self._written = left, False
-        if not self._written:
-            self._write()
+        with self._lock:
+            if answered:
+                left = [each for each in self._commands.instructions if each.id not in answered]
+                self._commands.instructions, self._written = left, False
+            if not self._written:
+                self._write()
         return beats, replies
 
     def take_notice(self) -> Problem | None:

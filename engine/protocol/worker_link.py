@@ -203,12 +203,17 @@ class Link:
         """As `_serve`, by files. What they cannot take now (a full disk, a server that does not answer) waits."""
         files = WorkerFiles(Path(self._address.removeprefix(SCHEME)), self.attempt, self.rank)
         self._state.host = host_name()
+        synced = 0
         poller = zmq.Poller()
         poller.register(self._wake_read, zmq.POLLIN)
         while True:
             closing = self._closing.is_set()
             self._beat(connected=False)
             beat = Beat(attempt=self.attempt, rank=self._state, journal=self._size, ended=closing)
+            if beat.journal != synced:  # a client of NFS may keep what is written for half a minute
+                with contextlib.suppress(OSError):
+                    self._sync_journal()
+                    synced = beat.journal
             with contextlib.suppress(OSError):
                 files.beat(beat)
                 while self._outbox:
@@ -226,6 +231,14 @@ class Link:
                     os.read(self._wake_read, 65536)
                     if any(isinstance(each, (Answered, Said)) for each in list(self._outbox)):
                         break
+
+    def _sync_journal(self) -> None:
+        if self._home is not None:
+            descriptor = os.open(self._home.run(self.job).events, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def _connect(self, socket: zmq.Socket[bytes]) -> float:
         """Begin to connect to the supervisor. Returns until when (`time.monotonic()`) that may take; 0 when there is

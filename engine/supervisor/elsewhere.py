@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 
 from engine.protocol import journal, states
-from engine.protocol.file_channel import SupervisorFiles
-from engine.protocol.messages import Answered, Problem, Said
+from engine.protocol.file_channel import Beat, SupervisorFiles
+from engine.protocol.messages import Answered, FromWorker, Problem, Said
 from engine.supervisor.hang_detector import Heartbeats
 from engine.supervisor.pending import PendingRequests
 from engine.supervisor.run_monitor import RunMonitor
@@ -42,9 +42,24 @@ class Elsewhere:
                     self._read(record, record.files)
 
     def _read(self, record: Record, files: SupervisorFiles) -> None:
-        if notice := files.take_notice():
+        """Read a run's files in a thread: a file system of other hosts may not answer for a while."""
+        if files.reading:
+            return
+        files.reading = True
+        ranks = max(1, record.run.processes)
+        found: list[tuple[Problem | None, list[Beat], list[FromWorker]]] = []
+
+        def take() -> None:
+            files.reading = False
+            if found and record.files is files:
+                with record.isolate():
+                    self._take(record, *found[0])
+
+        self.monitor.run_in_background(lambda: found.append((files.take_notice(), *files.poll(ranks))), take)
+
+    def _take(self, record: Record, notice: Problem | None, beats: list[Beat], replies: list[FromWorker]) -> None:
+        if notice:
             self.monitor.warn(record, notice.code, f"{notice.title}: {notice.cause}", notice.hint)
-        beats, replies = files.poll(max(1, record.run.processes))
         for beat in beats:
             if not beat.ended:
                 self.monitor.take_heartbeat(record, beat.rank)
@@ -78,7 +93,11 @@ class Elsewhere:
             self.slurm.hurry()
         if job.state == COMPLETING:  # to an end, or to wait again
             return
+        if job.job and not job.state:  # Slurm has not been asked yet
+            return
         if not job.waits:
+            if run.phase and run.phase == job.shown:
+                run.phase, record.changed = "", True
             if run.state == states.QUEUED:
                 run.started = time.time()
                 record.move("start")
@@ -87,7 +106,8 @@ class Elsewhere:
                 job.shown = run.reason = words
                 run.code, record.changed = "queue.slurm", True
         elif run.state == states.RUNNING:  # a later stage of the run, in a job of its own
-            run.phase, record.changed = job.describe_wait(), True
+            run.phase = job.shown = job.describe_wait()
+            record.changed = True
 
     def _begin_again(self, record: Record, job: SlurmJob) -> None:
         """Slurm has queued the job again: after its time limit, for another job, or because a node failed."""

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import msgspec
 import psutil
@@ -34,7 +34,8 @@ from engine.supervisor.run_record import Record, group_points, read_log_tail
 from engine.supervisor.runs import Runs
 from engine.supervisor.slurm import SlurmJob
 
-
+WORD = 60.0
+"""Seconds that the last entry of a run on other hosts may take to be seen here."""
 CAUSES_OF_LOSS = ("launch.host_lost", "worker.killed", "memory.exhausted", "memory.host_exhausted")
 """Codes of problems of one host or rank because of which the others fail."""
 
@@ -123,13 +124,26 @@ class RunMonitor:
         """Notice workers that have ended, and move the states of their runs."""
         for record in list(self.runs.records.values()):
             with record.isolate():
-                if record.leader is not None and record.leader.has_ended():
+                if record.leader is not None and record.leader.has_ended() and not self._wait_for_word(record):
                     self.handle_exit(record, record.leader)
+
+    def _wait_for_word(self, record: Record) -> bool:
+        """Whether a run on other hosts has ended well and its word of that may still come: over NFS a file may look as
+        it was for a while."""
+        if record.files is None or record.leader is None or record.leader.status != 0 or record.stop_requested:
+            return False
+        while self.read_journal(record):
+            pass
+        if record.end is not None or record.stage in stages.AFTER:
+            return False
+        now = time.monotonic()
+        record.word_until = record.word_until or now + WORD
+        return now < record.word_until
 
     def handle_exit(self, record: Record, leader: Leader) -> None:
         """A run's first process has ended. End the ranks that are left, which would hold their devices for good; then
         move the state."""
-        record.leader, record.identity, record.files = None, None, None
+        record.leader, record.identity, record.files, record.word_until = None, None, None, 0.0
         if isinstance(leader, SlurmJob):
             self._settle_exit(record, leader)
         else:
@@ -223,7 +237,10 @@ class RunMonitor:
 
     def _count_failures(self, record: Record) -> int:
         """The attempts so far, without those that ended for lack of memory and asked for another one."""
-        attempts = range(1, record.run.attempt + 1)
+        attempts: Collection[int] = range(1, record.run.attempt + 1)
+        if self.runs.is_elsewhere(record):  # those that Slurm has begun by itself are no failures
+            entries = (entry for entry, _ in journal.read(record.directory.lifecycle))
+            attempts = {entry.attempt for entry in entries if isinstance(entry, journal.Launched)}
         return sum(not record.directory.exhausted(attempt).exists() for attempt in attempts)
 
     def _read_exhausted(self, record: Record) -> Problem | None:

@@ -74,6 +74,8 @@ class Record:
     """What is wrong with the run's files, one sentence each."""
     remade: bool = False
     """Whether its damaged rows have been made again since it was queued by the user."""
+    word_until: float = 0.0
+    """Until when its last entry is waited for, once its processes have ended."""
     log_begin: int = 0
     """Bytes that the log had when the worker was started: what is before them is another attempt's."""
     oom_kills: int = 0

@@ -294,7 +294,8 @@ class Slurm:
         state, _, code = output.strip().partition("|")
         if status == 0 and state:
             job.state = state.partition(" ")[0]
-            job.exit = _read_status(code.partition(":")[0])
+            number, _, ended_by = code.strip().partition(":")
+            job.exit = int(number) or -int(ended_by) if number.isdigit() and ended_by.isdigit() else None
 
     def _end(self, job: SlurmJob) -> None:
         self._jobs.remove(job)
@@ -320,8 +321,8 @@ class Slurm:
 
 
 def _read_status(text: str) -> int | None:
-    """The exit status that squeue gives as wait(2) does, or sacct as a number."""
+    """The exit status, negative for a signal, that squeue gives as wait(2) does."""
     if not text.isdigit():
         return None
     number = int(text)
-    return number >> 8 if number > 255 else number
+    return number >> 8 if number > 255 else -number

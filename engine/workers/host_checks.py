@@ -97,7 +97,7 @@ def _list_other_interfaces(nodes: Sequence[meeting.Node], met: meeting.Meeting |
 
 def _describe_links(hosts: Sequence[str], links: dict[str, Any], met: meeting.Meeting | None) -> Iterator[Check]:
     where = f" by way of {met.address}" if met is not None else ""
-    slowest = min(links["links"], key=lambda link: link["bandwidth"])
+    slowest = min(links["links"], key=lambda link: link["bandwidth"], default=None)
     for link in links["links"]:
         names = " – ".join(hosts[rank] for rank in link["ranks"])
         slow = ", the slowest" if link is slowest and len(links["links"]) > 1 else ""

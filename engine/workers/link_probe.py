@@ -29,6 +29,9 @@ def main() -> int:
     import torch.distributed as distributed
 
     rank, local, world = read_place()
+    if world == 1:
+        write_private(arguments.out, json.dumps({"backend": "none", "links": []}).encode())
+        return 0
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(local)

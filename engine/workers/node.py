@@ -29,6 +29,7 @@ from engine.protocol.file_channel import SCHEME
 from engine.protocol.home import make_private
 from engine.protocol.messages import Problem
 from engine.supervisor.launchers import local
+from engine.supervisor.processes import WORKER_DEFAULTS
 from engine.workers import meeting
 from engine.workers.meeting import Meeting, Node
 
@@ -53,7 +54,7 @@ def main() -> int:
     parser.add_argument("--address", required=True)
     arguments, rest = parser.parse_known_args()
     node = int(os.environ.get("SLURM_NODEID", 0)) if arguments.node == "slurm" else int(arguments.node)
-    environment = remove_launcher_variables(os.environ)
+    environment = WORKER_DEFAULTS | remove_launcher_variables(os.environ)
     if arguments.lead == "ssh":  # variables come by the pipe: a command line can be read by everybody
         environment |= json.loads(sys.stdin.readline() or "{}")
         os.environ.update(environment)

@@ -29,7 +29,6 @@ from engine.protocol.journal import Warn, Writer
 from engine.protocol.messages import Problem, ProblemError
 from engine.supervisor.crash_report import RESUME, WorkerExit, find_killed_rank, report_crash
 from engine.supervisor.launchers.nodes import build_node_command
-from engine.supervisor.processes import WORKER_DEFAULTS
 from engine.workers import meeting
 from engine.workers.meeting import Lead, Node
 from engine.workers.remote import SSH_FAILED, Remote, say
@@ -50,8 +49,6 @@ GATHER = 3.0
 """Seconds after the first node's end in which the others may end by themselves: the first is not always the cause."""
 ENDING = 15.0
 """Seconds that the nodes have to end when they are told to."""
-SENT = ("HF_", "WANDB_", "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "OMP_", "COCKPIT_", "TOKENIZERS_", "CUDA_", "HSA_")
-"""What the names of variables begin with that are sent along; all else on a host is its own."""
 
 
 class Job:
@@ -62,6 +59,7 @@ class Job:
         self.rest = [*rest, "--attempt", str(attempt), "--address", address]
         self.control = make_private(Path(address.removeprefix(SCHEME)))
         self.lead = Lead(attempt=attempt)
+        self._telling = threading.RLock()  # a signal's handler may interrupt its own thread
         self.stopping = False
         self.finished = threading.Event()
         self._quiet: set[str] = set()
@@ -96,7 +94,7 @@ class Job:
             time.sleep(0.2)
 
     def tell(self) -> None:
-        with contextlib.suppress(OSError):
+        with self._telling, contextlib.suppress(OSError):
             self.lead.beat += 1
             meeting.write(meeting.lead_file(self.control), self.lead)
 
@@ -114,7 +112,15 @@ class Job:
         command = build_node_command(self.worker, self.rest, node=str(index), count=count, launch=self.launch)
         command[command.index("--port"):command.index("--port")] = ["--lead", lead]  # fmt: skip
         path = [f"PYTHONPATH={os.environ['PYTHONPATH']}"] if os.environ.get("PYTHONPATH") else []
+        if lead != "ssh":
+            path += [f"{name}={value}" for name, value in self.list_variables().items()]
         return shlex.join(["exec", "env", *path, *command] if lead == "ssh" else ["env", *path, *command])
+
+    def list_variables(self) -> dict[str, str]:
+        """What the profile says of the environment. All else on a host is its own."""
+        devices = self.launch.devices
+        chosen = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))} if isinstance(devices, list) else {}
+        return chosen | self.launch.environment
 
     # ── ssh ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -158,7 +164,7 @@ class Job:
                 cause=said.strip()[-500:],
                 hint=f"`ssh {host} true` must work without a question; launch.min_nodes goes on without a host",
             )
-        if status != 0 or said.strip() != token:
+        if status != 0 or token not in said.split():  # a shell may print more
             return Problem(
                 code="launch.not_shared",
                 title=f"{host} does not see the run's directory",
@@ -171,13 +177,8 @@ class Job:
         hosts = self.find_hosts()
         if len(hosts) < len(self.launch.hosts):
             say(f"going on with {len(hosts)} of {len(self.launch.hosts)} hosts: {', '.join(hosts)}")
-        variables = {name: value for name, value in os.environ.items()
-                     if name.startswith(SENT) or name in WORKER_DEFAULTS}  # fmt: skip
-        variables |= self.launch.environment
-        if isinstance(self.launch.devices, list):
-            variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self.launch.devices))
         remotes = [
-            Remote(host, index, self.build_ssh(host, self.build_line(index, len(hosts), "ssh")), variables)
+            Remote(host, index, self.build_ssh(host, self.build_line(index, len(hosts), "ssh")), self.list_variables())
             for index, host in enumerate(hosts)
         ]
         first = self._wait_for_end(remotes)
@@ -315,7 +316,8 @@ class Job:
                 if index not in seen or seen[index][0] != sign:
                     seen[index] = sign, time.monotonic()
             silent = [nodes[index] for index, (_, when) in seen.items()
-                      if index in nodes and nodes[index].state != "ended" and time.monotonic() - when > SILENT]  # fmt: skip
+                      if index in nodes and nodes[index].state != "ended"
+                      and time.monotonic() - when > SILENT]  # fmt: skip
             if failed or silent:
                 self.lead.end = True
                 self.tell()

@@ -5,6 +5,7 @@ The wire is a thread of the test that passes frames between virtual interfaces (
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import heapq
@@ -19,6 +20,8 @@ import time
 import uuid
 from pathlib import Path
 
+from tests.cluster import UnavailableError
+
 NEW_NETWORK = 0x40000000
 TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x0002, 0x1000
 
@@ -28,9 +31,11 @@ def find_missing() -> str:
     if os.geteuid() != 0 or shutil.which("ip") is None or not Path("/dev/net/tun").exists():
         return "needs root, ip (iproute2) and /dev/net/tun"
     name = f"probe{uuid.uuid4().hex[:6]}"
-    if subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode != 0:
+    try:
+        ip("netns", "add", name)
+        ip("netns", "delete", name)
+    except (OSError, subprocess.SubprocessError):
         return "network namespaces cannot be made here"
-    subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
     return ""
 
 
@@ -46,16 +51,24 @@ class Network:
         self.lost = 0
         self._cut: set[int] = set()
         own = f"wire{self.tag}"
-        self._ends = {"": open_tap(own)}
+        self._ends: dict[str, int] = {}
+        self._closing = threading.Event()
+        self._wire = threading.Thread(target=self._carry, daemon=True)
+        try:
+            self._connect(own)
+        except (OSError, IndexError, subprocess.SubprocessError) as error:
+            self.close()
+            raise UnavailableError(f"no network of namespaces can be made here: {error}") from error
+        self._wire.start()
+
+    def _connect(self, own: str) -> None:
+        self._ends[""] = open_tap(own)
         self._configure([], own, 1)
-        for index, name in enumerate(names, 2):
+        for index, name in enumerate(self.names, 2):
             ip("netns", "add", self.space(name))
             self._ends[name] = open_tap("eth0", self.space(name))
             self._configure(["-n", self.space(name)], "eth0", index)
             self.inside[name] = [f"{self.net}.{index}", "ip", "netns", "exec", self.space(name)]
-        self._closing = threading.Event()
-        self._wire = threading.Thread(target=self._carry, daemon=True)
-        self._wire.start()
 
     def _configure(self, where: list[str], interface: str, number: int) -> None:
         ip(*where, "addr", "add", f"{self.net}.{number}/24", "dev", interface)
@@ -74,7 +87,8 @@ class Network:
 
     def close(self) -> None:
         self._closing.set()
-        self._wire.join(5)
+        if self._wire.is_alive():
+            self._wire.join(5)
         for end in self._ends.values():
             os.close(end)
         for name in self.names:
@@ -111,7 +125,7 @@ class Network:
 
 
 def ip(*arguments: str, check: bool = True) -> None:
-    subprocess.run(["ip", *arguments], check=check, capture_output=True)
+    subprocess.run(["ip", *arguments], check=check, capture_output=True, timeout=10)
 
 
 def open_tap(name: str, space: str = "") -> int:
@@ -128,7 +142,11 @@ def open_tap(name: str, space: str = "") -> int:
         fcntl.ioctl(end, TUNSETIFF, struct.pack("16sH", name.encode(), IFF_TAP | IFF_NO_PI))
         made.append(end)
 
-    thread = threading.Thread(target=make)
+    def attempt() -> None:
+        with contextlib.suppress(OSError):
+            make()
+
+    thread = threading.Thread(target=attempt)
     thread.start()
     thread.join()
     return made[0]

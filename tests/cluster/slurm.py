@@ -11,11 +11,14 @@ import subprocess
 import time
 from pathlib import Path
 
+from tests.cluster import UnavailableError
 from tests.training.warm import find_free_port
 
-PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 
 NODES = ("one", "two")
+READY = 20.0
+"""Seconds that the cluster may take to run its first job."""
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -55,7 +58,7 @@ def find_missing() -> str:
     """Why no cluster can be started here; empty when one can."""
     missing = [name for name in PROGRAMS if find_program(name) is None]
     if missing:
-        return f"needs Debian's slurmctld, slurmd and slurm-client ({', '.join(missing)} are missing)"
+        return f"needs Debian's munge, slurmctld, slurmd and slurm-client ({', '.join(missing)} are missing)"
     return "" if os.getuid() == 0 else "slurmd must be root"
 
 
@@ -71,7 +74,7 @@ class Cluster:
         (folder / "state").mkdir(parents=True)
         host = socket.gethostname().partition(".")[0]
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
-        self.munge: subprocess.Popen[bytes] | None = self._start_munge()
+        self.munge = self._start_munge()
         nodes = (
             f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={find_free_port()} CPUs=2 State=UNKNOWN"
             for name in NODES
@@ -84,7 +87,11 @@ class Cluster:
             )
         )  # fmt: skip
         self.daemons = [self._start("slurmctld", "-D"), *(self._start("slurmd", "-D", "-N", name) for name in NODES)]
-        self._wait_until_idle()
+        try:
+            self._wait_until_ready()
+        except UnavailableError:
+            self._end_daemons()
+            raise
 
     def _start_munge(self) -> subprocess.Popen[bytes]:
         key = self.folder / "munge.key"
@@ -106,13 +113,26 @@ class Cluster:
             )
 
     def run(self, *command: str) -> str:
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=30).stdout
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode == 0, f"{command}: {done.stderr}"  # nothing is no answer
+        return done.stdout
 
-    def _wait_until_idle(self) -> None:
-        deadline = time.monotonic() + 30
-        while self.run("sinfo", "-h", "-o", "%t %D").split() != ["idle", str(len(NODES))]:
-            assert time.monotonic() < deadline, self.logs()
-            time.sleep(0.2)
+    def _wait_until_ready(self) -> None:
+        """Until a job runs on all nodes. Raises UnavailableError when that does not come true."""
+        deadline, error = time.monotonic() + READY, ""
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                done = subprocess.run(
+                    ["srun", f"--nodes={len(NODES)}", "true"], env=self.environment, capture_output=True, text=True,
+                    timeout=left, check=False,
+                )  # fmt: skip
+                if done.returncode == 0:
+                    return
+                error = done.stderr
+            except (OSError, subprocess.TimeoutExpired) as failed:
+                error = str(failed)
+            time.sleep(0.3)
+        raise UnavailableError(f"Slurm does not run a job here within {READY:.0f} s: {error.strip()[-300:]}")
 
     def logs(self) -> str:
         return "\n".join(f"{path.name}:\n{path.read_text(errors='replace')[-3000:]}" for path in
@@ -120,17 +140,26 @@ class Cluster:
 
     def clear(self) -> None:
         """End all jobs."""
-        self.run("scancel", "--signal=KILL", "--full", "--user=root")
-        self.run("scancel", "--user=root")
+        for options in (["--signal=KILL", "--full"], []):
+            subprocess.run(
+                ["scancel", *options, "--user=root"],
+                env=self.environment,
+                capture_output=True,
+                timeout=30,
+                check=False,
+            )
         deadline = time.monotonic() + 15
         while self.run("squeue", "-h") and time.monotonic() < deadline:
             time.sleep(0.2)
 
     def close(self) -> None:
         self.clear()
-        for daemon in [*reversed(self.daemons), self.munge]:
+        self._end_daemons()
+
+    def _end_daemons(self) -> None:
+        for daemon in (*reversed(self.daemons), self.munge):
             daemon.send_signal(signal.SIGTERM)
-        for daemon in [*self.daemons, self.munge]:
+        for daemon in (*self.daemons, self.munge):
             try:
                 daemon.wait(5)
             except subprocess.TimeoutExpired:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import getpass
+import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
 
+from tests.cluster import UnavailableError
 from tests.training.warm import find_free_port
 
+READY = 15.0
+"""Seconds that a host may take to answer for the first time."""
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin:/usr/bin")
 
 
@@ -27,14 +30,25 @@ class Hosts:
 
     def __init__(self, folder: Path, *names: str, inside: dict[str, list[str]] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        Path("/run/sshd").mkdir(exist_ok=True)
         self.folder, self.names = folder, names
+        self.daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self.options = ["-F", str(folder / "config")]
+        try:
+            self._start_all(inside)
+            self._wait_until_ready()
+        except (OSError, subprocess.SubprocessError, UnavailableError) as error:
+            self.close()
+            raise UnavailableError(f"sshd cannot be used here: {error}") from error
+
+    def _start_all(self, inside: dict[str, list[str]] | None) -> None:
+        folder = self.folder
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(exist_ok=True)
         for key in ("host", "user"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)], check=True)
         (folder / "authorized").write_text((folder / "user.pub").read_text())
-        self.daemons: dict[str, subprocess.Popen[bytes]] = {}
         blocks = []
-        for name in names:
+        for name in self.names:
             port = find_free_port()
             where = "127.0.0.1" if inside is None else inside[name][0]
             self.daemons[name] = self._start(name, where, port, [] if inside is None else inside[name][1:])
@@ -44,7 +58,20 @@ class Hosts:
                 f"  UserKnownHostsFile /dev/null\n  LogLevel ERROR\n"
             )
         (folder / "config").write_text("".join(blocks))
-        self.options = ["-F", str(folder / "config")]
+
+    def _wait_until_ready(self) -> None:
+        for name in self.names:
+            deadline = time.monotonic() + READY
+            while (done := self._ask(name)).returncode != 0:
+                if time.monotonic() > deadline:
+                    raise UnavailableError(f"{name} does not answer: {done.stderr.strip()[-300:]}")
+                time.sleep(0.1)
+
+    def _ask(self, name: str) -> subprocess.CompletedProcess[str]:
+        command = ["ssh", *self.options, "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", name, "true"]
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=READY, check=False
+        )
 
     def _start(self, name: str, address: str, port: int, inside: list[str]) -> subprocess.Popen[bytes]:
         config = self.folder / f"sshd-{name}"
@@ -55,18 +82,14 @@ class Hosts:
         )
         assert SSHD is not None
         with open(self.folder / f"sshd-{name}.log", "ab") as log:
-            daemon = subprocess.Popen([*inside, SSHD, "-D", "-e", "-f", str(config)], stdout=log, stderr=log)
-        if not inside:
-            deadline = time.monotonic() + 10
-            while time.monotonic() < deadline:
-                try:
-                    socket.create_connection((address, port), 1).close()
-                    return daemon
-                except OSError:
-                    time.sleep(0.05)
-        return daemon
+            return subprocess.Popen([*inside, SSHD, "-D", "-e", "-f", str(config)], stdout=log, stderr=log)
 
     def close(self) -> None:
         for daemon in self.daemons.values():
+            daemon.send_signal(signal.SIGCONT)
             daemon.send_signal(signal.SIGTERM)
-            daemon.wait(10)
+            try:
+                daemon.wait(10)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()

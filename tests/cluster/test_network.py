@@ -11,18 +11,21 @@ import pytest
 from engine.protocol import journal
 from engine.protocol.home import Home
 from engine.protocol.messages import Command, Run, Submit
-from tests.cluster import ssh
+from tests.cluster import UnavailableError, long, ssh
 from tests.cluster.network import Network, find_missing
 from tests.scripted.bench import Engine, wait_for
 from tests.training.harness import PROFILE, make_model
 
 MISSING = find_missing() or ssh.find_missing()
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=MISSING or "-")]
+pytestmark = [pytest.mark.slow, long, pytest.mark.skipif(bool(MISSING), reason=MISSING or "-")]
 
 
 @pytest.fixture
 def network(tmp_path) -> Iterator[tuple[Network, ssh.Hosts]]:
-    network = Network("alpha", "beta", delay=0.01, loss=0.01)
+    try:
+        network = Network("alpha", "beta", delay=0.01, loss=0.01)
+    except UnavailableError as error:
+        pytest.skip(str(error))
     try:
         hosts = ssh.Hosts(tmp_path / "ssh", "alpha", "beta", inside=network.inside)
         yield network, hosts

@@ -7,7 +7,9 @@ after a note of a rank that ran out of memory.
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
 
 from engine.protocol.journal import Checkpoint, End, Ledger, Metrics, Phase, Start, Writer, read
@@ -70,6 +72,9 @@ tell(
     )
 )  # fmt: skip
 paused = False
+terminated = threading.Event()
+if script.address.startswith("file:"):
+    signal.signal(signal.SIGTERM, lambda *_: terminated.set())
 
 
 def save() -> None:
@@ -122,6 +127,9 @@ def take(instruction: Instruction) -> None:
 
 
 while step < last:
+    if terminated.is_set():
+        save()
+        finish(step, "stopped")
     for instruction in link.take_instructions():
         take(instruction)
     if paused:
