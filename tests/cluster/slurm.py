@@ -134,10 +134,6 @@ class Cluster:
             time.sleep(0.3)
         raise UnavailableError(f"Slurm does not run a job here within {READY:.0f} s: {error.strip()[-300:]}")
 
-    def logs(self) -> str:
-        return "\n".join(f"{path.name}:\n{path.read_text(errors='replace')[-3000:]}" for path in
-                         sorted(self.folder.glob("*.log")) + sorted(self.folder.glob("*.out")))  # fmt: skip
-
     def clear(self) -> None:
         """End all jobs."""
         for options in (["--signal=KILL", "--full"], []):
