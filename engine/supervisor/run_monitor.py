@@ -194,10 +194,10 @@ class RunMonitor:
         end = record.end
         lost = end is None or (end.problem is not None and end.problem.code == "training.failed")
         if not isinstance(leader, SlurmJob):
-            if record.stage != stages.TRAIN or not lost:
+            if record.stage != stages.TRAIN or not (lost or (end is not None and end.status == "stopped")):
                 return None
             ended = read_problem(ended_file(record.directory.control, record.run.attempt))
-            # That a rank has failed rank 0 says better, unless it has only lost another.
+            # That a rank has failed rank 0 says better, unless it has only lost another, or was ended because of that.
             return ended if ended is None or end is None or ended.code in CAUSES_OF_LOSS else None
         if record.run.state == states.QUEUED and leader.failure is None:  # it began and ended between two looks
             record.move("start")
