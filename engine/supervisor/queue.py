@@ -17,13 +17,13 @@ from engine.config import stage_plan
 from engine.config.profile import Profile, ProfileError, check_shell, parse, pin
 from engine.protocol import journal, stages, states
 from engine.protocol.home import RunDirectory, host_name, make_private, write_private
-from engine.protocol.messages import Problem, ProblemError, Resume, Run, Submit
+from engine.protocol.messages import Holder, Problem, ProblemError, Resume, Run, Submit
 from engine.supervisor import admission, processes, start_stage
 from engine.supervisor.devices import Assigned
 from engine.supervisor.hang_detector import Heartbeats
 from engine.supervisor.launching import Launcher
 from engine.supervisor.run_record import Job, Record, replay
-from engine.supervisor.runs import Runs
+from engine.supervisor.runs import HOST, Runs
 from engine.supervisor.slurm import SlurmJob
 
 
@@ -300,9 +300,10 @@ class Queue:
         busy = next((each for each in others if each is not record and self.runs.is_elsewhere(each)), None)
         if busy is None or self.find_next_stage(record) != stages.PREPARE:
             return False
-        reason = f"waits until the rows of {busy.run.id} are prepared"
-        if record.run.reason != reason:
-            record.run.reason, record.run.code, record.changed = reason, "queue.devices_held", True
+        holders = [Holder(device=HOST, job=busy.run.id)]
+        if record.run.holders != holders:
+            record.run.reason = f"waits until the rows of {busy.run.id} are prepared"
+            record.run.code, record.run.holders, record.changed = "queue.devices_held", holders, True
         return True
 
     def _begin(self, record: Record, devices: list[int]) -> None:

@@ -32,6 +32,7 @@ class Hosts:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.names = folder, names
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: dict[str, list[str]] = {}
         self.options = ["-F", str(folder / "config")]
         try:
             self._start_all(inside)
@@ -51,7 +52,8 @@ class Hosts:
         for name in self.names:
             port = find_free_port()
             where = "127.0.0.1" if inside is None else inside[name][0]
-            self.daemons[name] = self._start(name, where, port, [] if inside is None else inside[name][1:])
+            self._commands[name] = self._configure(name, where, port, [] if inside is None else inside[name][1:])
+            self.start(name)
             blocks.append(
                 f"Host {name}\n  HostName {where}\n  Port {port}\n  User {getpass.getuser()}\n"
                 f"  IdentityFile {folder}/user\n  IdentitiesOnly yes\n  StrictHostKeyChecking no\n"
@@ -73,7 +75,17 @@ class Hosts:
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=READY, check=False
         )
 
-    def _start(self, name: str, address: str, port: int, inside: list[str]) -> subprocess.Popen[bytes]:
+    def start(self, name: str) -> None:
+        """Start the host's sshd, for the first time or after `refuse`."""
+        with open(self.folder / f"sshd-{name}.log", "ab") as log:
+            self.daemons[name] = subprocess.Popen(self._commands[name], stdout=log, stderr=log)
+
+    def refuse(self, name: str) -> None:
+        """Have a host take no further connection. Those that there are stay."""
+        self.daemons[name].terminate()
+        self.daemons[name].wait(10)
+
+    def _configure(self, name: str, address: str, port: int, inside: list[str]) -> list[str]:
         config = self.folder / f"sshd-{name}"
         config.write_text(
             f"ListenAddress {address}\nPort {port}\nHostKey {self.folder}/host\nPidFile none\nUsePAM no\n"
@@ -81,8 +93,7 @@ class Hosts:
             f"PasswordAuthentication no\nPrintMotd no\n"
         )
         assert SSHD is not None
-        with open(self.folder / f"sshd-{name}.log", "ab") as log:
-            return subprocess.Popen([*inside, SSHD, "-D", "-e", "-f", str(config)], stdout=log, stderr=log)
+        return [*inside, SSHD, "-D", "-e", "-f", str(config)]
 
     def close(self) -> None:
         for daemon in self.daemons.values():

@@ -103,6 +103,9 @@ def test_nodes_meet_on_the_network_that_they_share() -> None:
     assert meeting.choose_address([first, second]) == "10.0.0.5"
     assert meeting.choose_address([first, second], "eth0") == "192.168.1.5"
     assert meeting.choose_address([first, first]) == "127.0.0.1"
+    same = Interface("eth0", "10.0.2.15", "10.0.2.0/24")  # of two machines behind the same kind of gateway
+    apart = [node(0, same), node(1, same)]
+    assert meeting.choose_address(apart) == "" and meeting.choose_address(apart, "ib7") == ""
     assert meeting.choose_address([node(0), node(1, docker)]) == ""
 
 

@@ -77,7 +77,7 @@ def test_a_killed_rank_is_named_with_its_host_and_the_run_goes_on_with_fewer(eng
     assert engine.client.request("pause", Command(run=run.id)).state == "paused"
     assert engine.client.request("continue", Command(run=run.id)).state == "running"
     saved = engine.client.request("save", Command(run=run.id)).step
-    hosts.daemons["beta"].send_signal(signal.SIGSTOP)  # it takes no further connection
+    hosts.refuse("beta")
     begun = time.monotonic()
     find_rank(run, "beta").kill()
     wait_for(lambda: engine.show(run).run.attempt == 2, 40, "the next attempt")
@@ -86,7 +86,7 @@ def test_a_killed_rank_is_named_with_its_host_and_the_run_goes_on_with_fewer(eng
     assert find_states(engine, run, "failed")[0].time - begun_wall(begun) < 10
     wait_for(lambda: [each for each in find_starts(engine, run) if each.attempt == 2], 90, "the second attempt's start")
     assert find_starts(engine, run)[-1].step >= saved
-    hosts.daemons["beta"].send_signal(signal.SIGCONT)
+    hosts.start("beta")
     assert "going on with 1 of 2 hosts: alpha" in engine.home.run(run.id).log.read_text()
     engine.client.request("set", Set(run=run.id, changes={"training.max_steps": 1}), 30)
     done = engine.wait(run, "completed", "failed", "stopped", seconds=60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -110,3 +111,35 @@ def test_a_notice_is_told_once(tmp_path: Path) -> None:
         file_channel.told_file(tmp_path), file_channel._encode(Notice(attempt=1, number=1, problem=problem))
     )
     assert supervisor.take_notice() == problem and supervisor.take_notice() is None
+
+
+def test_a_later_supervisor_keeps_what_nobody_has_answered(tmp_path: Path) -> None:
+    first, worker = SupervisorFiles(tmp_path, 1, fresh=True), WorkerFiles(tmp_path, 1, 0)
+    first.send(Instruction(id="a", name="save"))
+    first.send(Instruction(id="b", name="stop"))
+    worker.reply(Answered(id="a", step=1))
+    later = SupervisorFiles(tmp_path, 1, fresh=False)
+    assert later.waits_for("stop") and not later.waits_for("save")
+    later.send(Instruction(id="c", name="stacks"))
+    assert [each.id for each in worker.take() if isinstance(each, Instruction)] == ["b", "c"]
+    assert not SupervisorFiles(tmp_path, 2, fresh=False).waits_for("stop")
+
+
+def test_a_full_disk_leaves_signs_of_life_and_no_torn_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor, worker = SupervisorFiles(tmp_path, 1, fresh=True), WorkerFiles(tmp_path, 1, 0)
+    worker.beat(Beat(attempt=1, rank=Rank(rank=0, pid=1, host="b")))
+    assert len(supervisor.poll(1)[0]) == 1
+
+    def refuse(descriptor: int, content: bytes) -> None:
+        os.write(descriptor, content[:5])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(file_channel, "write_all", refuse)
+        with pytest.raises(OSError):
+            worker.beat(Beat(attempt=1, rank=Rank(rank=0, pid=1, host="b")))
+        with pytest.raises(OSError):
+            worker.reply(Answered(id="a", step=1))
+    worker.reply(Answered(id="a", step=1))
+    beats, replies = supervisor.poll(1)
+    assert len(beats) == 1 and [each.id for each in replies if isinstance(each, Answered)] == ["a"]
