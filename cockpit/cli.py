@@ -41,6 +41,14 @@ VERBS = (
         "tools:doctor",
         (
             option("folder", nargs="?", metavar="FOLDER", help="check this model folder"),
+            option("--hosts", metavar="A,B", help="measure whether these hosts can train together, over ssh"),
+            option(
+                "--ssh-option",
+                action="append",
+                default=[],
+                metavar="OPTION",
+                help="with --hosts: an option of ssh (repeatable)",
+            ),
             option(
                 "--again", action="store_true", help="forget which accelerated paths were tried: they are tried anew"
             ),

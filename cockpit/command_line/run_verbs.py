@@ -31,6 +31,22 @@ START_VERBS = (
             option("--no-rehearsal", action="store_true", help="skip the trial step on the longest batch"),
         ),
     ),
+    Verb(
+        "launch-file",
+        "print the file with which another system runs a profile",
+        "profile:launch_file",
+        (
+            PROFILE,
+            SET,
+            option(
+                "--for",
+                dest="system",
+                required=True,
+                choices=("slurm", "skypilot", "kubeflow"),
+                help="a batch script, a SkyPilot task, or a Kubeflow job",
+            ),
+        ),
+    ),
     Verb("prepare", "read, check and tokenize a profile's data, nothing more", "train:prepare", (PROFILE, SET, DETACH)),
 )
 

@@ -60,7 +60,9 @@ def summarize_launch(profile: Profile) -> str:
     length = counted(training.max_steps, "step") if training.max_steps else counted(training.epochs, "epoch")
     unit = "tokens" if training.tokens_per_batch else "rows"
     micro = training.tokens_per_batch or training.micro_batch
-    each = f"{micro} × {training.accumulation} × {launch.processes}"
+    nodes = launch.node_count
+    ranks = f"{launch.processes}" if nodes == 1 else f"{launch.processes} × {nodes} nodes"
+    each = f"{micro} × {training.accumulation} × {ranks}"
     return "\n".join(
         (
             f"{profile.name or 'unnamed'}: {profile.method.kind}, {adapter}, {base}",

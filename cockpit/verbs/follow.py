@@ -189,8 +189,9 @@ class Lines:
 def _activity(run: Run) -> str:
     if run.state == states.PAUSED:
         return f"paused: {run.reason}" if run.reason else "paused"
-    if run.state == states.QUEUED and run.position:
-        return f"queued, place {run.position}" + (f": {run.reason}" if run.reason else "")
+    if run.state == states.QUEUED and (run.position or run.reason):
+        place = f", place {run.position}" if run.position else ""
+        return f"queued{place}" + (f": {run.reason}" if run.reason else "")
     return run.phase if run.phase and run.state in (states.PREPARING, states.RUNNING) else run.state
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from cockpit.far_names import STDIN_NAME
 from cockpit.profiles.files import list_profiles, user_folder
 from cockpit.verbs.output import emit, say, table
+from engine.config import launch_files
 from engine.config.form import build_schema
 from engine.config.profile import Profile, ProfileError, find, list_notes, load, parse, read_text
 from engine.protocol.home import Home
@@ -65,6 +66,18 @@ def show(options: argparse.Namespace) -> int:
     else:
         read = options.profile == STDIN
         sys.stdout.write(_read_stdin() if read else read_text(find_profile(options.profile, home)))
+    return 0
+
+
+def launch_file(options: argparse.Namespace) -> int:
+    """Print the file with which another system runs the profile."""
+    path, profile = load_profile(options.profile, options.overrides, Home.locate(options.home))
+    place = str(path.resolve()) if options.system == "slurm" else options.profile
+    text = launch_files.make(options.system, profile, place)
+    if options.json:
+        emit({"for": options.system, "text": text})
+    else:
+        sys.stdout.write(text)
     return 0
 
 

@@ -30,6 +30,7 @@ from engine.protocol.messages import (
     Set,
     Stop,
     Taken,
+    Telemetry,
 )
 
 BOUNDARY = 600.0
@@ -98,11 +99,23 @@ def show(options: argparse.Namespace) -> int:
                 "pids": detail.pids,
                 "ledger": [msgspec.structs.asdict(line) for line in detail.ledger],
                 "warnings": detail.warnings,
+                "hosts": detail.hosts,
             }
         )
     else:
         _print_detail(detail)
     return 0
+
+
+def _describe_host(sample: Telemetry) -> str:
+    """A host that the run is on, in a line."""
+    host = sample.host
+    parts = [f"{host.name}: CPU {host.cpu_percent:.0f} %, memory {host.memory_used / 1e9:.0f} of "
+             f"{host.memory_total / 1e9:.0f} GB"]  # fmt: skip
+    for device in sample.devices:
+        used = f"{(device.memory_used or 0) / 1e9:.0f} of {(device.memory_total or 0) / 1e9:.0f} GB"
+        parts.append(f"{device.name} {device.index}: {device.utilisation or 0:.0f} %, {used}")
+    return "; ".join(parts)
 
 
 def _print_detail(detail: RunDetail) -> None:
@@ -124,6 +137,8 @@ def _print_detail(detail: RunDetail) -> None:
     for name, value in lines.items():
         if value:
             print(f"{name:<12}{value}")
+    for sample in detail.hosts:
+        print(f"{'host':<12}{_describe_host(sample)}")
     for each in detail.checkpoints:
         print(_checkpoint_line(each))
     for change in detail.ledger:

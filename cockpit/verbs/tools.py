@@ -31,7 +31,10 @@ def model_verify(options: argparse.Namespace) -> NoReturn:
 
 
 def doctor(options: argparse.Namespace) -> NoReturn:
-    _run_worker("doctor", options, *filter(None, [options.folder]), *(["--again"] if options.again else []))
+    hosts = ["--hosts", options.hosts] if options.hosts else []
+    ssh = [f"--ssh-option={option}" for option in options.ssh_option]
+    again = ["--again"] if options.again else []
+    _run_worker("doctor", options, *filter(None, [options.folder]), *hosts, *ssh, *again)
 
 
 def plot(options: argparse.Namespace) -> NoReturn:

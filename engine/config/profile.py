@@ -50,6 +50,7 @@ SECTIONS: dict[str, type[Options] | dict[str, str]] = {
 """Section -> its options model, or a table of kinds. The first kind of a table is the default."""
 
 CHECKS = (
+    "engine.options.launch_checks:check_launch",
     "engine.training.checks:check_combinations",
     "engine.training.online.checks:check_online",
     "engine.training.online.checks:check_reward_model",

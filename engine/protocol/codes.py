@@ -118,6 +118,27 @@ CODES: dict[str, str] = {
     "launch.unshardable": (
         "The model cannot be divided among ranks, for the reason that the message gives. Use `launch.strategy: ddp`."
     ),
+    "launch.host_unreachable": (
+        "A host of `launch.hosts` cannot be reached by ssh without a question. Set up a key, or name fewer hosts."
+    ),
+    "launch.not_shared": (
+        "A host does not see the run's directory. `COCKPIT_HOME` must be on a file system that all hosts share."
+    ),
+    "launch.versions_differ": "Hosts have different versions of a library. Use one environment on all of them.",
+    "launch.node_missing": "Not all nodes of the run were started, or they do not see its directory.",
+    "launch.no_address": (
+        "A host cannot listen on the address that the hosts share. Name the interface in `launch.environment`, as "
+        "`GLOO_SOCKET_IFNAME`."
+    ),
+    "launch.host_lost": (
+        "A host of the run was lost while it trained; the message says whether it can still be reached. "
+        "`launch.restarts` goes on from the last checkpoint, `launch.min_nodes` also with fewer hosts."
+    ),
+    "launch.host_silent": (
+        "Nothing comes from a host of the run; the message says whether its files still do. The run goes on when it "
+        "comes back soon, else it ends with `launch.host_lost`."
+    ),
+    "launch.run_by_hand": "The run waits until its line was run on each host; the message has the lines.",
     "launch.devices_unused": (
         "The profile names more devices in `launch.devices` than there are processes, and each computes on one. Set "
         "`launch.processes` to their number, or name fewer."
@@ -125,6 +146,19 @@ CODES: dict[str, str] = {
     "queue.devices_held": (
         "The run waits in the queue until devices are free; the message says who holds them. It starts by itself. "
         "`launch.devices` takes devices that others use too."
+    ),
+    "queue.slurm": "The run waits in Slurm's queue; the message has Slurm's reason. It starts by itself.",
+    "slurm.refused": (
+        "Slurm did not take the run's job. Mend `launch.slurm`, or submit the script in the run's directory by hand to "
+        "see more."
+    ),
+    "slurm.ended": (
+        "Slurm ended the run's job, for the reason that the message gives. `cockpit resume` goes on from the last "
+        "checkpoint."
+    ),
+    "slurm.requeued": (
+        "Slurm has queued the run's job again: at its time limit, for a job of higher priority, or because a node "
+        "failed. It goes on by itself from its last checkpoint."
     ),
     # ── runs ──
     "run.none": "There are no runs yet. `cockpit demo` or `cockpit train PROFILE` starts one.",

@@ -24,6 +24,8 @@ class Rank(Message, kw_only=True):
     device_peak: int = 0
     waiting: bool = False
     """Whether it waits for the other ranks: a rank that waits does not hang."""
+    host: str = ""
+    """The host that it is on, where that may be another one than the supervisor's."""
 
 
 class Holder(Message, kw_only=True):
@@ -121,6 +123,8 @@ class RunDetail(Message, kw_only=True):
     """The latest journal entries other than metrics, oldest first, as JSON objects: the entries of earlier `told`
     events."""
     facts: dict[str, Any] = {}
+    hosts: list[Telemetry] = []
+    """The latest samples of the hosts that the run is on, where these are others than the engine's."""
 
 
 class DeviceProcess(Message, kw_only=True):

@@ -191,6 +191,11 @@ class RunDirectory:
         return self.path / f"exhausted-{attempt}.json"
 
     @property
+    def control(self) -> Path:
+        """Files by which the supervisor and a run on other hosts talk, see `file_channel`."""
+        return self.path / "control"
+
+    @property
     def exported(self) -> Path:
         """The folder of an export without `export.output`."""
         return self.path / "export"

@@ -182,6 +182,12 @@ class Launched(Entry, tag="launched", kw_only=True):
     identity: str = ""
     stage: str
     devices: list[int] = []
+    slurm: str = ""
+    """The id of the Slurm job that stands in the place of the process."""
+    slurm_name: str = ""
+    """The name that it is submitted under. An entry without the id is written before that."""
+    slurm_conf: str = ""
+    """The cluster's configuration, where SLURM_CONF names one."""
 
 
 class Adopted(Entry, tag="adopted", kw_only=True):

@@ -23,7 +23,7 @@ EVENTS = {
     "submitted": "the run was submitted",
     "prepare": "its devices are free, and it starts to prepare its data",
     "start": "its devices are free and its data is prepared: training starts",
-    "requeue": "its data is prepared, and somebody else has taken the devices meanwhile",
+    "requeue": "its data is prepared and somebody else has taken the devices meanwhile, or it waits for Slurm",
     "pause": "the user has paused it, or the worker has, for the reason that is kept",
     "continue": "the user has let it go on",
     "stop": "the user has stopped it; its worker saves a checkpoint and ends",
@@ -43,8 +43,9 @@ TRANSITIONS: dict[tuple[str | None, str], str] = {
     (QUEUED, "prepare"): PREPARING,
     (QUEUED, "start"): RUNNING,
     (PREPARING, "start"): RUNNING,
-    (PREPARING, "requeue"): QUEUED,  # prepared, and somebody has taken the devices meanwhile
+    (PREPARING, "requeue"): QUEUED,  # prepared, and somebody has taken the devices meanwhile, or Slurm has to find some
     (PREPARING, "done"): COMPLETED,  # a job that only prepares
+    **{(state, "requeue"): QUEUED for state in (RUNNING, PAUSED)},  # by Slurm
     (RUNNING, "pause"): PAUSED,
     (PAUSED, "continue"): RUNNING,
     (RUNNING, "done"): COMPLETED,

@@ -2,23 +2,27 @@
 
 One background thread owns the socket. The working thread only appends to a queue and reads another; none of its calls
 blocks. When the supervisor is replaced, the thread looks in the home for the address of the next one, makes sure that
-it is the same user's, and introduces the worker again.
+it is the same user's, and introduces the worker again. Where no socket reaches the worker, files take the place of the
+socket (`file_channel`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from engine.protocol import process, sockets, wire
-from engine.protocol.home import Home
+from engine.protocol.file_channel import SCHEME, Beat, WorkerFiles
+from engine.protocol.home import Home, host_name
 from engine.protocol.messages import (
     Answered,
     CancelInstruction,
@@ -46,11 +50,11 @@ anyway."""
 class Link:
     """`take_instructions` returns the supervisor's instructions in order; `answer` replies to one.
 
-    `address` is where the supervisor was when it started the worker; `home` has the connection file that says where the
-    present one is. `memory` is called from the background thread before each heartbeat, and sets the memory figures of
-    a `Rank`. `on_cancel` gets the id of a cancelled request; `on_instruction` is called after an instruction has come.
-    With `die_with_parent`, a rank under torchrun ends itself when its parent has ended, so that no orphan holds a
-    device.
+    `address` is where the supervisor was when it started the worker; `home` has the connection file that says where
+    the present one is. An address `file:FOLDER` stands for the files of a channel. `memory` is called from the
+    background thread before each heartbeat, and sets the memory figures of a `Rank`. `on_cancel` gets the id of a
+    cancelled request; `on_instruction` is called after an instruction has come. With `die_with_parent`, a rank
+    under torchrun ends itself when its parent has ended, so that no orphan holds a device.
     """
 
     def __init__(
@@ -79,7 +83,10 @@ class Link:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._serve, name="link", daemon=True)
+        self.by_files = address.startswith(SCHEME)
+        serve = self._serve_files if self.by_files else self._serve
+        self._size = 0
+        self._thread = threading.Thread(target=serve, name="link", daemon=True)
         self._thread.start()
 
     # ── called by the working thread ──────────────────────────────────────────────────────────────────────────────
@@ -101,6 +108,7 @@ class Link:
 
     def announce_journal(self, size: int) -> None:
         """Tell the supervisor that the journal is `size` bytes long."""
+        self._size = size
         self._send(Written(job=self.job, size=size))
 
     def take_instructions(self) -> list[Instruction]:
@@ -191,6 +199,47 @@ class Link:
         monitor.close(0)
         context.destroy(linger=1000)
 
+    def _serve_files(self) -> None:
+        """As `_serve`, by files. What they cannot take now (a full disk, a server that does not answer) waits."""
+        files = WorkerFiles(Path(self._address.removeprefix(SCHEME)), self.attempt, self.rank)
+        self._state.host = host_name()
+        synced = 0
+        poller = zmq.Poller()
+        poller.register(self._wake_read, zmq.POLLIN)
+        while True:
+            closing = self._closing.is_set()
+            self._beat(connected=False)
+            beat = Beat(attempt=self.attempt, rank=self._state, journal=self._size, ended=closing)
+            if beat.journal != synced:  # a client of NFS may keep what is written for half a minute
+                with contextlib.suppress(OSError):
+                    self._sync_journal()
+                    synced = beat.journal
+            with contextlib.suppress(OSError):
+                files.beat(beat)
+                while self._outbox:
+                    files.reply(self._outbox[0])
+                    self._outbox.popleft()
+            if closing:
+                return
+            for message in files.take():
+                self._take_message(message)
+            if files.must_end():
+                os.kill(os.getpid(), signal.SIGTERM)
+            until = time.monotonic() + HEARTBEAT / 2
+            while (left := until - time.monotonic()) > 0 and not self._closing.is_set():
+                if poller.poll(int(left * 1000) + 1):
+                    os.read(self._wake_read, 65536)
+                    if any(isinstance(each, (Answered, Said)) for each in list(self._outbox)):
+                        break
+
+    def _sync_journal(self) -> None:
+        if self._home is not None:
+            descriptor = os.open(self._home.run(self.job).events, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
     def _connect(self, socket: zmq.Socket[bytes]) -> float:
         """Begin to connect to the supervisor. Returns until when (`time.monotonic()`) that may take; 0 when there is
         none now."""
@@ -228,7 +277,8 @@ class Link:
         if connected:
             self._outbox.append(Heartbeat(job=self.job, rank=self._state))
         if self._parent is not None and os.getppid() != self._parent:
-            os.write(2, f"rank {self.rank}: the launching process is gone, ending\n".encode())
+            with contextlib.suppress(OSError):
+                os.write(2, f"rank {self.rank}: the launching process is gone, ending\n".encode())
             os._exit(1)
 
     def _flush(self, socket: zmq.Socket[bytes]) -> None:
@@ -241,7 +291,9 @@ class Link:
                 return
 
     def _take(self, payload: bytes) -> None:
-        message = wire.decode_instruction(payload)
+        self._take_message(wire.decode_instruction(payload))
+
+    def _take_message(self, message: Instruction | CancelInstruction) -> None:
         if isinstance(message, CancelInstruction):
             if self._on_cancel:
                 self._on_cancel(message.request)

@@ -8,15 +8,17 @@ from collections import deque
 from collections.abc import Callable
 
 from engine.config.profile import ProfileError
-from engine.protocol import journal, states
+from engine.protocol import journal, stages, states
+from engine.protocol.file_channel import SupervisorFiles
 from engine.protocol.home import RunDirectory
 from engine.protocol.messages import Run
 from engine.supervisor.processes import Leader
 from engine.supervisor.queue import Queue
-from engine.supervisor.run_files import list_directories, read_record, settle
+from engine.supervisor.run_files import gather_evidence, list_directories, read_record, settle
 from engine.supervisor.run_monitor import RunMonitor
 from engine.supervisor.run_record import Record, replay
 from engine.supervisor.runs import Runs
+from engine.supervisor.slurm import SlurmJob
 
 
 def adopt_runs(
@@ -139,6 +141,9 @@ def _adopt(record: Record, launched: journal.Launched | None, queue: Queue, moni
     run = record.run
     if run.state == "":  # submitted, and the engine died before it was queued
         record.move("submitted")
+    if launched is not None and (launched.slurm or launched.slurm_name) and run.state in states.LIVE:
+        _adopt_slurm_job(record, launched, queue, monitor)
+        return
     if run.state == states.QUEUED:
         queue.order.append(run.id)
     if run.state not in states.STARTED:
@@ -150,6 +155,46 @@ def _adopt(record: Record, launched: journal.Launched | None, queue: Queue, moni
     leader = Leader.adopt(run.id, launched.pid, launched.start_time, launched.identity)
     if leader is not None:
         record.leader = leader
+        if monitor.runs.is_elsewhere(record) and record.stage == stages.TRAIN:
+            record.files = SupervisorFiles(record.directory.control, run.attempt, fresh=False)
         record.write_lifecycle(journal.Adopted(attempt=run.attempt, pid=leader.pid))
     else:
+        _find_end(record)
         monitor.handle_exit(record, Leader(launched.pid, launched.start_time, launched.identity))
+
+
+def _find_end(record: Record) -> None:
+    """Look in the part of the journal that the registry has for the end of the training that was to be followed."""
+    if record.stage == stages.TRAIN and record.end is None:
+        end = gather_evidence(record.directory).end
+        record.end = end if end is not None and end.attempt >= record.run.attempt else None
+
+
+def _adopt_slurm_job(record: Record, launched: journal.Launched, queue: Queue, monitor: RunMonitor) -> None:
+    """Follow a job again that has gone on in Slurm, or ended there. One that may not have been submitted is submitted,
+    unless there is one of its name."""
+    run = record.run
+    if not launched.slurm and run.state in (states.QUEUED, states.PREPARING):
+        if run.state == states.PREPARING:
+            record.move("requeue")
+        queue.order.append(run.id)
+        return
+    if not launched.slurm and run.state == states.RUNNING:  # a stage after training
+        monitor.start_next_stage(record)
+        return
+    record.stop_requested = run.state == states.STOPPING
+    _find_end(record)
+    job = SlurmJob(
+        name=launched.slurm_name,
+        conf=launched.slurm_conf,
+        job=launched.slurm,
+        attempt=launched.attempt,
+        recorded=bool(launched.slurm),
+    )
+    job.restarts = max(0, run.attempt - launched.attempt)
+    record.leader, record.files = job, SupervisorFiles(record.directory.control, run.attempt, fresh=False)
+    slurm = monitor.queue.launcher.slurm
+    slurm.watch(job)
+    if record.stop_requested and record.end is None and not record.files.waits_for("stop"):
+        slurm.cancel(job)
+    record.write_lifecycle(journal.Adopted(attempt=run.attempt, pid=0))

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from engine.protocol import file_channel, states
 from engine.protocol.home import Home
-from engine.protocol.messages import CheckpointInfo, LedgerLine, Rank, Run, RunDetail
+from engine.protocol.messages import CheckpointInfo, LedgerLine, Rank, Run, RunDetail, Telemetry
 from engine.supervisor.registry import Registry
 from engine.supervisor.run_files import escape_name
 from engine.supervisor.run_record import Record, find_checkpoints
@@ -33,7 +34,13 @@ def describe_run(registry: Registry, record: Record, run: Run, ranks: list[Rank]
         warnings=[*_list_warnings(entries), *record.warnings, *record.damage],
         told=entries,
         facts=facts if isinstance(facts, dict) else {},
+        hosts=_list_hosts(record, run),
     )
+
+
+def _list_hosts(record: Record, run: Run) -> list[Telemetry]:
+    """Samples of the other hosts that the run is on, while it is."""
+    return file_channel.read_hosts(record.directory.control) if record.files and run.state in states.STARTED else []
 
 
 def _read_profile(record: Record) -> str:

@@ -92,8 +92,8 @@ def _phase_kind(rank: Rank) -> str:
 
 
 def report_hangs(heartbeats: Heartbeats, now: float) -> str:
-    """Describe the ranks that hang and have not been reported yet; empty when there are none. Every rank is made to
-    write its stacks to the log."""
+    """Describe the ranks that hang and have not been reported yet; empty when there are none. Every rank of this host
+    is made to write its stacks to the log."""
     hung = heartbeats.find_hung_ranks(now)
     heartbeats.reported &= set(hung)
     new = set(hung) - heartbeats.reported
@@ -102,12 +102,15 @@ def report_hangs(heartbeats: Heartbeats, now: float) -> str:
     heartbeats.reported |= new
     found = [f"rank {rank}{_describe_process(heartbeats.last[rank])}: {hung[rank]}" for rank in sorted(new)]
     for each in heartbeats.last.values():
-        _request_stacks(each.pid)
+        if not each.host:
+            _request_stacks(each.pid)
     return "; ".join(found)
 
 
 def _describe_process(rank: Rank) -> str:
     """The process, and its state where that explains why it hangs."""
+    if rank.host:
+        return f" (process {rank.pid} on {rank.host})"
     try:
         status = psutil.Process(rank.pid).status()
     except psutil.Error:

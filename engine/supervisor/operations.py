@@ -165,7 +165,9 @@ def _instruct(server: Server, caller: Caller, record: Record, name: str, argumen
 
 def _send_or_hold(server: Server, record: Record, instruction: Instruction) -> None:
     """Send the instruction to the run's worker, or hold it until the worker has joined."""
-    if record.identity is not None:
+    if record.files is not None:
+        record.files.send(instruction)
+    elif record.identity is not None:
         server.instruct(record.identity, instruction)
     else:
         record.held_instructions.append(instruction)
@@ -318,8 +320,11 @@ def _generate_in_run(server: Server, caller: Caller, message: Ask) -> None:
 def service_cancel(server: Server, caller: Caller, message: Cancel) -> Nothing:
     record = server.runs.records.get(message.service)
     if record is not None:
-        if record.identity is not None:
-            server.instruct(record.identity, CancelInstruction(request=message.request))
+        cancel = CancelInstruction(request=message.request)
+        if record.files is not None:
+            record.files.send(cancel)
+        elif record.identity is not None:
+            server.instruct(record.identity, cancel)
         return Nothing()
     server.services.cancel(message.service, message.request)
     return Nothing()

@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -16,23 +16,22 @@ import msgspec
 from engine.config import stage_plan
 from engine.config.profile import Profile, ProfileError, check_shell, parse, pin
 from engine.protocol import journal, stages, states
-from engine.protocol.environment import build_job_environment
 from engine.protocol.home import RunDirectory, host_name, make_private, write_private
-from engine.protocol.messages import Problem, ProblemError, Resume, Run, Submit
-from engine.supervisor import processes, start_stage
-from engine.supervisor.devices import Assigned, Devices
+from engine.protocol.messages import Holder, Problem, ProblemError, Resume, Run, Submit
+from engine.supervisor import admission, processes, start_stage
+from engine.supervisor.devices import Assigned
 from engine.supervisor.hang_detector import Heartbeats
-from engine.supervisor.launchers.local import build_command, build_rank_environment
+from engine.supervisor.launching import Launcher
 from engine.supervisor.run_record import Job, Record, replay
-from engine.supervisor.runs import Runs
+from engine.supervisor.runs import HOST, Runs
+from engine.supervisor.slurm import SlurmJob
 
 
 class Queue:
-    """The waiting runs, in the user's order. `workers` is the package whose modules are started, `address` says where
-    they connect to, and `devices` which devices are free."""
+    """The waiting runs, in the user's order. `launcher` starts their workers."""
 
-    def __init__(self, runs: Runs, workers: str, address: Callable[[], str], devices: Devices) -> None:
-        self.runs, self.workers, self.address, self.devices = runs, workers, address, devices
+    def __init__(self, runs: Runs, launcher: Launcher) -> None:
+        self.runs, self.launcher, self.devices = runs, launcher, launcher.devices
         self.home = runs.home
         self.order: list[str] = []
         self._shown_wait: tuple[str, Assigned] | None = None
@@ -51,11 +50,11 @@ class Queue:
                     cause=str(error),
                 )
             )
-        self.devices.check("", profile, message.environment)
-        self._check_disk(profile)
+        self._check_devices(profile, message.environment)
+        admission.check_disk(self.home, profile)
         if message.first in stages.AFTER:
             return self._requeue_trained(message, *start_stage.find_trained_run(self.runs, message, profile))
-        self._check_export_folder(profile)
+        admission.check_export_folder(profile)
         rows = None
         if message.first == stages.TRAIN:
             rows, profile = start_stage.find_prepared_run(self.runs, message, profile)
@@ -95,7 +94,7 @@ class Queue:
     def _requeue_trained(self, message: Submit, record: Record, profile: Profile) -> Run:
         """Queue the next attempt of a trained run, from the stage `message.first` on, with the settings of
         `profile`."""
-        self._check_export_folder(profile)
+        admission.check_export_folder(profile)
         self._clear_results(record, message.first)
         record.directory.prepared.unlink(missing_ok=True)  # the profile may name other test rows now
         self._write(record.directory.profile, profile.to_yaml().encode())
@@ -141,10 +140,10 @@ class Queue:
                 profile, sources_gone = self._check_profile(text, *where, prepared=True), True
             again = again or stage_plan.find_first_touched(message.changes)
         environment = message.environment or record.environment
-        self.devices.check("", profile, environment)
-        self._check_disk(profile)
+        self._check_devices(profile, environment)
+        admission.check_disk(self.home, profile)
         if again or not record.directory.result(stages.EXPORT).is_file():
-            self._check_export_folder(profile)
+            admission.check_export_folder(profile)
         if message.changes:
             self._write(record.directory.profile, profile.to_yaml().encode())
             if not sources_gone:  # rows are prepared again: at once, from the cache, when they are the same
@@ -194,19 +193,10 @@ class Queue:
                 )
             )
 
-    def _check_disk(self, profile: Profile) -> None:
-        """Raises ProblemError when the disk is so full that the run would pause at its first step."""
-        free, least = shutil.disk_usage(self.home.root).free / 1e9, profile.limits.disk_free_gb
-        if free < least:
-            cause = f"{free:.1f} GB are free in {self.home.root}, and limits.disk_free_gb is {least:g}"
-            raise ProblemError(
-                Problem(
-                    code="disk.low",
-                    title="Too little disk",
-                    cause=cause,
-                    hint="free some disk space, or lower limits.disk_free_gb",
-                )
-            )
+    def _check_devices(self, profile: Profile, environment: dict[str, str]) -> None:
+        """Raises ProblemError when this host can never provide the devices that the run needs of it."""
+        if profile.launch.via == "local":
+            self.devices.check("", profile, environment)
 
     def _write(self, path: Path, content: bytes) -> None:
         """Raises ProblemError when the disk does not take the file; the one before is kept then."""
@@ -226,20 +216,6 @@ class Queue:
         """Remove the results of this stage and all later ones, so that they are done again."""
         for later in stages.STAGES[stages.STAGES.index(stage) :]:
             record.directory.result(later).unlink(missing_ok=True)
-
-    def _check_export_folder(self, profile: Profile) -> None:
-        """Raises ProblemError when the run could not write its export in the end."""
-        if profile.export.kind == "none" or profile.export.output is None:
-            return
-        out = Path(profile.directory, profile.export.output).expanduser()
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ProblemError(
-                Problem(
-                    code="output.not_empty",
-                    title=f"export.output is not empty: {out}",
-                    hint="choose a folder that does not exist yet, or empty this one",
-                )
-            )
 
     def _new_directory(self, name: str) -> RunDirectory:
         stem = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()[:40] or "run"
@@ -283,11 +259,17 @@ class Queue:
         return record.run
 
     def schedule(self) -> None:
-        """Start the runs at the head of the queue whose devices are free."""
-        while self.order:
-            record = self.runs.records[run_id := self.order[0]]
+        """Start the runs at the head of the queue whose devices are free, and those that need none of this host's."""
+        for record in [self.runs.records[run_id] for run_id in self.order]:
+            if self._goes_elsewhere(record) and not self._wait_to_prepare(record):
+                self._begin(record, [])
+        while waiting := [run_id for run_id in self.order if not self._goes_elsewhere(self.runs.records[run_id])]:
+            record = self.runs.records[run_id := waiting[0]]
             try:
                 profile = self.runs.load_profile(record)
+                if profile.launch.via != "local":  # of these stages each is one process
+                    alone = {"processes": 1, "devices": "auto", "wait_for": None}
+                    profile = replace(profile, launch=profile.launch.model_copy(update=alone))
                 found = self.devices.assign(run_id, profile, record.environment, self.runs.find_busy_devices())
             except (ProfileError, OSError) as error:
                 self.remove(record)
@@ -303,10 +285,32 @@ class Queue:
             if found.devices is None:
                 self._keep_waiting(record, found)
                 return
-            self.remove(record)
-            record.run.devices = found.devices
-            # A run that has all its results is resumed to train to a later end.
-            self.start(record, self.find_next_stage(record) or stages.TRAIN)
+            self._begin(record, found.devices)
+
+    def _goes_elsewhere(self, record: Record) -> bool:
+        """Whether a waiting run needs none of this host's devices for its next stage."""
+        if not self.runs.is_elsewhere(record, stages.TRAIN):
+            return False
+        return self.runs.is_elsewhere(record, self.find_next_stage(record) or stages.TRAIN)
+
+    def _wait_to_prepare(self, record: Record) -> bool:
+        """Whether a run has to wait until the rows of another one that goes elsewhere are prepared: on this host, one
+        after the other."""
+        others = (each for each in self.runs.list_live() if each.run.state == states.PREPARING)
+        busy = next((each for each in others if each is not record and self.runs.is_elsewhere(each)), None)
+        if busy is None or self.find_next_stage(record) != stages.PREPARE:
+            return False
+        holders = [Holder(device=HOST, job=busy.run.id)]
+        if record.run.holders != holders:
+            record.run.reason = f"waits until the rows of {busy.run.id} are prepared"
+            record.run.code, record.run.holders, record.changed = "queue.devices_held", holders, True
+        return True
+
+    def _begin(self, record: Record, devices: list[int]) -> None:
+        """Take a run out of the queue and start it. One that has all its results is resumed to train to a later end."""
+        self.remove(record)
+        record.run.devices = devices
+        self.start(record, self.find_next_stage(record) or stages.TRAIN)
 
     def _keep_waiting(self, record: Record, wait: Assigned) -> None:
         """Say in the run's summary what it waits for. It is not journalled: the next engine finds out by itself."""
@@ -322,7 +326,13 @@ class Queue:
         """Start a run's next stage, or queue it again, before all others, where somebody has taken its devices
         meanwhile: they are unused while rows are prepared."""
         run = record.run
-        if run.state == states.PREPARING and self.devices.find_taken(run, self.runs.load_profile(record)):
+        own = stage in stages.AFTER and record.stage == stages.TRAIN and not run.devices
+        if own and self.runs.load_profile(record).launch.via in ("ssh", "none"):  # from here on it needs this host
+            record.move("requeue")
+            record.leader = None
+            self.order.insert(0, run.id)
+            self.renumber()
+        elif run.state == states.PREPARING and self.devices.find_taken(run, self.runs.load_profile(record)):
             record.move("requeue")
             run.devices, record.leader = [], None
             self.order.insert(0, run.id)
@@ -354,29 +364,13 @@ class Queue:
         run, profile = record.run, self.runs.load_profile(record)
         if stage != stages.PREPARE:
             self._clear_results(record, stage)
-        worker = [
-            f"{self.workers}.{'post_training' if stage in stages.AFTER else stage}",
-            *("--home", str(self.home.root)),
-            *("--job", run.id),
-            *("--attempt", str(run.attempt)),
-            *("--address", self.address()),
-        ]
-        environment = build_job_environment(record.environment, profile.launch.environment)
-        count = 1
-        if stage == stages.TRAIN:
-            worker += ["--from-step", str(record.resume_step)] if record.resume_step is not None else []
-            count = profile.launch.processes if isinstance(profile.launch.processes, int) else max(1, len(run.devices))
-        elif stage in stages.AFTER:
-            worker += ["--stage", stage]
-        environment = self.devices.restrict(environment, run.devices, count)
-        environment = build_rank_environment(environment, count)
-        port = profile.launch.port if isinstance(profile.launch.port, int) else None
         record.stage, record.identity, record.held_instructions, record.end = stage, None, [], None
+        record.ranks, record.heartbeats = {}, Heartbeats()  # those of the stage before are silent from now on
         run.stage, run.phase = stage, ""
         record.oom_kills = processes.count_oom_kills()
         record.log_begin = log.stat().st_size if (log := record.directory.log).is_file() else 0
         try:
-            leader = processes.start(build_command(worker, count, port), record.directory.log, environment)
+            leader = self.launcher.start(record, stage, profile)
         except OSError as error:
             record.move(
                 "failed",
@@ -384,6 +378,11 @@ class Queue:
             )
             return
         record.leader = leader
+        if isinstance(leader, SlurmJob):  # it begins when Slurm says so
+            if run.state == states.PREPARING:
+                record.move("requeue")
+            record.changed = True
+            return
         run.started = run.started or time.time()
         record.write_lifecycle(
             journal.Launched(

@@ -82,6 +82,14 @@ def _read_job(directory: RunDirectory) -> tuple[Job | None, list[str]]:
     return job, [f"job.json {reason}"]
 
 
+def read_problem(path: Path) -> Problem | None:
+    """A problem in a file of its own; None when there is none that can be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Problem)
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+
+
 def escape_name(name: str) -> str:
     """A file's name as text that can be sent: bytes that are not UTF-8 are escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
@@ -121,7 +129,7 @@ def gather_evidence(directory: RunDirectory) -> Evidence:
             if isinstance(entry, journal.Start):
                 found.attempt, found.end = max(found.attempt, entry.attempt), None
             elif isinstance(entry, journal.End):
-                found.end = entry
+                found.attempt, found.end = max(found.attempt, entry.attempt), entry
     except OSError:
         found.touched = True
     return found

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Collection
 
 import msgspec
 import psutil
 
 from engine.config.profile import ProfileError
 from engine.protocol import journal, stages, states
+from engine.protocol.file_channel import ended_file
 from engine.protocol.messages import (
     Body,
     Instruction,
@@ -27,8 +29,15 @@ from engine.supervisor import hang_detector, processes
 from engine.supervisor.crash_report import WorkerExit, find_killed_rank, report_crash
 from engine.supervisor.processes import Leader
 from engine.supervisor.queue import Queue
+from engine.supervisor.run_files import read_problem
 from engine.supervisor.run_record import Record, group_points, read_log_tail
 from engine.supervisor.runs import Runs
+from engine.supervisor.slurm import SlurmJob
+
+WORD = 60.0
+"""Seconds that the last entry of a run on other hosts may take to be seen here."""
+CAUSES_OF_LOSS = ("launch.host_lost", "worker.killed", "memory.exhausted", "memory.host_exhausted")
+"""Codes of problems of one host or rank because of which the others fail."""
 
 
 class RunMonitor:
@@ -67,17 +76,23 @@ class RunMonitor:
             if record.stage != stages.TRAIN:  # the other stages have one process, which reports its progress itself
                 continue
             if hung := hang_detector.report_hangs(record.heartbeats, time.monotonic()):
-                warning = journal.Warn(
-                    code="worker.silent",
-                    attempt=record.run.attempt,
-                    message=f"hanging: {hung}",
-                    hint=f"the stacks of all ranks are in the log: `cockpit logs {record.run.id}`; "
+                if record.files is not None:
+                    record.files.send(Instruction(id=uuid.uuid4().hex, name="stacks"))
+                self.warn(
+                    record,
+                    "worker.silent",
+                    f"hanging: {hung}",
+                    f"the stacks of all ranks are in the log: `cockpit logs {record.run.id}`; "
                     "`cockpit stop --now` ends the run, `cockpit resume` goes on from its last checkpoint",
-                    step=record.run.step,
                 )
-                record.warnings.append(warning.message)
-                record.write_lifecycle(warning)
-                self.publish(Told(run=record.run.id, entry=msgspec.to_builtins(warning)))
+
+    def warn(self, record: Record, code: str, message: str, hint: str) -> None:
+        """Warn the user in the supervisor's own name: in the run's lifecycle, and in every attached client."""
+        run = record.run
+        warning = journal.Warn(code=code, attempt=run.attempt, message=message, hint=hint, step=run.step)
+        record.warnings.append(message)
+        record.write_lifecycle(warning)
+        self.publish(Told(run=run.id, entry=msgspec.to_builtins(warning)))
 
     def read_journal(self, record: Record) -> bool:
         """Read the next part of a run's journal and publish it. True when there is more to read."""
@@ -109,36 +124,56 @@ class RunMonitor:
         """Notice workers that have ended, and move the states of their runs."""
         for record in list(self.runs.records.values()):
             with record.isolate():
-                if record.leader is not None and record.leader.has_ended():
+                if record.leader is not None and record.leader.has_ended() and not self._wait_for_word(record):
                     self.handle_exit(record, record.leader)
+
+    def _wait_for_word(self, record: Record) -> bool:
+        """Whether a run on other hosts has ended well and its word of that may still come: over NFS a file may look as
+        it was for a while."""
+        if record.files is None or record.leader is None or record.leader.status != 0 or record.stop_requested:
+            return False
+        while self.read_journal(record):
+            pass
+        if record.end is not None or record.stage in stages.AFTER:
+            return False
+        now = time.monotonic()
+        record.word_until = record.word_until or now + WORD
+        return now < record.word_until
 
     def handle_exit(self, record: Record, leader: Leader) -> None:
         """A run's first process has ended. End the ranks that are left, which would hold their devices for good; then
         move the state."""
-        record.leader, record.identity = None, None
-        self.run_in_background(lambda: self._end_processes(record), lambda: self._settle_exit(record, leader))
+        record.leader, record.identity, record.files, record.word_until = None, None, None, 0.0
+        if isinstance(leader, SlurmJob):
+            self._settle_exit(record, leader)
+        else:
+            self.run_in_background(lambda: self._end_processes(record), lambda: self._settle_exit(record, leader))
 
     def _settle_exit(self, record: Record, leader: Leader) -> None:
         with record.isolate():
-            self._move_after_exit(record, leader.pid, leader.status)
+            self._move_after_exit(record, leader)
         if record.leader is None and record.run.state in states.STARTED:  # its files kept it from being moved
             record.move("lost", code="run.damaged", reason=f"damaged: {'; '.join(record.damage[:1])}")
 
     def _end_processes(self, record: Record) -> None:
         processes.end_processes(processes.find_processes(record.run.id, self.runs.home.root))
 
-    def _move_after_exit(self, record: Record, pid: int, status: int | None) -> None:
+    def _move_after_exit(self, record: Record, leader: Leader) -> None:
         while self.read_journal(record):
             pass
-        record.write_lifecycle(journal.Exit(attempt=record.run.attempt, pid=pid, status=status))
+        status = leader.status
+        record.write_lifecycle(journal.Exit(attempt=record.run.attempt, pid=leader.pid, status=status))
         record.ranks = {}
         end = record.end
-        if end is not None and end.status == "failed":
+        ended, succeeded = self._explain_end(record, leader), self._has_succeeded(record, status)
+        if ended is not None and not succeeded and not record.stop_requested:
+            self._settle_ended_job(record, leader, ended)
+        elif end is not None and end.status == "failed":
             self._fail(record, self._name_killed_rank(record, status) or end.problem)
         elif end is not None and end.status == "stopped" and record.stage == stages.TRAIN:
             self._finish(record, "stopped", by_signal=not record.stop_requested)
-        elif self._has_succeeded(record, status):
-            self._start_next_stage(record)
+        elif succeeded:
+            self.start_next_stage(record)
         elif record.stop_requested:
             self._finish(record, "stopped")
         elif status is None and not self._read_exhausted(record):
@@ -152,6 +187,29 @@ class RunMonitor:
             )
         else:
             self._fail(record, None if status is None else self._report_crash(record, status))
+
+    def _explain_end(self, record: Record, leader: Leader) -> Problem | None:
+        """What is known of the end besides the worker's own word, and explains it better: from Slurm, or from the
+        process that watched over the hosts."""
+        end = record.end
+        lost = end is None or (end.problem is not None and end.problem.code == "training.failed")
+        if not isinstance(leader, SlurmJob):
+            if record.stage != stages.TRAIN or not (lost or (end is not None and end.status == "stopped")):
+                return None
+            ended = read_problem(ended_file(record.directory.control, record.run.attempt))
+            # That a rank has failed rank 0 says better, unless it has only lost another, or was ended because of that.
+            return ended if ended is None or end is None or ended.code in CAUSES_OF_LOSS else None
+        if record.run.state == states.QUEUED and leader.failure is None:  # it began and ended between two looks
+            record.move("start")
+        return leader.explain_end() if lost or record.stage in stages.AFTER else None
+
+    def _settle_ended_job(self, record: Record, leader: Leader, ended: Problem) -> None:
+        """Slurm has ended the run's job, and the worker had no time to say so."""
+        if isinstance(leader, SlurmJob) and leader.state == "CANCELLED":
+            record.move("stop")
+            record.move("stopped", reason=f"{ended.title}: it had no time to save", code=ended.code)
+        else:
+            self._fail(record, ended)
 
     def _fail(self, record: Record, problem: Problem | None) -> None:
         """Fail the run, or queue its next attempt where `launch.restarts` allows one. Attempts are counted, so that a
@@ -179,7 +237,10 @@ class RunMonitor:
 
     def _count_failures(self, record: Record) -> int:
         """The attempts so far, without those that ended for lack of memory and asked for another one."""
-        attempts = range(1, record.run.attempt + 1)
+        attempts: Collection[int] = range(1, record.run.attempt + 1)
+        if self.runs.is_elsewhere(record):  # those that Slurm has begun by itself are no failures
+            entries = (entry for entry, _ in journal.read(record.directory.lifecycle))
+            attempts = {entry.attempt for entry in entries if isinstance(entry, journal.Launched)}
         return sum(not record.directory.exhausted(attempt).exists() for attempt in attempts)
 
     def _read_exhausted(self, record: Record) -> Problem | None:
@@ -227,7 +288,7 @@ class RunMonitor:
             return record.end is not None and record.end.status == "completed" and result.is_file()
         return status in (0, None) and result.is_file()
 
-    def _start_next_stage(self, record: Record) -> None:
+    def start_next_stage(self, record: Record) -> None:
         following = self.queue.find_next_stage(record)
         if following is None:
             self._finish(record, "done")
@@ -249,6 +310,12 @@ class RunMonitor:
     def stop_now(self, record: Record) -> None:
         """Stop a run by signals, without an instruction to its worker; take a queued one out of the queue."""
         record.stop_requested = True
+        job = record.leader
+        if isinstance(job, SlurmJob):
+            if record.run.state != states.STOPPING:
+                record.move("stop")
+            self.queue.launcher.slurm.cancel(job)
+            return
         if record.run.state == states.QUEUED:
             self.queue.remove(record)
             record.move("stop")

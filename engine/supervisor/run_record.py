@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from engine.protocol import journal, states
+from engine.protocol.file_channel import SupervisorFiles
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Checkpoint, End, Evaluation, Ledger, Metrics, Phase, Start
 from engine.protocol.messages import Instruction, Problem, Rank, Run
@@ -55,6 +56,8 @@ class Record:
     ranks: dict[int, Rank] = field(default_factory=dict)
     identity: bytes | None = None
     """Rank 0's address on the workers' socket; None until it has joined."""
+    files: SupervisorFiles | None = None
+    """Stands for the workers' socket where that does not reach the run."""
     held_instructions: list[Instruction] = field(default_factory=list)
     """Instructions for a rank 0 that has not joined yet."""
     environment: dict[str, str] = field(default_factory=dict)
@@ -71,6 +74,8 @@ class Record:
     """What is wrong with the run's files, one sentence each."""
     remade: bool = False
     """Whether its damaged rows have been made again since it was queued by the user."""
+    word_until: float = 0.0
+    """Until when its last entry is waited for, once its processes have ended."""
     log_begin: int = 0
     """Bytes that the log had when the worker was started: what is before them is another attempt's."""
     oom_kills: int = 0
@@ -213,7 +218,10 @@ class Record:
             run.step, run.epoch = entry.step, entry.epoch
             return
         self.entries.append((offset, line))
+        if isinstance(entry, (Start, End)) and entry.attempt > run.attempt:
+            run.attempt = entry.attempt  # Slurm has begun it, and no engine has seen that
         if isinstance(entry, Start):
+            self.end = None if self.end is not None and self.end.attempt < entry.attempt else self.end
             run.step, run.max_steps, run.epochs = entry.step, entry.max_steps, entry.epochs
             run.global_batch, run.processes = entry.global_batch, entry.processes
             run.parameters, run.trainable_parameters = entry.parameters, entry.trainable_parameters
@@ -221,7 +229,7 @@ class Record:
             run.phase = f"{entry.name} {entry.detail}".strip()
         elif isinstance(entry, Ledger) and entry.name == "training.max_steps" and type(entry.new) is int:
             run.max_steps = entry.new
-        elif isinstance(entry, End) and entry.attempt == run.attempt:
+        elif isinstance(entry, End) and entry.attempt >= run.attempt:
             self.end = entry
             run.step = entry.step
 

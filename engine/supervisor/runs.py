@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from engine.config import stage_plan
@@ -11,6 +12,8 @@ from engine.protocol.home import Home, host_name
 from engine.protocol.messages import Problem, ProblemError
 from engine.supervisor.run_record import Record
 
+AGAIN = 5.0
+"""Seconds after which the loop reads a profile again that could not be read."""
 HOST = -1
 """Stands for the host itself where it has no devices."""
 
@@ -22,6 +25,7 @@ class Runs:
         self.home = home
         self.records: dict[str, Record] = {}
         self._profiles: dict[str, Profile] = {}
+        self._damaged: dict[str, float] = {}
 
     def find(self, reference: str) -> Record:
         """Find a run by its id, an unambiguous prefix of it, or `last`. Raises ProblemError."""
@@ -52,6 +56,19 @@ class Runs:
 
     def is_local(self, record: Record) -> bool:
         return record.job.host == host_name()
+
+    def is_elsewhere(self, record: Record, stage: str = "") -> bool:
+        """Whether the run computes on other hosts' devices than this one's. After training only Slurm's runs do.
+        `stage` is the run's present one by default."""
+        run = record.run.id
+        try:
+            if self._damaged.get(run, 0.0) > time.monotonic():
+                return False
+            via = self.load_profile(record).launch.via
+            return via == "slurm" or (via != "local" and (stage or record.stage) not in stages.AFTER)
+        except (ProfileError, OSError):
+            self._damaged[run] = time.monotonic() + AGAIN
+            return False
 
     def load_profile(self, record: Record, *, keep: bool = True) -> Profile:
         """The run's frozen profile, in memory from then on if `keep`. Raises ProfileError when it is no longer valid,
@@ -90,7 +107,7 @@ class Runs:
         running = (
             record.run
             for record in self.records.values()
-            if record.run.state in states.STARTED and self.is_local(record)
+            if record.run.state in states.STARTED and self.is_local(record) and not self.is_elsewhere(record)
         )
         return {index: run.id for run in running for index in (run.devices or [HOST])}
 

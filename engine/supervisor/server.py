@@ -43,6 +43,8 @@ from engine.supervisor.address_record import AddressRecord
 from engine.supervisor.adoption import Backlog, adopt_runs, refresh_runs_of_other_hosts
 from engine.supervisor.clients import Caller, Clients
 from engine.supervisor.devices import Devices
+from engine.supervisor.elsewhere import Elsewhere
+from engine.supervisor.launching import Launcher
 from engine.supervisor.pending import PendingRequests
 from engine.supervisor.queue import Queue
 from engine.supervisor.registry import Registry
@@ -55,8 +57,7 @@ from engine.supervisor.telemetry import Sampler
 
 FLUSH = 0.2
 """Seconds between readings of the journals, after each of which progress is published."""
-SECOND = 1.0
-MINUTE = 60.0
+SECOND, MINUTE = 1.0, 60.0
 MOST_COMPLAINTS = 100
 """How often a message that cannot be read is put into the log."""
 OTHER_HOSTS = 5.0
@@ -96,13 +97,13 @@ class Server:
 
         publish = self.clients.publish
         self.sampler = Sampler(home.root, lambda sample: self.call_soon(lambda: self._take_sample(sample)))
-        address = partial(self.sockets.address, "workers")
-        devices = Devices(lambda: self.sampler.devices)
+        address, devices = partial(self.sockets.address, "workers"), Devices(lambda: self.sampler.devices)
         self.services = Services(home, workers, address, devices, publish, self.instruct, self._pending.fail)
         self.runs = Runs(home)
-        self.queue = Queue(self.runs, workers, address, devices)
+        self.queue = Queue(self.runs, Launcher(home, workers, address, devices))
         self.backlog = Backlog(self.runs, self.index)
         self.monitor = RunMonitor(self.runs, self.queue, publish, self.instruct, self.run_in_background)
+        self.elsewhere = Elsewhere(self.runs, self.monitor, self.services, self._pending, self._take_answer)
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -116,7 +117,8 @@ class Server:
         timers = [
             (FLUSH, self._flush),
             (SECOND, self._each_second),
-            (MINUTE, self._thin_telemetry),
+            (SECOND / 2, self.elsewhere.poll),
+            (MINUTE, lambda: self._index_thread.submit(self.registry.thin_telemetry, time.time())),
             (OTHER_HOSTS, lambda: refresh_runs_of_other_hosts(self.runs, self.monitor)),
         ]
         due = [(time.monotonic(), period, action) for period, action in timers]
@@ -194,6 +196,7 @@ class Server:
         self.sampler.stop()
         self._index_thread.shutdown(wait=True)
         self._threads.shutdown(wait=True)
+        self.elsewhere.slurm.close()
         self.registry.close()
         self.sockets.close()
 
@@ -367,7 +370,6 @@ class Server:
             self.call_soon(self._reread)
         except Exception:  # noqa: BLE001 - an index that cannot be written (disk full) is rebuilt later; the journals hold all
             traceback.print_exc()
-
         finally:
             self._indexing -= 1
 
@@ -395,6 +397,3 @@ class Server:
         self.telemetry = sample
         self.clients.publish(sample)
         self._index_thread.submit(self.registry.add_telemetry, sample)
-
-    def _thin_telemetry(self) -> None:
-        self._index_thread.submit(self.registry.thin_telemetry, time.time())

@@ -72,7 +72,7 @@ def _check_sharding(launch: Any, training: Any, adapter: Any, model: Any) -> Ite
         if launch.offload != "none":
             yield "launch.offload", f"is for launch.strategy fsdp or zero2, not for {launch.strategy}"
         return
-    if launch.processes == 1:
+    if launch.single:
         return
     if adapter.kind not in SHARDED_ADAPTERS:
         yield (

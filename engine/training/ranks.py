@@ -99,6 +99,11 @@ def read_place() -> tuple[int, int, int]:
     return tuple(int(os.environ.get(name, default)) for name, default in _VARIABLES)  # type: ignore[return-value]
 
 
+def count_local() -> int:
+    """The number of ranks on this host."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+
+
 _VARIABLES = (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
 
 

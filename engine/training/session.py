@@ -19,7 +19,7 @@ from engine.models.memory import is_out_of_memory
 from engine.models.versions import list_versions
 from engine.options import thresholds
 from engine.options.tables import STRATEGIES
-from engine.protocol.home import RunDirectory
+from engine.protocol.home import RunDirectory, host_name
 from engine.protocol.journal import Ledger, Start
 from engine.protocol.messages import Problem, ProblemError
 from engine.storage import cache
@@ -154,11 +154,11 @@ def _train_once(job: Job, results: dict[int, dict[str, float]], *, restarted: bo
 
 def _join(profile: Profile, reporter: Reporter) -> tuple[Device, ranks.Ranks]:
     """Set up this rank's device and threads, and meet the other ranks."""
-    _, local, world = ranks.read_place()
+    _, local, _ = ranks.read_place()
     kind = devices.find_accelerator()
     performance.check_device(profile.training, kind)
     performance.configure_torch(profile.training)
-    devices.set_threads(profile.training.threads, world)
+    devices.set_threads(profile.training.threads, ranks.count_local())
     device = devices.choose_device(kind, local, profile.model.dtype)
     group = replace(ranks.join_ranks(kind), on_wait=reporter.link.set_waiting)
     # Each rank times the dtypes itself; a close result must not differ between ranks.
@@ -196,7 +196,8 @@ def _make_job(
 
     transformers.utils.logging.disable_progress_bar()
     disable_progress_bar()
-    inbox.pids = group.gather(inbox.pids[0])
+    places = group.gather((host_name(), inbox.pids[0]))
+    inbox.pids = [pid for host, pid in places if host == host_name()]
     prepared = _read_prepared(run, group)
     if group.first:
         checkpoints.remove_partial(run)

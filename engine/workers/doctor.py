@@ -31,6 +31,7 @@ from engine.protocol.messages import ProblemError
 from engine.protocol.terminal import guard, to_json
 from engine.workers import device_checks, probes
 from engine.workers.device_checks import Check
+from engine.workers.host_checks import check_hosts
 
 LIBRARIES = ("transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers")
 NEEDED_DISK = 5e9
@@ -203,6 +204,10 @@ def main() -> int:
     parser.add_argument("--home")
     parser.add_argument("--json", action="store_true")
     parser.add_argument(
+        "--hosts", metavar="A,B", type=lambda text: text.split(","), help="measure whether these can train together"
+    )
+    parser.add_argument("--ssh-option", action="append", default=[], help="an option of ssh (repeatable)")
+    parser.add_argument(
         "--again", action="store_true", help="forget which accelerated paths were tried: they are tried anew"
     )
     arguments = parser.parse_args()
@@ -214,7 +219,9 @@ def main() -> int:
         trials.forget(home)
     tokenizers.leave_out_torch()  # the probes that need it are processes of their own
     try:
-        if arguments.folder:
+        if arguments.hosts:
+            checks = list(check_hosts(home, arguments.hosts, arguments.ssh_option))
+        elif arguments.folder:
             checks = list(check_folder(arguments.folder))
         else:
             checks = [check for run_check in CHECKS for check in run_check(home)]

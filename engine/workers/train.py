@@ -15,6 +15,7 @@ from engine.config.memory_savings import list_memory_savings
 from engine.config.profile import Profile, parse
 from engine.models import accelerator
 from engine.models.memory import is_out_of_memory
+from engine.protocol.file_channel import SCHEME
 from engine.protocol.home import Home
 from engine.protocol.journal import End
 from engine.protocol.messages import Problem, ProblemError
@@ -23,6 +24,7 @@ from engine.protocol.worker_link import Link
 from engine.training import ranks
 from engine.training.inbox import Inbox, Terminated
 from engine.training.reporter import Reporter
+from engine.workers import host_samples
 
 _SAVED = "`cockpit resume` continues from the last checkpoint"
 _UNSAVED = "there is no checkpoint yet, so `cockpit resume` begins again at the first step"
@@ -43,7 +45,7 @@ def main() -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate)\b")
     home = Home(arguments.home)
     run = home.run(arguments.job)
-    rank, _, world = ranks.read_place()
+    rank, local, world = ranks.read_place()
     inbox = Inbox()
     link = Link(
         arguments.address,
@@ -54,10 +56,12 @@ def main() -> int:
         memory=accelerator.measure_memory,
         on_cancel=inbox.cancelled.add,
         on_instruction=inbox.receive,
-        die_with_parent=world > 1,
+        die_with_parent=world > 1 or arguments.address.startswith(SCHEME),
     )
     inbox.connect(link)
     inbox.end_on_sigterm()
+    if link.by_files and local == 0:
+        host_samples.keep(run)
     reporter = Reporter(run, arguments.attempt, link, rank)
     reporter.set_phase("loading", "libraries")
     profile = None
@@ -69,7 +73,7 @@ def main() -> int:
         outcome, step = train(run, arguments.attempt, profile, directory, arguments.from_step, reporter, inbox)
         end = End(attempt=arguments.attempt, step=step, status=outcome)
     except Terminated:
-        print(f"SIGTERM before the first step of this attempt: nothing is lost at step {inbox.step}", flush=True)
+        print(f"SIGTERM, before the first step of this attempt or repeated: ended at step {inbox.step}", flush=True)
         end = End(attempt=arguments.attempt, step=inbox.step, status="stopped")
     except Exception as error:  # noqa: BLE001 - any failure ends the run, and must be in its journal
         traceback.print_exc()

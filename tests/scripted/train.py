@@ -7,7 +7,9 @@ after a note of a rank that ran out of memory.
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
 
 from engine.protocol.journal import Checkpoint, End, Ledger, Metrics, Phase, Start, Writer, read
@@ -24,14 +26,18 @@ link = Link(
     script.rank,
     home=script.home,
     on_cancel=cancelled.add,
-    die_with_parent=script.profile.launch.processes != 1,
+    die_with_parent=script.profile.launch.processes != 1 or script.address.startswith("file:"),
 )
 
 
 def idle_rank() -> None:
-    """Ranks beyond the first only live; the agent ends them with rank 0."""
+    """Ranks beyond the first only live, until rank 0 has ended."""
     deadline = time.monotonic() + 60
+    end = b'"kind":"end"'
     while time.monotonic() < deadline:
+        last = script.run.events.read_bytes().splitlines()[-1:] if script.run.events.exists() else []
+        if last and end in last[0] and f'"attempt":{script.attempt},'.encode() in last[0]:
+            return
         link.report_progress(phase="training")
         time.sleep(0.1)
 
@@ -66,6 +72,9 @@ tell(
     )
 )  # fmt: skip
 paused = False
+terminated = threading.Event()
+if script.address.startswith("file:"):
+    signal.signal(signal.SIGTERM, lambda *_: terminated.set())
 
 
 def save() -> None:
@@ -118,6 +127,9 @@ def take(instruction: Instruction) -> None:
 
 
 while step < last:
+    if terminated.is_set():
+        save()
+        finish(step, "stopped")
     for instruction in link.take_instructions():
         take(instruction)
     if paused:

@@ -10,6 +10,7 @@ import pytest
 
 from engine.protocol.journal import End, Ledger, Metrics, Start, Warn
 from engine.supervisor.crash_report import WorkerExit, find_killed_rank, report_crash
+from engine.training.inbox import REPEATED, Inbox, Terminated
 from tests.training.harness import Supervised
 
 LONG = ("training.max_steps=100000", "training.rehearsal=false", "checkpoint.every_steps=100000")
@@ -51,6 +52,18 @@ def _check_stopped_again(run: Supervised) -> int:
     assert end.status == "stopped" and run.run.checkpoint_steps()[-1] == end.step
     assert [entry.name for entry in run.entries(Ledger)][-2:] == ["pause", "continue"]
     return int(end.step)
+
+
+def test_a_second_sigterm_some_seconds_later_ends_a_run_at_once():
+    """One that follows at once is a launcher's, see above."""
+    inbox = Inbox()
+    inbox.looping = True
+    inbox._terminate(signal.SIGTERM, None)
+    inbox._terminate(signal.SIGTERM, None)
+    assert inbox.terminated and inbox.looping
+    inbox._terminated_at -= REPEATED
+    with pytest.raises(Terminated):
+        inbox._terminate(signal.SIGTERM, None)
 
 
 def test_sigterm_before_the_first_step_ends_it_as_stopped(start_run):

@@ -1,0 +1,156 @@
+"""Runs that go through Slurm: a real slurmctld and slurmd, a real engine, and workers that only the files reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from engine.protocol import journal
+from engine.protocol.home import host_name
+from engine.protocol.messages import Ask, Command, Continue, Run, Set, Stop, Submit
+from engine.training.resume import EXACT
+from tests.cluster import UnavailableError, long
+from tests.cluster.slurm import Cluster, find_missing
+from tests.scripted.bench import Engine, wait_for
+from tests.training.harness import PROFILE, make_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(find_missing()), reason=find_missing() or "-")]
+VIA = ("launch.via=slurm", "evaluation.task=null")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    try:
+        cluster = Cluster(tmp_path_factory.mktemp("slurm"))
+    except (UnavailableError, OSError) as error:
+        pytest.skip(str(error))
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def through(cluster: Cluster, bare_home, monkeypatch) -> Iterator[Engine]:
+    """An engine of scripted workers that submits to the cluster."""
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    engine = Engine(bare_home)
+    yield engine
+    cluster.clear()
+    engine.close()
+
+
+def find_job(engine: Engine, run: Run) -> str:
+    entries = (entry for entry, _ in journal.read(engine.home.run(run.id).lifecycle))
+    return next((entry.slurm for entry in entries if isinstance(entry, journal.Launched) and entry.slurm), "")
+
+
+def reasons(engine: Engine, run: Run) -> list[tuple[str, str]]:
+    entries = (entry for entry, _ in journal.read(engine.home.run(run.id).lifecycle))
+    return [(entry.state, entry.code) for entry in entries if isinstance(entry, journal.State)]
+
+
+def test_a_run_is_steered_by_files_queued_again_and_cancelled(through: Engine, cluster: Cluster) -> None:
+    engine = through
+    run = engine.submit(*VIA, steps=100_000, pace=0.02)
+    engine.wait_step(run, 3)
+    job = find_job(engine, run)
+    assert job and engine.show(run).run.state == "running"
+    script = engine.home.run(run.id).path / "train-1.sbatch"
+    assert "srun" in script.read_text()
+    wait_for(lambda: engine.show(run).ranks and engine.show(run).ranks[0].host, what="a heartbeat")
+    assert engine.client.request("pause", Command(run=run.id)).state == "paused"
+    assert engine.client.request("continue", Continue(run=run.id)).state == "running"
+    saved = engine.client.request("save", Command(run=run.id)).step
+    assert saved in [found.step for found in engine.show(run).checkpoints]
+    said = {"messages": [{"role": "user", "content": "one two"}]}
+    question = Ask(service=run.id, question="generate", request="r1", arguments=said)
+    assert engine.client.request("service_ask", question, 20).result["reply"] == "one two "
+    engine.client.request("set", Set(run=run.id, changes={"training.max_steps": 90_000}))
+    engine.kill()  # the job goes on, and the next engine follows it
+    engine.restart()
+    before = engine.show(run).run.step
+    engine.wait_step(run, before + 3)
+    cluster.run("scancel", "--signal=USR1", "--batch", job)  # as before a time limit
+    wait_for(lambda: engine.show(run).run.attempt == 2, 30, "the second attempt")
+    first = engine.home.run(run.id).checkpoint_steps()[-1]
+    assert first > before and ("queued", "slurm.requeued") in reasons(engine, run)
+    wait_for(lambda: engine.show(run).run.step > first, 30, "steps of the second attempt")
+    starts = [e for e, _ in journal.read(engine.home.run(run.id).events) if isinstance(e, journal.Start)]
+    assert [(e.attempt, e.step) for e in starts] == [(1, 0), (2, first)]
+    cluster.run("scancel", job)
+    ended = engine.wait(run, "stopped", "failed", seconds=30)
+    assert (ended.state, ended.code, ended.attempt) == ("stopped", "run.terminated", 2)
+    assert engine.home.run(run.id).checkpoint_steps()[-1] == ended.step > first
+    wait_for(lambda: not cluster.run("squeue", "-h"), what="the job's end")
+
+
+def test_a_job_that_waits_says_why_and_is_cancelled(through: Engine, cluster: Cluster) -> None:
+    engine = through
+    blocker = cluster.run(
+        "sbatch", "--parsable", "--exclusive", "--nodes=2", "--output=/dev/null", "--wrap", "sleep 300"
+    ).strip()
+    run = engine.submit(*VIA, "launch.slurm={time: '1:00:00', extra: ['--exclusive']}", steps=10)
+    waits = wait_for(
+        lambda: (now := engine.show(run).run).code == "queue.slurm" and "Resources" in now.reason and now, what="why"
+    )
+    assert waits.state == "queued" and find_job(engine, run) in waits.reason
+    other = engine.submit(*VIA, "launch.slurm={partition: nowhere}", steps=10)
+    refused = engine.wait(other, "failed").problem
+    assert refused is not None and refused.code == "slurm.refused" and "nowhere" in refused.cause + refused.title
+    engine.client.request("stop", Stop(run=run.id))
+    assert engine.wait(run, "stopped").step == 0
+    assert find_job(engine, run) not in cluster.run("squeue", "-h", "-o", "%A")
+    cluster.run("scancel", blocker)
+
+
+def test_two_nodes_of_a_job_meet_and_the_stages_after_training_are_jobs_of_their_own(through: Engine) -> None:
+    engine = through
+    launch = "launch={via: slurm, nodes: 2}"  # of the stages after training each has one
+    run = engine.submit(launch, "data.test=[{source: triples/test.jsonl}]", steps=100_000, pace=0.02)
+    wait_for(lambda: engine.show(run).run.step > 3, 90, "the first steps")
+    log = engine.home.run(run.id).log.read_text()
+    assert "node 0 of 2" in log and "node 1 of 2" in log
+    engine.client.request("set", Set(run=run.id, changes={"training.max_steps": 1}), 30)
+    done = engine.wait(run, "completed", "failed", seconds=90)
+    assert done.state == "completed" and done.stage == "evaluate", done.problem
+    entries = (entry for entry, _ in journal.read(engine.home.run(run.id).lifecycle))
+    jobs = [(entry.stage, entry.slurm_name != "", entry.slurm != "")
+            for entry in entries if isinstance(entry, journal.Launched)]  # fmt: skip
+    submitted = [(stage, True, known) for stage in ("train", "evaluate") for known in (False, True)]
+    assert jobs == [("prepare", False, False), *submitted]
+    script = (engine.home.run(run.id).path / "evaluate-1.sbatch").read_text()
+    assert "--nodes=1" in script
+
+
+@long
+def test_a_run_that_slurm_queues_again_goes_on_exactly(cluster: Cluster, bare_home, tmp_path, monkeypatch) -> None:
+    """With the real worker: SIGUSR1 as before a time limit, then a cancelled job, which saves as well."""
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    base = make_model(tmp_path / "tiny")
+    text = (
+        PROFILE.format(base=base)
+        .replace("threads: 1", "threads: 1, rehearsal: false")
+        .replace("epochs: 1", "max_steps: 1000000")
+        .replace("every_steps: 100", "every_steps: 100000")
+    )
+    text += "launch: {via: slurm, slurm: {time: '1:00:00'}}\n"
+    engine = Engine(bare_home, "engine.workers", warm=True)
+    try:
+        run: Run = engine.client.request("submit", Submit(profile=text, directory="/"))
+        wait_for(lambda: engine.show(run).run.step > 5, 60, "the first steps")
+        (sample,) = wait_for(lambda: engine.show(run).hosts, 10, "a sample of the job's host")
+        assert sample.host.name == host_name() and sample.host.memory_total > 0
+        cluster.run("scancel", "--signal=USR1", "--batch", find_job(engine, run))
+        again = wait_for(lambda: (now := engine.show(run).run).attempt == 2 and now, 30, "the second attempt")
+        saved = engine.home.run(run.id).checkpoint_steps()[-1]
+        wait_for(lambda: engine.show(run).run.step > saved + 2, 60, "steps after it")
+        assert ("queued", "slurm.requeued") in reasons(engine, run) and again.id == run.id
+        starts = [e for e, _ in journal.read(engine.home.run(run.id).events) if isinstance(e, journal.Start)]
+        assert [(e.attempt, e.step, e.resumed) for e in starts[1:]] == [(2, saved, EXACT)]
+        cluster.run("scancel", find_job(engine, run))
+        ended = engine.wait(run, "stopped", "failed", seconds=30)
+        assert (ended.state, ended.code) == ("stopped", "run.terminated")
+        assert engine.home.run(run.id).checkpoint_steps()[-1] == ended.step > saved
+    finally:
+        engine.close()
+        cluster.clear()
