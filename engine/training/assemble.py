@@ -81,7 +81,7 @@ def make_accelerator(job: Job) -> Any:
     precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(job.device.compute, "no")
     return Accelerator(
         mixed_precision=precision,
-        cpu=job.device.kind == "cpu",
+        cpu=job.device.backend == "cpu",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the method divides the loss itself
         dynamo_backend="no",
     )

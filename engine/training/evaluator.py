@@ -116,6 +116,14 @@ class Evaluator:
         finally:
             model.train()
 
+    def longest_rows(self) -> list[Any]:
+        """The held-out micro-batch that takes the most memory; empty without held-out rows."""
+        return self._batches[-1] if self._batches else []
+
+    def longest_prompts(self, count: int) -> list[list[int]]:
+        """Token ids of the longest prompts that replies are generated for, `count` at most."""
+        return sorted(map(self._prompt_ids, self._prompts), key=len, reverse=True)[:count]
+
     # ── measuring ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _measure(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
