@@ -70,12 +70,22 @@ def process_group(world: int) -> Iterator[Ranks]:
         yield Ranks()
         return
     import torch.distributed as dist
-    from torch.testing._internal.distributed.fake_pg import FakeStore
+    from torch.distributed import device_mesh
+    from torch.testing._internal.distributed import fake_pg  # noqa: F401 - registers the back end
+    from torch.utils._python_dispatch import _disable_current_modes
 
-    dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
+    plain = device_mesh.init_device_mesh
+
+    def make_mesh(*arguments: Any, **named: Any) -> Any:
+        with _disable_current_modes():  # it looks at its own ranks
+            return plain(*arguments, **named)
+
+    device_mesh.init_device_mesh = make_mesh
+    dist.init_process_group("fake", rank=0, world_size=world, store=dist.HashStore())
     try:
         yield SimulatedRanks(0, 0, world)
     finally:
+        device_mesh.init_device_mesh = plain
         dist.destroy_process_group()
 
 

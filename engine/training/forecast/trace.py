@@ -147,8 +147,10 @@ class _Tracing:
         with self._watching("reduction"):
             loop.strategy.reduce()
             loop.strategy.clip(loop.profile.training.max_grad_norm)
+        self.tracker.answer = 1  # which is also how many steps were made, and that may not be none
         with self._watching("optimizer"):
             loop.optimizer.step()
+        self.tracker.answer = 0
         states = [each for state in loop.optimizer.state.values() for each in state.values()]
         states = [each for each in states if isinstance(each, torch.Tensor)]
         dense = self._size(states)

@@ -21,12 +21,13 @@ class MemoryTracker(TorchDispatchMode):
     """Context in which every storage that an operation creates is counted until it is freed.
 
     Within torch's FakeTensorMode, entered before this, nothing is allocated or computed. Then questions for a number
-    are answered with 0. Sizes are those of storages, as an allocator is asked for them, before it rounds.
+    are answered with `answer`. Sizes are those of storages, as an allocator is asked for them, before it rounds.
     """
 
     def __init__(self, *, fake: bool) -> None:
         super().__init__()
         self.fake = fake
+        self.answer = 0
         self.live = 0
         """Bytes of all live storages."""
         self.peak = 0
@@ -41,7 +42,7 @@ class MemoryTracker(TorchDispatchMode):
         if any(issubclass(each, DTensor) for each in types):
             return NotImplemented  # its operations on local tensors come here one by one
         if self.fake and func in _ANSWERS:
-            return _answer(func, args)
+            return self._answer(func, args)
         outputs = func(*args, **(kwargs or {}))
         if formula := flop_registry.get(func._overloadpacket):
             self.flops += formula(*args, **(kwargs or {}), out_val=outputs)
@@ -117,9 +118,10 @@ class MemoryTracker(TorchDispatchMode):
 
         return resize
 
-
-def _answer(func: Any, args: Any) -> Any:
-    if func is torch.ops.aten.equal.default:
-        return True
-    dtype = args[0].dtype
-    return False if dtype == torch.bool else 0.0 if dtype.is_floating_point else 0
+    def _answer(self, func: Any, args: Any) -> Any:
+        if func is torch.ops.aten.equal.default:
+            return True
+        dtype = args[0].dtype
+        if dtype == torch.bool:  # as in: are all of these no padding?
+            return True
+        return float(self.answer) if dtype.is_floating_point else int(self.answer)
