@@ -63,16 +63,7 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
     expansion = expand_sources(profile, home, sources, digests, progress) if profile.data.expand else None
     settings = row_settings(profile, sources)
     folder = given or profile_tokenizer.folder_of(profile, digests, settings, home)
-    name = cache.entry_name(
-        digests,
-        {
-            **settings,
-            "max_length": profile.data.max_length,
-            "sequences": sequence_kind(profile),
-            **token_settings(profile),
-            **({"tokenizer": folder.name} if trains_tokenizer else {}),
-        },
-    )
+    name = _name_entry(profile, sources, digests, **({"tokenizer": folder.name} if trains_tokenizer else {}))
     damaged: list[str] = []
     _make_entry(profile, home, name, sources, digests, folder, progress, damaged)
     if trains_tokenizer:
@@ -93,6 +84,45 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
         "expanded": expansion,
         "damaged": damaged,
     }
+
+
+def find_prepared(profile: Profile, home: Home) -> dict[str, Any] | None:
+    """The content of `prepared.json` if the cache has the profile's tokens; None if they would have to be made. Nothing
+    is fetched, trained or expanded. Raises ProblemError."""
+    if isinstance(profile.model.tokenizer, TokenizerOptions) or profile.data.expand:
+        return None
+
+    def quiet(*_: object) -> None: ...
+
+    base, given = locate_base(profile, home, quiet)
+    model = {"base": base, "tokenizer": str(given) if profile.model.tokenizer is not None else None}
+    if folders := pretokenized.find_folders(profile.data, profile.directory, learning=False):
+        return {**_use_tokenised(profile, given, folders, None), **model}
+    sources = locate_sources(profile, home, quiet)
+    digests = cache.file_digests({**list_source_files(sources), **list_tokenizer_files(profile, given)}, quiet)
+    return _read_entry(home, _name_entry(profile, sources, digests), model)
+
+
+def _name_entry(profile: Profile, sources: SourceFiles, digests: dict[str, str], **further: Any) -> str:
+    """The name of the cache entry with the profile's tokens."""
+    settings = {
+        **row_settings(profile, sources),
+        "max_length": profile.data.max_length,
+        "sequences": sequence_kind(profile),
+        **token_settings(profile),
+        **further,
+    }
+    return cache.entry_name(digests, settings)
+
+
+def _read_entry(home: Home, name: str, model: dict[str, Any]) -> dict[str, Any] | None:
+    entry = home.cache / name
+    if not (entry / "prepared.json").is_file():
+        return None
+    content = json.loads((entry / "prepared.json").read_text(encoding="utf-8"))
+    for key in _PATHS:
+        content[key] = str(entry / content[key]) if content[key] else None
+    return {**content, "hash": name, **model}
 
 
 def list_left_out(profile: Profile, sources: SourceFiles) -> list[dict[str, Any]]:

@@ -170,15 +170,23 @@ class _Unpack(nn.Module):
 
 
 @contextmanager
-def replaceable_weights() -> Iterator[None]:
-    """Context in which moving or casting a module replaces its weights. torch would exchange the content of fake ones,
-    which it refuses while anybody else refers to them."""
-    plain = nn.Module._apply
+def treat_as_real() -> Iterator[None]:
+    """Context in which the libraries treat fake weights as others.
+
+    Moving or casting a module replaces its weights: torch would exchange the content of fake ones, which it refuses
+    while anybody else refers to them. And transformers leaves out the masks that it leaves out otherwise: it takes fake
+    tensors for those of a compiler, which needs the same program for all.
+    """
+    from transformers import masking_utils
+
+    plain, tracing = nn.Module._apply, masking_utils.is_tracing
     nn.Module._apply = _apply  # type: ignore[method-assign]
+    masking_utils.is_tracing = lambda *_: False
     try:
         yield
     finally:
         nn.Module._apply = plain  # type: ignore[method-assign]
+        masking_utils.is_tracing = tracing
 
 
 def _apply(module: nn.Module, convert: Callable[[Any], Any], recurse: bool = True) -> nn.Module:

@@ -20,7 +20,7 @@ from engine.config.profile import Profile
 from engine.inference.generate import BATCH
 from engine.training import assemble
 from engine.training.forecast import simulated
-from engine.training.forecast.skeleton import make_loader, replaceable_weights
+from engine.training.forecast.skeleton import make_loader, treat_as_real
 from engine.training.forecast.tracker import MemoryTracker
 from engine.training.loop import TrainingLoop
 from engine.training.methods.base import take_counts
@@ -64,6 +64,7 @@ class Trace:
     """Elements of all weights (`weights`) and of the trained ones (`trained`), whatever part this rank holds."""
     longest: int = 0
     steps: int = 0
+    steps_per_epoch: int = 0
     micro_batches: int = 0
     """Of one rank in a step."""
     epoch_tokens: int = 0
@@ -96,7 +97,7 @@ def trace(
         tracker = MemoryTracker(fake=fake)
         mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
         if fake:
-            stack.enter_context(replaceable_weights())
+            stack.enter_context(treat_as_real())
             job.load_base = make_loader(tracker, available)
         return _Tracing(job, tracker, mode, optimizer).run()
 
@@ -215,7 +216,7 @@ class _Tracing:
         found.tokens = 0 if ids is None else ids.numel()
         found.longest = max(batches.lengths, default=0)
         found.epoch_tokens = sum(batches.lengths)
-        found.steps = loop.max_steps
+        found.steps, found.steps_per_epoch = loop.max_steps, batches.per_epoch
         found.micro_batches = batches.accumulation
 
     # ── the tools ─────────────────────────────────────────────────────────────────────────────────────────────────

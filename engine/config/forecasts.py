@@ -1,0 +1,142 @@
+"""Forecasts of memory and time as they are kept in the home, and what they say about a host. Torch-free.
+
+`engine.training.forecast` makes them; the supervisor reads them when a run is submitted. A forecast is kept under a hash
+of the settings that it depends on, so that changed settings have none until one is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from engine.config.profile import Profile
+from engine.protocol.home import Home, make_private, write_private
+from engine.protocol.messages import Problem
+
+FORMAT = 1
+"""Part of the hash: forecasts of another format are made anew."""
+_SECTIONS = ("model", "adapter", "data", "method", "training", "launch", "checkpoint", "evaluation", "generation")
+KEPT = 200
+"""Forecasts that are kept."""
+
+
+def folder(home: Home) -> Path:
+    return home.root / "forecasts"
+
+
+def compute_key(profile: Profile, kind: str, cards: int) -> str:
+    """The name of the forecast of this profile on `cards` devices of a kind (`cuda`, `cpu` …)."""
+    settings = profile.to_dict()
+    parts = {name: settings[name] for name in _SECTIONS} | {
+        "directory": str(profile.directory),
+        "kind": kind,
+        "cards": cards,
+        "format": FORMAT,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def read(home: Home, key: str) -> dict[str, Any] | None:
+    """The kept forecast; None if there is none."""
+    try:
+        content = json.loads((folder(home) / f"{key}.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and content.get("format") == FORMAT else None
+
+
+def keep(home: Home, key: str, forecast: dict[str, Any]) -> None:
+    """Keep a forecast, and remove the oldest ones. One that cannot be written is made again next time."""
+    try:
+        place = make_private(folder(home))
+        write_private(place / f"{key}.json", json.dumps(forecast | {"format": FORMAT}).encode())
+        kept = sorted(place.glob("[0-9a-f]*.json"), key=lambda file: file.stat().st_mtime)
+        for file in kept[:-KEPT]:
+            file.unlink(missing_ok=True)
+    except OSError:
+        pass
+
+
+def judge(needed: int, error_percent: float, room: int | None) -> str:
+    """`fits`; `near`, where it does within the error or not; `too_large`, where it does not even then; `unknown` for an
+    unknown room."""
+    if room is None:
+        return "unknown"
+    error = needed * error_percent / 100
+    if needed - error > room:
+        return "too_large"
+    return "near" if needed + error > room else "fits"
+
+
+def judge_all(forecast: dict[str, Any], card: int | None, host: int | None) -> str:
+    """The worst verdict over the memory of a card and that of the host, in bytes."""
+    error = forecast["error_percent"]
+    verdicts = [judge(forecast["host_bytes"], error, host)]
+    if forecast["device_bytes"]:
+        verdicts.append(judge(forecast["device_bytes"], error, card))
+    return next((each for each in ("too_large", "near", "unknown") if each in verdicts), "fits")
+
+
+def describe_lack(forecast: dict[str, Any], card: int | None, host: int | None) -> str:
+    """What is needed and what is there, for a run that does not fit, or hardly."""
+    error, lacking = forecast["error_percent"], []
+    if forecast["device_bytes"] and judge(forecast["device_bytes"], error, card) not in ("fits", "unknown"):
+        lacking.append((forecast["device_bytes"], card, "a card"))
+    if judge(forecast["host_bytes"], error, host) not in ("fits", "unknown"):
+        lacking.append((forecast["host_bytes"], host, "the host's memory"))
+    return "; ".join(
+        f"it needs about {format_size(needed)} ±{format_size(int(needed * error / 100))} of {format_size(room or 0)} "
+        f"of {whose}"
+        for needed, room, whose in lacking
+    )
+
+
+def explain_refusal(forecast: dict[str, Any], card: int | None, host: int | None) -> Problem:
+    """The problem of a run that cannot fit."""
+    changes = forecast.get("changes") or []
+    hint = "change one of these: " + "; or ".join(describe_change(each) for each in changes)
+    return Problem(
+        code="memory.will_not_fit",
+        title="This run does not fit into memory",
+        cause=describe_lack(forecast, card, host),
+        hint=hint if changes else "`cockpit fit PROFILE --cards auto` looks for settings that fit",
+    )
+
+
+def describe_change(change: dict[str, Any]) -> str:
+    """A change of settings that makes a run fit, and what it needs then."""
+    settings = " with ".join(f"{key}={_write(value)}" for key, value in change["settings"].items())
+    return f"{settings} ({format_size(change['device_bytes'] or change['host_bytes'])})"
+
+
+def _write(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, bool) else str(value)
+
+
+def format_size(size: float) -> str:
+    """A size in GB with one digit, in MB below one."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def format_seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "time unknown"
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s"
+    return f"about {round(seconds / 60)} min" if seconds < 5400 else f"about {seconds / 3600:.3g} h"
+
+
+def summarize(forecast: dict[str, Any]) -> str:
+    """`14.2 of 24 GB ±0.9 a card · 31 GB host · 12 GB disk · about 3 h`."""
+    error = forecast["error_percent"] / 100
+    device, card = forecast["device_bytes"], forecast.get("card_bytes")
+    parts = []
+    if device:
+        room = f"of {card / 1e9:.4g} GB" if card else "GB"
+        parts.append(f"{device / 1e9:.1f} {room} ±{device * error / 1e9:.1f} a card")
+    host = forecast["host_bytes"]
+    parts.append(f"{format_size(host)}{'' if device else f' ±{format_size(host * error)}'} host")
+    parts += [f"{format_size(forecast['disk_bytes'])} disk", format_seconds(forecast["seconds"])]
+    return " · ".join(parts)
