@@ -13,7 +13,6 @@ from typing import Any
 import psutil
 import torch
 
-from engine.config import forecasts
 from engine.config.profile import Profile
 from engine.models import devices
 from engine.models.base import load_tokenizer
@@ -227,23 +226,6 @@ def _estimate_seconds(traced: Trace, host: Host, known: Calibration, given: Give
         return of_step * traced.steps / speed
     each = traced.epoch_tokens / max(1, math.ceil(traced.steps_per_epoch)) / host.cards
     return traced.flops / traced.tokens * each * traced.steps / speed
-
-
-def forecast(
-    profile: Profile, host: Host, given: Given, *, wanted: str | None = None
-) -> tuple[dict[str, Any], Profile]:
-    """The forecast with its verdict, kept in the home, and the profile with `launch.strategy: auto` replaced by the
-    cheapest strategy that fits. Raises ProblemError."""
-    from engine.training.forecast import solver
-
-    found, chosen = solver.choose_strategy(profile, host, given)
-    found["verdict"] = forecasts.judge_all(found, host.card_bytes, host.host_bytes)
-    if found["verdict"] == "too_large":
-        found["changes"] = solver.find_changes(chosen, host, given)
-    forecasts.keep(given.home, forecasts.compute_key(profile, host.kind, host.cards), found)
-    if chosen is not profile:
-        forecasts.keep(given.home, forecasts.compute_key(chosen, host.kind, host.cards), found)
-    return found, chosen
 
 
 def replace_settings(profile: Profile, settings: dict[str, Any]) -> Profile:

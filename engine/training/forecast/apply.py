@@ -1,0 +1,45 @@
+"""Writes settings that fit into a copy of a profile, with the reason as a comment."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+
+from engine.config.forecasts import format_size
+from engine.config.overrides import apply_overrides
+from engine.config.profile import SECTIONS, read_text
+from engine.protocol.home import write_private
+from engine.protocol.messages import Problem, ProblemError
+
+
+def write_copy(source: Path, target: Path, way: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Write the profile of `source`, with `overrides` and the settings of `way`, to `target`, which must not exist.
+    Raises ProblemError."""
+    if target.exists():
+        raise ProblemError(
+            Problem(code="output.exists", title=f"{target} exists", hint="name a file that does not exist yet")
+        )
+    writer = YAML(typ="rt")
+    document = writer.load(read_text(source)) or CommentedMap()
+    apply_overrides(document, overrides, SECTIONS)
+    needed = format_size(way["device_bytes"] or way["host_bytes"])
+    reason = f"so that it fits: {needed}, {way['time']:g} times as long a step"
+    for key, value in way["settings"].items():
+        section, _, name = key.partition(".")
+        if not isinstance(document.get(section), dict):
+            document[section] = CommentedMap()
+        document[section][name] = value
+        document[section].yaml_add_eol_comment(reason, name)
+    stream = io.StringIO()
+    writer.dump(document, stream)
+    try:
+        write_private(target.expanduser().absolute(), stream.getvalue().encode())
+    except OSError as error:
+        raise ProblemError(
+            Problem(code="file.unwritable", title=f"{target} cannot be written", cause=error.strerror or str(error))
+        ) from None
