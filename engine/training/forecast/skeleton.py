@@ -67,6 +67,7 @@ def make_loader(tracker: MemoryTracker, available: int) -> Callable[..., Any]:
 
 def _build(folder: str, options: ModelOptions, scores: bool) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers.initialization import no_init_weights
 
     if read_generation(folder) is not None:
         raise ProblemError(
@@ -81,12 +82,15 @@ def _build(folder: str, options: ModelOptions, scores: bool) -> Any:
     if scores:
         config.num_labels = 1
     attention = None if options.attention in ("auto", *_KERNELS) else options.attention
-    return (AutoModelForSequenceClassification if scores else AutoModelForCausalLM).from_config(
-        config,
-        dtype=getattr(torch, options.dtype),
-        attn_implementation=attention,
-        trust_remote_code=options.trust_remote_code,
-    ).eval()
+    kind = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
+    with no_init_weights():
+        model = kind.from_config(
+            config,
+            dtype=getattr(torch, options.dtype),
+            attn_implementation=attention,
+            trust_remote_code=options.trust_remote_code,
+        )
+    return model.eval()
 
 
 _KERNELS = ("flash_attention_2", "flash_attention_3")
@@ -175,11 +179,14 @@ def treat_as_real() -> Iterator[None]:
 
     Moving or casting a module replaces its weights: torch would exchange the content of fake ones, which it refuses
     while anybody else refers to them. And transformers leaves out the masks that it leaves out otherwise: it takes fake
-    tensors for those of a compiler, which needs the same program for all.
+    tensors for those of a compiler, which needs the same program for all. Weights are not filled.
     """
     from transformers import masking_utils
 
     plain, tracing = nn.Module._apply, masking_utils.is_tracing
+    initial = {name: getattr(nn.init, name) for name in vars(nn.init) if name.endswith("_") and name[0] != "_"}
+    for name in initial:  # there is nothing to fill
+        setattr(nn.init, name, lambda tensor, *_, **__: tensor)
     nn.Module._apply = _apply  # type: ignore[method-assign]
     masking_utils.is_tracing = lambda *_: False
     try:
@@ -187,6 +194,8 @@ def treat_as_real() -> Iterator[None]:
     finally:
         nn.Module._apply = plain  # type: ignore[method-assign]
         masking_utils.is_tracing = tracing
+        for name, fill in initial.items():
+            setattr(nn.init, name, fill)
 
 
 def _apply(module: nn.Module, convert: Callable[[Any], Any], recurse: bool = True) -> nn.Module:
