@@ -49,7 +49,9 @@ START_VERBS = (
         "tools:fit",
         (
             PROFILE,
-            option("--cards", metavar="NxSIZE", default="auto", help="e.g. 1x24GB or 8x80GB (auto: those of this host)"),
+            option(
+                "--cards", metavar="NxSIZE", default="auto", help="e.g. 1x24GB or 8x80GB (auto: those of this host)"
+            ),
             SET,
             option("--apply", metavar="FILE", help="write the profile with the fastest of them there"),
         ),

@@ -4,6 +4,7 @@ are free."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import time
@@ -19,7 +20,7 @@ from engine.protocol import journal, stages, states
 from engine.protocol.environment import build_job_environment
 from engine.protocol.home import RunDirectory, host_name, make_private, write_private
 from engine.protocol.messages import Problem, ProblemError, Resume, Run, Submit
-from engine.supervisor import processes, start_stage
+from engine.supervisor import processes, room, start_stage
 from engine.supervisor.devices import Assigned, Devices
 from engine.supervisor.hang_detector import Heartbeats
 from engine.supervisor.launchers.local import build_command, build_rank_environment
@@ -52,7 +53,8 @@ class Queue:
                 )
             )
         self.devices.check("", profile, message.environment)
-        self._check_disk(profile)
+        room.check_disk(profile, self.home)
+        near = self._check_memory(profile, message)
         if message.first in stages.AFTER:
             return self._requeue_trained(message, *start_stage.find_trained_run(self.runs, message, profile))
         self._check_export_folder(profile)
@@ -90,7 +92,20 @@ class Queue:
         self.runs.records[record.run.id] = record
         self.runs.remember_profile(record, profile)
         self.enqueue(record, "submitted")
+        if near:
+            hint = "`cockpit forecast` lists what takes the memory, `cockpit fit` what takes less"
+            warning = journal.Warn(attempt=record.run.attempt, code="memory.near", message=near, hint=hint)
+            record.write_lifecycle(warning)
+            record.warnings.append(near)
         return record.run
+
+    def _check_memory(self, profile: Profile, message: Submit) -> str:
+        """A warning where the run hardly fits. Raises ProblemError when it cannot, by its forecast."""
+        if message.kind != "train" or message.first in stages.AFTER:
+            return ""
+        environment = build_job_environment(message.environment, profile.launch.environment, os.environ)
+        cards = self.devices.list_visible(environment)
+        return room.check_memory(profile, self.home, cards, idle=not self.runs.list_live())
 
     def _requeue_trained(self, message: Submit, record: Record, profile: Profile) -> Run:
         """Queue the next attempt of a trained run, from the stage `message.first` on, with the settings of
@@ -142,7 +157,7 @@ class Queue:
             again = again or stage_plan.find_first_touched(message.changes)
         environment = message.environment or record.environment
         self.devices.check("", profile, environment)
-        self._check_disk(profile)
+        room.check_disk(profile, self.home)
         if again or not record.directory.result(stages.EXPORT).is_file():
             self._check_export_folder(profile)
         if message.changes:
@@ -191,20 +206,6 @@ class Queue:
                     title="The profile is not valid",
                     cause=str(error),
                     hint="cockpit profile check",
-                )
-            )
-
-    def _check_disk(self, profile: Profile) -> None:
-        """Raises ProblemError when the disk is so full that the run would pause at its first step."""
-        free, least = shutil.disk_usage(self.home.root).free / 1e9, profile.limits.disk_free_gb
-        if free < least:
-            cause = f"{free:.1f} GB are free in {self.home.root}, and limits.disk_free_gb is {least:g}"
-            raise ProblemError(
-                Problem(
-                    code="disk.low",
-                    title="Too little disk",
-                    cause=cause,
-                    hint="free some disk space, or lower limits.disk_free_gb",
                 )
             )
 

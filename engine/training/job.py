@@ -59,6 +59,8 @@ class Job:
     """The checkpoint that this attempt resumes; None for a new run."""
     load_base: Callable[..., Any] = base.load
     """Loads the base, as `engine.models.base.load` does. A forecast takes its shape alone (`engine.training.forecast`)."""
+    memory: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What the run takes, by `engine.training.memory_report`'s names."""
     simulated: bool = False
     """Whether this is a forecast: nothing is tried on a device then, as nothing is computed."""
 

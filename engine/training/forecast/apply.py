@@ -22,7 +22,7 @@ def write_copy(source: Path, target: Path, way: dict[str, Any], overrides: Seque
     Raises ProblemError."""
     if target.exists():
         raise ProblemError(
-            Problem(code="output.exists", title=f"{target} exists", hint="name a file that does not exist yet")
+            Problem(code="output.not_empty", title=f"{target} exists", hint="name a file that does not exist yet")
         )
     writer = YAML(typ="rt")
     document = writer.load(read_text(source)) or CommentedMap()

@@ -156,9 +156,7 @@ def _list_device_terms(
     found[_REST[phase]] = rest
     found["context"] = terms.context(host.kind)
     found["allocator slack"] = terms.slack(host.kind, peaks[phase])
-    return [
-        {"name": name, "bytes": size, "phase": phase, "place": "device"} for name, size in found.items() if size
-    ]
+    return [{"name": name, "bytes": size, "phase": phase, "place": "device"} for name, size in found.items() if size]
 
 
 _REST = {

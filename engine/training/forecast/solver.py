@@ -9,14 +9,13 @@ from typing import Any
 
 from engine.config import forecasts
 from engine.config.profile import Profile
-from engine.options.tables import STRATEGIES
+from engine.options.tables import AUTO, STRATEGIES
 from engine.protocol.messages import ProblemError
 from engine.training.checks import check_combinations
 from engine.training.forecast.estimate import Given, estimate, replace_settings
 from engine.training.forecast.hosts import Host
 from engine.training.memory import smaller_micro_batch
 
-AUTO = "auto"
 SPEEDS = {
     "micro_batch": 1.05,
     "checkpointing": 1.33,
@@ -136,7 +135,9 @@ def _smallest_micro_batch(profile: Profile) -> dict[str, Any] | None:
         smaller = smaller_micro_batch(last, profile.data.max_length)
     if last is profile:
         return None
-    keys = ("tokens_per_batch", "accumulation") if profile.training.tokens_per_batch else ("micro_batch", "accumulation")
+    keys = (
+        ("tokens_per_batch", "accumulation") if profile.training.tokens_per_batch else ("micro_batch", "accumulation")
+    )
     return {f"training.{key}": getattr(last.training, key) for key in keys}
 
 

@@ -113,7 +113,9 @@ class _Tracing:
             loop = assemble.make_loop(self.job)
         self.tracker.count((*loop.model.parameters(), *loop.model.buffers()))
         # Made outside: what a batch looks like depends on the content of rows.
-        batch = self._simulate(loop.method.longest_batch([loop.method.rows[row] for row in loop.batches.pick_longest()]))
+        batch = self._simulate(
+            loop.method.longest_batch([loop.method.rows[row] for row in loop.batches.pick_longest()])
+        )
         held_out = self._make_held_out(loop)
         parameters = list(loop.model.parameters())
         found.weights = self.tracker.live

@@ -1,0 +1,77 @@
+"""The forecast at the launch of a run: made in a process of its own once the rows are prepared, before any rank starts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+from engine.config import forecasts
+from engine.config.profile import Profile
+from engine.hardware.listing import list_visible
+from engine.options.tables import AUTO
+from engine.protocol.home import Home, RunDirectory, write_private
+from engine.protocol.messages import ProblemError
+from engine.workers.run_journal import RunJournal
+
+SECONDS = 300
+"""A forecast that takes longer is done without."""
+
+
+def forecast_run(run: RunDirectory, home: Home, profile: Profile, journal: RunJournal) -> None:
+    """Forecast the run where it has accelerators, and where `launch.strategy: auto` has to be replaced. A run for which
+    there is no forecast goes on without. Raises ProblemError for one that cannot fit."""
+    cards = list_visible()
+    processes = profile.launch.processes
+    alone = (processes if isinstance(processes, int) else max(1, len(cards))) == 1
+    unknown = profile.launch.strategy == AUTO and not alone
+    if not cards and not unknown:
+        return
+    journal.progress("forecasting", 0, 0)
+    found = _ask(run, home)
+    if found is None:
+        if unknown:
+            journal.warn(
+                "launch.strategy auto: there is no forecast of this run, so ddp is used",
+                "name a strategy if that does not fit",
+                code="forecast.strategy",
+            )
+        return
+    sizes = [card.memory_total for card in cards if card.memory_total is not None]
+    card, host = max(sizes, default=None), found["free_bytes"]
+    match forecasts.judge_all(found, card, host):
+        case "too_large":
+            raise ProblemError(forecasts.explain_refusal(found, card, host))
+        case "near":
+            journal.warn(
+                f"the run hardly fits: {forecasts.describe_lack(found, card, host)}",
+                "`cockpit forecast` lists what takes the memory, `cockpit fit` what takes less",
+                code="memory.near",
+            )
+    if unknown:
+        _choose_strategy(run, profile, found, journal)
+
+
+def _ask(run: RunDirectory, home: Home) -> dict[str, Any] | None:
+    """The forecast with its `chosen_strategy`; None where there is none. Its output goes to the run's log."""
+    command = [sys.executable, "-P", "-m", "engine.workers.forecast", "launch", json.dumps({"run": run.id})]
+    try:
+        done = subprocess.run(
+            [*command, "--home", str(home.root), "--json"], stdout=subprocess.PIPE, timeout=SECONDS, check=False
+        )
+        found = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return None
+    return found if isinstance(found, dict) and "device_bytes" in found else None
+
+
+def _choose_strategy(run: RunDirectory, profile: Profile, found: dict[str, Any], journal: RunJournal) -> None:
+    """Put the strategy into the run's profile."""
+    chosen = found["chosen_strategy"]
+    changed = replace(profile, launch=profile.launch.model_copy(update={"strategy": chosen}))
+    write_private(run.profile, changed.to_yaml().encode())
+    journal.warn(
+        f"launch.strategy auto: {chosen} ({forecasts.summarize(found)})", "nothing to do", code="forecast.strategy"
+    )
