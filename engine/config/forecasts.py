@@ -1,7 +1,7 @@
 """Forecasts of memory and time as they are kept in the home, and what they say about a host. Torch-free.
 
-`engine.training.forecast` makes them; the supervisor reads them when a run is submitted. A forecast is kept under a hash
-of the settings that it depends on, so that changed settings have none until one is made.
+`engine.training.forecast` makes them; the supervisor reads them when a run is submitted. A forecast is kept under a
+hash of the settings that it depends on, so that changed settings have none until one is made.
 """
 
 from __future__ import annotations

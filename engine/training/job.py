@@ -58,7 +58,7 @@ class Job:
     resumed_from: Path | None = None
     """The checkpoint that this attempt resumes; None for a new run."""
     load_base: Callable[..., Any] = base.load
-    """Loads the base, as `engine.models.base.load` does. A forecast takes its shape alone (`engine.training.forecast`)."""
+    """Loads the base, as `engine.models.base.load` does. A forecast takes its shape alone."""
     memory: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What the run takes, by `engine.training.memory_report`'s names."""
     simulated: bool = False

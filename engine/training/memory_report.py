@@ -24,9 +24,8 @@ def record_forecast(job: Job) -> None:
     found = forecasts.read(_home(job), key) if job.ranks.first else None
     if found is not None:
         job.memory[FORECAST] = found
-        job.reporter.write(
-            Memory(attempt=job.attempt, source=FORECAST, **{name: found.get(name) for name in _SHOWN if name in found})
-        )
+        shown: dict[str, Any] = {name: found[name] for name in _SHOWN if name in found}
+        job.reporter.write(Memory(attempt=job.attempt, source=FORECAST, **shown))
 
 
 def record_peak(job: Job, source: str) -> None:
@@ -34,7 +33,7 @@ def record_peak(job: Job, source: str) -> None:
     peaks = job.ranks.gather((accelerator.read_peak(), read_resident_peak()))
     devices = [device for device, _ in peaks if device is not None]
     hosts = [host for _, host in peaks if host is not None]
-    found = {"device_bytes": max(devices, default=None), "host_bytes": sum(hosts) if hosts else None}
+    found: dict[str, Any] = {"device_bytes": max(devices, default=None), "host_bytes": sum(hosts) if hosts else None}
     job.memory[source] = found
     job.reporter.write(Memory(attempt=job.attempt, source=source, **found))
 

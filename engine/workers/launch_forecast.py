@@ -1,4 +1,4 @@
-"""The forecast at the launch of a run: made in a process of its own once the rows are prepared, before any rank starts."""
+"""The forecast at the launch of a run: made in a process of its own once its rows are prepared, before it trains."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ LEAST = 2.0
 
 @dataclass(frozen=True)
 class Calibration:
-    """`factor` is what a forecast is multiplied by; `flops` the speed of one rank in floating-point operations a second,
-    None before a run was measured."""
+    """`factor` is what a forecast is multiplied by; `flops` the speed of one rank in floating-point operations a
+    second, None before a run was measured."""
 
     factor: float = 1.0
     error_percent: float = ASSUMED_OTHERS

@@ -139,10 +139,10 @@ class PackedLinear(nn.Linear):
         self.weight, self.bias = nn.Parameter(layer.weight.detach(), requires_grad=False), layer.bias
         self.quantization = quantization
 
-    def forward(self, input: Any) -> Any:
-        if torch.is_autocast_enabled(input.device.type):
-            input = input.to(torch.get_autocast_dtype(input.device.type))
-        found: Any = _PackedProduct.apply(input, self.weight, self.bias, self.quantization)
+    def forward(self, x: Any) -> Any:
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        found: Any = _PackedProduct.apply(x, self.weight, self.bias, self.quantization)
         return found.clone() if self.quantization == "nf4" else found  # as peft does
 
 

@@ -87,7 +87,7 @@ def list_changes(profile: Profile, host: Host) -> list[Change]:
     singles = list(_list_single(profile, host))
     merged = [*singles]
     for size in (2, 3, 4):
-        merged += [each for each in _combine(singles, size)]
+        merged += list(_combine(singles, size))
     return sorted(merged, key=lambda change: (change["time"], len(change["settings"])))
 
 
@@ -152,7 +152,7 @@ def _is_possible(profile: Profile, host: Host) -> bool:
 def solve(profile: Profile, host: Host, given: Given) -> list[dict[str, Any]]:
     """The ways in which a profile fits, the fastest first: for each strategy and saving the largest micro-batch, with
     the same global batch. Each has `settings`, `time`, the forecast's bytes, and `verdict`."""
-    found = []
+    found: list[dict[str, Any]] = []
     for change in ({"settings": {}, "time": 1.0}, *list_changes(replace_auto(profile), host)):
         if len(found) >= 2 * ENOUGH:
             break

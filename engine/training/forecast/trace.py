@@ -25,7 +25,6 @@ from engine.training.forecast.tracker import MemoryTracker
 from engine.training.loop import TrainingLoop
 from engine.training.methods.base import take_counts
 from engine.training.online.options import OnlineOptions
-from engine.training.ranks import Ranks
 
 EIGHT_BITS = frozenset({"adamw_8bit", "paged_adamw_8bit"})
 PAGED = frozenset({"paged_adamw", "paged_adamw_8bit"})
@@ -116,7 +115,10 @@ class _Tracing:
         batch = self._simulate(
             loop.method.longest_batch([loop.method.rows[row] for row in loop.batches.pick_longest()])
         )
+        padded = _has_padding(batch)
+        batch = self._simulate(batch)
         held_out = self._make_held_out(loop)
+        self.tracker.padded = padded
         parameters = list(loop.model.parameters())
         found.weights = self.tracker.live
         found.trained = self._size([each for each in parameters if each.requires_grad])
@@ -244,6 +246,12 @@ class _Tracing:
         return made
 
 
+def _has_padding(batch: Any) -> bool:
+    """Whether a collated batch has padding that its mask tells the model of."""
+    mask = batch.get("attention_mask")
+    return mask is not None and not bool(mask.all())
+
+
 def state_bytes(elements: int, optimizer: str, *, embedding: bool = False) -> int:
     """Bytes of one of AdamW's two states of a weight, as bitsandbytes keeps it."""
     if optimizer not in EIGHT_BITS or elements < _SMALLEST or embedding:
@@ -268,6 +276,3 @@ def _count_replies(loop: TrainingLoop) -> tuple[int, int]:
         return rows, max(loop.batches.lengths) + method.max_new_tokens
     prompts = loop.evaluator.longest_prompts(BATCH)
     return len(prompts), max(map(len, prompts), default=0) + loop.profile.generation.max_new_tokens
-
-
-__all__ = ["Ranks", "Trace", "state_bytes", "trace"]

@@ -28,6 +28,8 @@ class MemoryTracker(TorchDispatchMode):
         super().__init__()
         self.fake = fake
         self.answer = 0
+        self.padded = False
+        """Whether the current batch has padding, which models ask about."""
         self.live = 0
         """Bytes of all live storages."""
         self.peak = 0
@@ -122,6 +124,6 @@ class MemoryTracker(TorchDispatchMode):
         if func is torch.ops.aten.equal.default:
             return True
         dtype = args[0].dtype
-        if dtype == torch.bool:  # as in: are all of these no padding?
-            return True
+        if dtype == torch.bool:  # of a mask: is none of this padding?
+            return not self.padded
         return float(self.answer) if dtype.is_floating_point else int(self.answer)

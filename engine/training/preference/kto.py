@@ -41,8 +41,8 @@ class MismatchedRows:
 
 
 def collate(rows: list[dict[str, list[int]]], flat: bool) -> dict[str, Any]:
-    """A micro-batch of `pairs` replies: `good` marks the desirable ones, `chosen` and `rejected` are the numbers of those
-    and of the others, and `others` are the same prompts with mismatched replies."""
+    """A micro-batch of `pairs` replies: `good` marks the desirable ones, `chosen` and `rejected` are the numbers of
+    those and of all others, and `others` are the same prompts with mismatched replies."""
     own = collate_sequences([make_sequence(row["prompt_ids"], row["completion_ids"]) for row in rows], flat)
     others = collate_sequences([make_sequence(row["prompt_ids"], row["other_ids"]) for row in rows], flat)
     good = torch.tensor([row["label"][0] for row in rows], dtype=torch.bool)
