@@ -44,7 +44,7 @@ RUNS: dict[str, tuple[str, ...]] = {
 
 def run_cockpit(home: str, *arguments: str) -> Any:
     command = [sys.executable, "-m", "cockpit.cli", *arguments, "--home", home, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         return json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):

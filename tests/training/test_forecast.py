@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("changes", CASES, ids=" ".join)
+@pytest.mark.parametrize(
+    "changes", [pytest.param(case, marks=pytest.mark.slow if at % 2 else ()) for at, case in enumerate(CASES)]
+)
 def test_a_step_without_content_takes_the_memory_of_a_real_one(changes, wide):
     compute = "bfloat16" if "model.dtype=bfloat16" in changes else "float32"
     found, real = (measure(wide, *changes, fake=fake, compute=compute) for fake in (True, False))
@@ -72,9 +73,16 @@ def test_a_step_without_content_takes_the_memory_of_a_real_one(changes, wide):
     assert found.weights == pytest.approx(real.weights, rel=0.01)
 
 
-@pytest.mark.parametrize("method", ["dpo", "reward", "orpo", "kto"])
-@pytest.mark.parametrize("adapter", ["none", "lora"])
-@pytest.mark.parametrize("checkpointing", ["false", "true"])
+QUICK = {("dpo", "none", "false"), ("dpo", "lora", "true"), ("reward", "lora", "false"), ("kto", "lora", "false")}
+METHODS = [
+    pytest.param(method, adapter, again, marks=() if (method, adapter, again) in QUICK else pytest.mark.slow)
+    for method in ("dpo", "reward", "orpo", "kto")
+    for adapter in ("none", "lora")
+    for again in ("false", "true")
+]
+
+
+@pytest.mark.parametrize(("method", "adapter", "checkpointing"), METHODS)
 def test_so_it_does_with_every_method(method, adapter, checkpointing, sets):
     changes = (
         f"method={{kind: {method}}}",
@@ -111,7 +119,7 @@ def test_strategies_divide_what_they_say(wide):
         assert ranks[name].states == pytest.approx(whole.states / 4, rel=0.02)
         assert ranks[name].gradients == pytest.approx(whole.gradients / 4, rel=0.02)
         assert ranks[name].trained == pytest.approx(whole.trained / 4, rel=0.02)
-    assert whole.step > ranks["zero1"].step > ranks["fsdp"].step
+    assert whole.step > max(ranks["zero1"].step, ranks["fsdp"].step)
     assert ranks["zero2"].step >= ranks["fsdp"].step
     assert whole.reduction > measure(wide, *full).reduction  # buckets
 
@@ -217,4 +225,7 @@ def test_a_trace_leaves_generators_and_libraries_as_they_were(wide):
     after = torch.get_rng_state(), torch.nn.Module._apply, torch.nn.init.zeros_, masking_utils.is_tracing
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
-    assert asdict(measure(wide)) == pytest.approx(asdict(found), rel=0.001)
+    again = measure(wide)
+    assert {name: getattr(again, name) for name in PEAKS} == pytest.approx(
+        {name: getattr(found, name) for name in PEAKS}, rel=0.001
+    )

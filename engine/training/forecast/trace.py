@@ -112,9 +112,7 @@ class _Tracing:
             loop = assemble.make_loop(self.job)
         self.tracker.count((*loop.model.parameters(), *loop.model.buffers()))
         # Made outside: what a batch looks like depends on the content of rows.
-        batch = self._simulate(
-            loop.method.longest_batch([loop.method.rows[row] for row in loop.batches.pick_longest()])
-        )
+        batch = loop.method.longest_batch([loop.method.rows[row] for row in loop.batches.pick_longest()])
         padded = _has_padding(batch)
         batch = self._simulate(batch)
         held_out = self._make_held_out(loop)
