@@ -94,6 +94,7 @@ def trace(
         ranks = stack.enter_context(simulated.process_group(world))
         job = simulated.make_job(profile, prepared, tokenizer, device, ranks, folder)
         tracker = MemoryTracker(fake=fake)
+        stack.enter_context(tracker.ignore_propagation())
         mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
         if fake:
             stack.enter_context(treat_as_real())

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
@@ -27,6 +28,7 @@ class MemoryTracker(TorchDispatchMode):
     def __init__(self, *, fake: bool) -> None:
         super().__init__()
         self.fake = fake
+        self.paused = False
         self.answer = 0
         self.padded = False
         """Whether the current batch has padding, which models ask about."""
@@ -40,12 +42,33 @@ class MemoryTracker(TorchDispatchMode):
         """By the identity of a storage's Python object, which exists as long as the storage: a weak reference to it,
         and its counted bytes."""
 
+    @contextmanager
+    def ignore_propagation(self) -> Iterator[None]:
+        """Context in which what torch makes up is not counted: to find out the shape of a divided tensor's result, it
+        runs the operation on whole tensors without content, which would be taken for the step's own."""
+        plain = ShardingPropagator._propagate_tensor_meta_non_cached
+
+        def propagate(*arguments: Any) -> Any:
+            self.paused, before = True, self.paused
+            try:
+                return plain(*arguments)
+            finally:
+                self.paused = before
+
+        ShardingPropagator._propagate_tensor_meta_non_cached = propagate  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            ShardingPropagator._propagate_tensor_meta_non_cached = plain  # type: ignore[method-assign]
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(issubclass(each, DTensor) for each in types):
             return NotImplemented  # its operations on local tensors come here one by one
         if self.fake and func in _ANSWERS:
             return self._answer(func, args)
         outputs = func(*args, **(kwargs or {}))
+        if self.paused:
+            return outputs
         if formula := flop_registry.get(func._overloadpacket):
             self.flops += formula(*args, **(kwargs or {}), out_val=outputs)
         self.count(tree_iter(outputs))
@@ -62,10 +85,12 @@ class MemoryTracker(TorchDispatchMode):
         torch.UntypedStorage.resize_ = self._plain_resize  # type: ignore[method-assign]
 
     def count(self, tensors: Iterable[Any]) -> None:
-        """Count the storages of these tensors, if they are not counted already. What is no plain tensor is passed
-        over."""
+        """Count the storages of these tensors, if they are not counted already. What is no plain tensor is passed over,
+        and so are tensors on the meta device, with which libraries find out shapes."""
         for tensor in tensors:
-            if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not isinstance(tensor, DTensor):
+            if not isinstance(tensor, torch.Tensor) or isinstance(tensor, DTensor):
+                continue
+            if tensor.layout == torch.strided and tensor.device.type != "meta":
                 self._add(tensor.untyped_storage())
 
     def recount(self, tensor: Any, size: int) -> None:
