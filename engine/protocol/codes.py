@@ -187,9 +187,7 @@ CODES: dict[str, str] = {
         "whether it fits."
     ),
     "forecast.card_size": "The size of a card cannot be read. Write `24GB`, or `8x80GB`.",
-    "forecast.strategy": (
-        "`launch.strategy: auto` was replaced by the strategy that the message names. Nothing to do."
-    ),
+    "forecast.strategy": ("The message names the strategy that has replaced `launch.strategy: auto`. Nothing to do."),
     "memory.batch_cut": (
         "A micro-batch did not fit. The run goes on with smaller ones and the same global batch; nothing to do."
     ),

@@ -93,9 +93,7 @@ class Queue:
         self.runs.remember_profile(record, profile)
         self.enqueue(record, "submitted")
         if near:
-            hint = "`cockpit forecast` lists what takes the memory, `cockpit fit` what takes less"
-            warning = journal.Warn(attempt=record.run.attempt, code="memory.near", message=near, hint=hint)
-            record.write_lifecycle(warning)
+            record.write_lifecycle(room.warn_near(record.run.attempt, near))
             record.warnings.append(near)
         return record.run
 

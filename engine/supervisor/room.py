@@ -11,6 +11,7 @@ import psutil
 from engine.config import forecasts
 from engine.config.profile import Profile
 from engine.protocol.home import Home
+from engine.protocol.journal import Warn
 from engine.protocol.messages import Device, Problem, ProblemError
 
 
@@ -52,3 +53,9 @@ def find_forecast(profile: Profile, home: Home, cards: Sequence[Device]) -> dict
     processes = profile.launch.processes
     count = processes if isinstance(processes, int) else max(1, len(cards))
     return forecasts.read(home, forecasts.compute_key(profile, kind, count))
+
+
+def warn_near(attempt: int, message: str) -> Warn:
+    """The warning of a run that hardly fits."""
+    hint = "`cockpit forecast` lists what takes the memory, `cockpit fit` what takes less"
+    return Warn(attempt=attempt, code="memory.near", message=message, hint=hint)
