@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,27 @@ def test_so_it_does_with_every_method(method, adapter, checkpointing, sets):
     found, real = (measure(sets[method], *changes, fake=fake) for fake in (True, False))
     # On a model of a megabyte, the tables of positions of the reference count: a real model's are touched later.
     assert_same(found, real, rel=0.03 if method in ("dpo", "kto") and adapter == "none" else 0.01)
+
+
+@pytest.fixture(scope="module")
+def tied(wide: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A model in bfloat16 whose embedding is its output layer, too."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tied") / "model"
+    shutil.copytree(wide["base"], folder)
+    config = LlamaConfig.from_pretrained(folder)
+    config.vocab_size, config.tie_word_embeddings = 5000, True
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return {**wide, "base": str(folder)}
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_tied_weights_stay_tied_also_where_they_are_cast(adapter, tied):
+    changes = (f"adapter={{kind: {adapter}}}", "model.dtype=bfloat16")
+    found, real = (measure(tied, *changes, fake=fake) for fake in (True, False))
+    assert_same(found, real)
+    assert (found.whole, found.weights) == (real.whole, pytest.approx(real.weights, rel=0.01))
 
 
 def test_more_rows_longer_rows_and_a_higher_rank_take_more(wide):

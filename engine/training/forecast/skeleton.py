@@ -90,6 +90,7 @@ def _build(folder: str, options: ModelOptions, scores: bool) -> Any:
             attn_implementation=attention,
             trust_remote_code=options.trust_remote_code,
         )
+    model.tie_weights()  # which comes with the weights' initial values otherwise
     return model.eval()
 
 
