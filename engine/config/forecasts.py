@@ -71,9 +71,10 @@ def judge(needed: int, error_percent: float, room: int | None) -> str:
 
 
 def judge_all(forecast: dict[str, Any], card: int | None, host: int | None) -> str:
-    """The worst verdict over the memory of a card and that of the host, in bytes."""
+    """The worst verdict over the memory of a card and that of the host, in bytes; `host` is None for a host that is not
+    this one, of which nothing is said."""
     error = forecast["error_percent"]
-    verdicts = [judge(forecast["host_bytes"], error, host)]
+    verdicts = [] if host is None else [judge(forecast["host_bytes"], error, host)]
     if forecast["device_bytes"]:
         verdicts.append(judge(forecast["device_bytes"], error, card))
     return next((each for each in ("too_large", "near", "unknown") if each in verdicts), "fits")

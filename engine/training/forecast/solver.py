@@ -29,6 +29,8 @@ SPEEDS = {
     "offload": 3.0,
 }
 """Relative time of a step after a change."""
+MOST = 12
+"""Changes that are tried, each of which takes a traced step."""
 ENOUGH = 3
 """Changes that are suggested."""
 
@@ -59,7 +61,11 @@ def find_changes(profile: Profile, host: Host, given: Given, *, count: int = ENO
     """The `count` cheapest changes with which the profile fits, the cheapest first; fewer where there are not so
     many."""
     found: list[Change] = []
-    for change in list_changes(profile, host):
+    everything = _combine_all(profile, host)
+    works = _is_possible(replace_settings(profile, everything["settings"]), host)
+    if works and not try_change(profile, host, given, everything):
+        return []
+    for change in list_changes(profile, host)[:MOST]:
         if traced := try_change(profile, host, given, change):
             found.append(traced)
         if len(found) == count:
@@ -107,10 +113,18 @@ def _combine(singles: list[Change], size: int) -> Iterator[Change]:
         yield {"settings": settings, "time": round(time, 2)}
 
 
+def _combine_all(profile: Profile, host: Host) -> Change:
+    """All single changes at once: if the profile does not fit with these, it does not with any."""
+    settings: dict[str, Any] = {}
+    for single in _list_single(profile, host):
+        settings |= single["settings"]
+    return {"settings": settings, "time": 1.0}
+
+
 def _list_single(profile: Profile, host: Host) -> Iterator[Change]:
     training, launch = profile.training, profile.launch
-    if (smallest := _smallest_micro_batch(profile)) is not None:
-        yield {"settings": smallest, "time": SPEEDS["micro_batch"]}
+    for at, smaller in enumerate(_list_micro_batches(profile), 1):
+        yield {"settings": smaller, "time": round(1 + at * (SPEEDS["micro_batch"] - 1), 2)}
     if not training.gradient_checkpointing:
         yield {"settings": {"training.gradient_checkpointing": True}, "time": SPEEDS["checkpointing"]}
     if host.cards > 1 and launch.strategy in STRATEGIES:
@@ -126,19 +140,15 @@ def _list_single(profile: Profile, host: Host) -> Iterator[Change]:
         yield {"settings": {"training.optimizer": name}, "time": SPEEDS["optimizer"]}
 
 
-def _smallest_micro_batch(profile: Profile) -> dict[str, Any] | None:
-    """Settings with the smallest micro-batch of the same global batch; None if it is the smallest already."""
-    smaller: Profile | None = profile
-    last = profile
-    while smaller is not None:
-        last = smaller
-        smaller = smaller_micro_batch(last, profile.data.max_length)
-    if last is profile:
-        return None
+def _list_micro_batches(profile: Profile) -> Iterator[dict[str, Any]]:
+    """Settings with smaller micro-batches of the same global batch, the largest first."""
     keys = (
         ("tokens_per_batch", "accumulation") if profile.training.tokens_per_batch else ("micro_batch", "accumulation")
     )
-    return {f"training.{key}": getattr(last.training, key) for key in keys}
+    smaller = smaller_micro_batch(profile, profile.data.max_length)
+    while smaller is not None:
+        yield {f"training.{key}": getattr(smaller.training, key) for key in keys}
+        smaller = smaller_micro_batch(smaller, profile.data.max_length)
 
 
 def _is_possible(profile: Profile, host: Host) -> bool:
@@ -149,16 +159,12 @@ def _is_possible(profile: Profile, host: Host) -> bool:
     return not list(check_combinations(sections, Path(profile.directory), None))
 
 
-def solve(profile: Profile, host: Host, given: Given) -> list[dict[str, Any]]:
-    """The ways in which a profile fits, the fastest first: for each strategy and saving the largest micro-batch, with
-    the same global batch. Each has `settings`, `time`, the forecast's bytes, and `verdict`."""
-    found: list[dict[str, Any]] = []
-    for change in ({"settings": {}, "time": 1.0}, *list_changes(replace_auto(profile), host)):
-        if len(found) >= 2 * ENOUGH:
-            break
-        if traced := try_change(replace_auto(profile), host, given, change):
-            found.append(traced)
-    return found
+def solve(profile: Profile, host: Host, given: Given) -> list[Change]:
+    """The ways in which a profile fits, the fastest first, all with the same global batch: as it is, and with
+    changes."""
+    profile = replace_auto(profile)
+    unchanged = try_change(profile, host, given, {"settings": {}, "time": 1.0})
+    return [*filter(None, [unchanged]), *find_changes(profile, host, given, count=2 * ENOUGH)]
 
 
 def replace_auto(profile: Profile) -> Profile:
