@@ -200,7 +200,8 @@ def test_terms_of_shapes(wide):
 
     config = SimpleNamespace(num_attention_heads=8, head_dim=64, hidden_size=512)
     assert terms.attention_workspace(config, 100) == 4 * 8 * 100 * 65
-    assert terms.context("cpu") == terms.slack("cpu", 10**9) == 0
+    assert terms.context("cpu") == 0
+    assert terms.slack("cpu", 10**9) > 0
     assert terms.context("cuda") > 0
     assert terms.slack("cuda", 10**9) > 0
     total, largest = terms.weight_files(wide["base"])

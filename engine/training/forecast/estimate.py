@@ -189,7 +189,7 @@ def _list_host_terms(
     base = None if profile.model.from_scratch else given.prepared["base"]
     whole, largest = terms.weight_files(base)
     if host.kind == "cpu":
-        found["libraries"] = given.process * world
+        found["libraries"] = (given.process + terms.RUNNING) * world
     else:
         found["libraries"] = terms.LIBRARIES * world
         # The files are mapped while the weights are read, one after the other; of a divided model by rank 0 alone.

@@ -12,7 +12,12 @@ from engine.training.forecast.trace import PAGED, Trace
 CONTEXT = 500 * 10**6
 """Device memory that a CUDA context with torch's kernels takes in each process."""
 SLACK = 0.05
-"""Share of the allocated bytes that the allocator holds besides: blocks are rounded and leave gaps."""
+"""Share of the allocated bytes that a card's allocator holds besides: blocks are rounded and leave gaps."""
+CPU_SLACK = 0.04
+"""The same on a CPU, where freed blocks stay in the process. This and `RUNNING` are from runs of the embedded model
+(see bench/forecast.py)."""
+RUNNING = 175 * 10**6
+"""Resident memory that a rank on a CPU takes once it trains: further modules, buffers of its threads and of products."""
 LIBRARIES = 2_600 * 10**6
 """Host memory of a process that computes on a card, with torch's and the driver's libraries."""
 WORKER = 350 * 10**6
@@ -36,8 +41,8 @@ def context(kind: str) -> int:
 
 
 def slack(kind: str, allocated: int) -> int:
-    """What the caching allocator holds beyond what is allocated. A CPU has none."""
-    return 0 if kind == "cpu" else int(allocated * SLACK)
+    """What the allocator holds beyond what is allocated."""
+    return int(allocated * (CPU_SLACK if kind == "cpu" else SLACK))
 
 
 def paged_states(profile: Profile, states: int) -> int:
