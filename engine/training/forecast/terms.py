@@ -17,7 +17,7 @@ CPU_SLACK = 0.04
 """The same on a CPU, where freed blocks stay in the process. This and `RUNNING` are from runs of the embedded model
 (see bench/forecast.py)."""
 RUNNING = 175 * 10**6
-"""Resident memory that a rank on a CPU takes once it trains: further modules, buffers of its threads and of products."""
+"""Resident memory that a rank on a CPU takes once it trains: further modules, and buffers of its threads."""
 LIBRARIES = 2_600 * 10**6
 """Host memory of a process that computes on a card, with torch's and the driver's libraries."""
 WORKER = 350 * 10**6
