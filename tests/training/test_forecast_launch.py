@@ -28,10 +28,10 @@ class Journal:
         self.warned.append(code)
 
 
-def _forecast(home: Any, profile: Path, capsys: Any, *overrides: str, **how: Any) -> tuple[int, dict[str, Any]]:
+def _forecast(home: Any, profile: Path, capfd: Any, *overrides: str, **how: Any) -> tuple[int, dict[str, Any]]:
     arguments = {"profile": str(profile), "overrides": list(overrides), "card": None, "cards": None} | how
     status = worker._forecast(home, arguments, True)
-    return status, json.loads(capsys.readouterr().out.splitlines()[-1])
+    return status, json.loads(capfd.readouterr().out.splitlines()[-1])
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def profile(tiny: Path, tmp_path: Path) -> Path:
     return file
 
 
-def test_a_profile_is_forecast_for_cards_that_are_not_here(bare_home, profile, capsys):
-    status, found = _forecast(bare_home, profile, capsys, card="24GB", cards=2)
+def test_a_profile_is_forecast_for_cards_that_are_not_here(bare_home, profile, capfd):
+    status, found = _forecast(bare_home, profile, capfd, card="24GB", cards=2)
     assert (status, found["cards"], found["strategy"]) == (0, 2, "ddp")
     assert not found["rows_measured"]
     assert found["longest"] == 64
@@ -57,14 +57,14 @@ def test_a_profile_is_forecast_for_cards_that_are_not_here(bare_home, profile, c
 
 
 @pytest.mark.slow
-def test_what_cannot_fit_is_told_with_changes(bare_home, profile, capsys):
-    status, found = _forecast(bare_home, profile, capsys, card="100MB")
+def test_what_cannot_fit_is_told_with_changes(bare_home, profile, capfd):
+    status, found = _forecast(bare_home, profile, capfd, card="100MB")
     assert (status, found["verdict"]) == (1, "too_large")  # the context alone is larger
     assert found["changes"] == []
 
 
-def test_on_a_cpu_everything_is_in_the_hosts_memory(bare_home, profile, capsys):
-    status, found = _forecast(bare_home, profile, capsys)
+def test_on_a_cpu_everything_is_in_the_hosts_memory(bare_home, profile, capfd):
+    status, found = _forecast(bare_home, profile, capfd)
     assert (status, found["kind"], found["device_bytes"]) == (0, "cpu", 0)
     assert {term["place"] for term in found["terms"]} == {"host", "disk"}
     assert found["host_bytes"] > 10**8  # libraries
