@@ -6,36 +6,95 @@ hash of the settings that it depends on, so that changed settings have none unti
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from engine.config.profile import Profile
 from engine.protocol.home import Home, make_private, write_private
-from engine.protocol.messages import Problem
+from engine.protocol.messages import Device, Problem
 
-FORMAT = 1
+FORMAT = 2
 """Part of the hash: forecasts of another format are made anew."""
 _SECTIONS = ("model", "adapter", "data", "method", "training", "launch", "checkpoint", "evaluation", "generation")
+_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "cockpit")
 KEPT = 200
 """Forecasts that are kept."""
+_KEY = 24
+"""Digits of a key."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The devices that a run is forecast for: of `kind` (`cuda`, `cpu` …), called `label`, each with `card_bytes`; None
+    where that is unknown."""
+
+    kind: str
+    label: str
+    card_bytes: int | None = None
+
+
+def find_place(cards: Sequence[Device]) -> Place:
+    """The place that these devices are; the CPU without any."""
+    if not cards:
+        return Place("cpu", "CPU")
+    sizes = [card.memory_total for card in cards if card.memory_total is not None]
+    kind = "cuda" if cards[0].kind in ("nvidia", "amd") else cards[0].kind
+    return Place(kind, cards[0].name or kind, min(sizes) if len(sizes) == len(cards) else None)
+
+
+def find_largest(cards: Sequence[Device]) -> int | None:
+    """The memory of the largest card; None where one does not tell its memory."""
+    sizes = [card.memory_total for card in cards if card.memory_total is not None]
+    return max(sizes) if sizes and len(sizes) == len(cards) else None
 
 
 def folder(home: Home) -> Path:
     return home.root / "forecasts"
 
 
-def compute_key(profile: Profile, kind: str, cards: int) -> str:
-    """The name of the forecast of this profile on `cards` devices of a kind (`cuda`, `cpu` …)."""
+def compute_key(profile: Profile, place: Place, cards: int) -> str:
+    """The name of the forecast of this profile on `cards` devices of a place, with the installed libraries."""
     settings = profile.to_dict()
     parts = {name: settings[name] for name in _SECTIONS} | {
         "directory": str(profile.directory),
-        "kind": kind,
+        "place": [place.kind, place.label, place.card_bytes],
         "cards": cards,
+        "libraries": _list_versions(),
         "format": FORMAT,
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:_KEY]
+
+
+@functools.cache
+def _list_versions() -> tuple[str, ...]:
+    found = []
+    for name in _LIBRARIES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return tuple(found)
+
+
+def stamp(paths: Iterable[Path]) -> list[list[Any]]:
+    """Path, size and time of change of each file or folder that a forecast was made from. Raises OSError."""
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+
+
+def is_current(forecast: dict[str, Any]) -> bool | None:
+    """Whether the rows and the base are as they were when the forecast was made; None where that is unknown."""
+    if not forecast.get("inputs"):
+        return None
+    try:
+        return bool(stamp(Path(path) for path, *_ in forecast["inputs"]) == forecast["inputs"])
+    except (OSError, TypeError, ValueError):
+        return False
 
 
 def read(home: Home, key: str) -> dict[str, Any] | None:
@@ -52,7 +111,7 @@ def keep(home: Home, key: str, forecast: dict[str, Any]) -> None:
     try:
         place = make_private(folder(home))
         write_private(place / f"{key}.json", json.dumps(forecast | {"format": FORMAT}).encode())
-        kept = sorted(place.glob("[0-9a-f]*.json"), key=lambda file: file.stat().st_mtime)
+        kept = sorted(place.glob(f"{'?' * _KEY}.json"), key=lambda file: file.stat().st_mtime)
         for file in kept[:-KEPT]:
             file.unlink(missing_ok=True)
     except OSError:
@@ -80,6 +139,17 @@ def judge_all(forecast: dict[str, Any], card: int | None, host: int | None) -> s
     return next((each for each in ("too_large", "near", "unknown") if each in verdicts), "fits")
 
 
+def is_hopeless(forecast: dict[str, Any], card: int | None, host: int | None) -> bool:
+    """Whether a run cannot fit for certain: by a forecast of its real rows, without settings whose memory is guessed,
+    not with the smallest micro-batch either, and not into all memory of the largest card, or of a host without cards.
+    All else is worth no more than a warning."""
+    least = forecast.get("least")
+    if not forecast.get("certain") or not least:
+        return False
+    needed, room = (least["device_bytes"], card) if forecast["device_bytes"] else (least["host_bytes"], host)
+    return bool(judge(needed, forecast["error_percent"], room) == "too_large")
+
+
 def describe_lack(forecast: dict[str, Any], card: int | None, host: int | None) -> str:
     """What is needed and what is there, for a run that does not fit, or hardly."""
     error, lacking = forecast["error_percent"], []
@@ -97,6 +167,7 @@ def describe_lack(forecast: dict[str, Any], card: int | None, host: int | None) 
 def explain_refusal(forecast: dict[str, Any], card: int | None, host: int | None) -> Problem:
     """The problem of a run that cannot fit."""
     changes = forecast.get("changes") or []
+    forecast = forecast | (forecast.get("least") or {})
     hint = "change one of these: " + "; or ".join(describe_change(each) for each in changes)
     return Problem(
         code="memory.will_not_fit",

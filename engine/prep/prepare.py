@@ -16,7 +16,7 @@ from engine.config.profile import Profile
 from engine.models import limits
 from engine.options.tokenizer import TokenizerOptions
 from engine.prep import profile_tokenizer
-from engine.prep.base_model import Progress, list_tokenizer_files, load_tokenizer, locate_base, locate_base_folder
+from engine.prep.base_model import Progress, check_here, list_tokenizer_files, load_tokenizer, locate_base, locate_base_folder
 from engine.prep.errors import check_rejects, count_bad, problems_for_mistakes
 from engine.prep.prepared_entry import make_lock, record_template, sequence_kind, token_settings, write_entry
 from engine.prep.sources import find_left_out
@@ -94,13 +94,29 @@ def find_prepared(profile: Profile, home: Home) -> dict[str, Any] | None:
 
     def quiet(*_: object) -> None: ...
 
+    check_here(profile, home)
     base, given = locate_base(profile, home, quiet)
     model = {"base": base, "tokenizer": str(given) if profile.model.tokenizer is not None else None}
     if folders := pretokenized.find_folders(profile.data, profile.directory, learning=False):
         return {**_use_tokenised(profile, given, folders, None), **model}
-    sources = locate_sources(profile, home, quiet)
-    digests = cache.file_digests({**list_source_files(sources), **list_tokenizer_files(profile, given)}, quiet)
+    try:
+        sources = locate_sources(profile, home, quiet, fetches=False)
+    except ProblemError:
+        return None
+    files = {**list_source_files(sources), **list_tokenizer_files(profile, given)}
+    digests = cache.remember_digests(home, files)
     return _read_entry(home, _name_entry(profile, sources, digests), model)
+
+
+def list_inputs(profile: Profile, home: Home) -> list[Path]:
+    """The files of the profile's sources, and the folders that sources name. Nothing is fetched. Raises ProblemError,
+    also for sources whose files are not known beforehand."""
+    if profile.data.expand or pretokenized.find_folders(profile.data, profile.directory, learning=False):
+        raise ProblemError(Problem(code="data.source.unusable", title="The rows come from elsewhere"))
+    sources = locate_sources(profile, home, lambda *_: None, fetches=False)
+    named = [profile.directory / options.source for listed in sources.values() for options, _ in listed]
+    parents = [path if path.is_dir() else path.parent for path in named if path.is_dir() or "*" in path.name]
+    return [*list_source_files(sources).values(), *(path for path in parents if path.is_dir())]
 
 
 def _name_entry(profile: Profile, sources: SourceFiles, digests: dict[str, str], **further: Any) -> str:
@@ -217,14 +233,17 @@ def _use_tokenised(
     }
 
 
-def locate_sources(profile: Profile, home: Home, progress: Progress) -> SourceFiles:
-    """The sources of each part with their files. Raises ProblemError."""
+def locate_sources(profile: Profile, home: Home, progress: Progress, *, fetches: bool = True) -> SourceFiles:
+    """The sources of each part with their files; without `fetches`, one that is not fetched yet is an error. Raises
+    ProblemError."""
     found: SourceFiles = {part: [] for part in PARTS}
     for part in PARTS:
         for index, source in enumerate(getattr(profile.data, part)):
             try:
                 options = source_files.resolve_source(source, profile.data, profile.directory, part)
-                paths = source_files.list_paths(options, profile.directory, home, progress, part)
+                paths = source_files.list_paths(
+                    options, profile.directory, home, progress, part, fetches=fetches
+                )
                 found[part].append((options, paths))
             except (ValueError, OSError) as error:
                 raise ProblemError(

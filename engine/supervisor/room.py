@@ -10,6 +10,7 @@ import psutil
 
 from engine.config import forecasts
 from engine.config.profile import Profile
+from engine.hardware import host_memory
 from engine.protocol.home import Home
 from engine.protocol.journal import Warn
 from engine.protocol.messages import Device, Problem, ProblemError
@@ -34,25 +35,36 @@ def check_memory(profile: Profile, home: Home, cards: Sequence[Device], *, idle:
     """A warning where the run hardly fits by its forecast, else "". `cards` are those that it may use, and `idle` says
     whether no other run takes memory now. Without a forecast nothing is checked: the prepare stage makes one where
     there are accelerators. Raises ProblemError for a run that cannot fit."""
-    found = find_forecast(profile, home, cards)
-    if found is None:
+    try:
+        found = find_forecast(profile, home, cards)
+        current = None if found is None else forecasts.is_current(found)
+        if found is None or current is False:
+            return ""
+        card, host = forecasts.find_largest(cards), host_memory.read_total()
+        if current and is_fixed(profile, home) and forecasts.is_hopeless(found, card, host):
+            raise ProblemError(forecasts.explain_refusal(found, card, host))
+        memory, swap = psutil.virtual_memory(), psutil.swap_memory()
+        free = memory.available + swap.free if idle else memory.total + swap.total
+        if forecasts.judge_all(found, card, free) in ("near", "too_large"):
+            return f"the run hardly fits: {forecasts.describe_lack(found, card, free)}"
+    except ProblemError:
+        raise
+    except Exception:  # noqa: BLE001 - a damaged forecast stops no run
         return ""
-    sizes = [card.memory_total for card in cards if card.memory_total is not None]
-    card = max(sizes, default=None)  # never refused because of a card that it may not get
-    memory, swap = psutil.virtual_memory(), psutil.swap_memory()
-    host = memory.available + swap.free if idle else memory.total + swap.total
-    verdict = forecasts.judge_all(found, card, host)
-    if verdict == "too_large":
-        raise ProblemError(forecasts.explain_refusal(found, card, host))
-    return f"the run hardly fits: {forecasts.describe_lack(found, card, host)}" if verdict == "near" else ""
+    return ""
+
+
+def is_fixed(profile: Profile, home: Home) -> bool:
+    """Whether the base's name is that of a folder, and not of a run, whose best checkpoint may be another one now."""
+    named = profile.model.base or ""
+    return bool(named) and ((profile.directory / named).is_dir() or (home.models / named).is_dir())
 
 
 def find_forecast(profile: Profile, home: Home, cards: Sequence[Device]) -> dict[str, Any] | None:
     """The kept forecast of this profile on these cards, on the CPU if there are none."""
-    kind = "cpu" if not cards else "cuda" if cards[0].kind in ("nvidia", "amd") else cards[0].kind
     processes = profile.launch.processes
     count = processes if isinstance(processes, int) else max(1, len(cards))
-    return forecasts.read(home, forecasts.compute_key(profile, kind, count))
+    return forecasts.read(home, forecasts.compute_key(profile, forecasts.find_place(cards), count))
 
 
 def warn_near(attempt: int, message: str) -> Warn:

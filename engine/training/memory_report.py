@@ -6,6 +6,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from engine.config import forecasts
+from engine.hardware.listing import list_visible
 from engine.models import accelerator
 from engine.protocol import journal
 from engine.protocol.home import Home
@@ -20,8 +21,13 @@ _SHOWN = ("device_bytes", "host_bytes", "disk_bytes", "seconds", "error_percent"
 
 def record_forecast(job: Job) -> None:
     """Take the kept forecast of this run into the job, and journal it. On rank 0."""
-    key = forecasts.compute_key(job.submitted, job.device.kind, job.ranks.world)
-    found = forecasts.read(_home(job), key) if job.ranks.first else None
+    found = None
+    if job.ranks.first and not job.simulated:
+        cards = list_visible() if job.device.kind != "cpu" else []
+        key = forecasts.compute_key(job.submitted, forecasts.find_place(cards), job.ranks.world)
+        found = forecasts.read(_home(job), key)
+        if found is not None and forecasts.is_current(found) is False:
+            found = None
     if found is not None:
         job.memory[FORECAST] = found
         shown: dict[str, Any] = {name: found[name] for name in _SHOWN if name in found}

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from rich.table import Table
 
 from engine.config import forecasts
 from engine.config.profile import Profile, ProfileError, load, parse
+from engine.hardware import host_memory
+from engine.hardware.listing import list_visible
 from engine.protocol.console import GuardedConsole, text
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
@@ -35,6 +38,7 @@ def main() -> int:
     parser.add_argument("action", choices=("forecast", "fit", "accuracy", "launch"))
     parser.add_argument("arguments", nargs="?", default="{}")
     parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--job", help="the run that this process belongs to, and ends with")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     home, arguments = Home(options.home), json.loads(options.arguments)
@@ -64,8 +68,17 @@ def _report(problem: Problem, as_json: bool) -> int:
     return WRONG
 
 
-def _make(profile: Profile, home: Home, host: Any, prepared: dict[str, Any] | None = None) -> tuple[Any, Profile]:
-    """The forecast and the chosen profile. Raises ProblemError, also where the libraries cannot trace the model."""
+def _make(
+    profile: Profile,
+    home: Home,
+    host: Any,
+    report: Callable[[dict[str, Any], Profile], bool],
+    prepared: dict[str, Any] | None = None,
+    limit: int = 120,
+) -> tuple[dict[str, Any], Profile]:
+    """The forecast and the chosen profile. `report` gets them before the changes of one that does not fit are looked
+    for, for about `limit` seconds, if it returns true. Raises ProblemError, also where the libraries cannot trace the
+    model."""
     from transformers.utils import logging as library_logging
 
     from engine.training.forecast import estimate, verdict
@@ -73,13 +86,16 @@ def _make(profile: Profile, home: Home, host: Any, prepared: dict[str, Any] | No
     library_logging.set_verbosity_error()
     library_logging.disable_progress_bar()
     with ExitStack() as stack:
-        given = estimate.gather(profile, home, stack, prepared)
         try:
-            return verdict.forecast(profile, host, given)
-        except ProblemError:
+            given = estimate.gather(profile, home, stack, prepared)
+            found, chosen = verdict.forecast(profile, host, given)
+        except (ProblemError, ProfileError):
             raise
         except Exception as error:
             raise _explain(error) from error
+        if report(found, chosen) and found["verdict"] == "too_large":
+            verdict.add_changes(found, (profile, chosen), host, given, limit)
+        return found, chosen
 
 
 def _explain(error: Exception) -> ProblemError:
@@ -98,11 +114,15 @@ def _forecast(home: Home, arguments: dict[str, Any], as_json: bool) -> int:
 
     profile = load(Path(arguments["profile"]), arguments["overrides"], home)
     host = hosts.find(profile, arguments["card"], arguments["cards"])
-    found, chosen = _make(profile, home, host)
+
+    def report(found: dict[str, Any], chosen: Profile) -> bool:
+        if not as_json:
+            _print_forecast(found, profile, chosen)
+        return True
+
+    found, _ = _make(profile, home, host, report)
     if as_json:
         print(to_json(found))
-    else:
-        _print_forecast(found, profile, chosen)
     if found["verdict"] != "too_large":
         return FITS
     problem = forecasts.explain_refusal(found, host.card_bytes, host.host_bytes)
@@ -136,8 +156,13 @@ def _fit(home: Home, arguments: dict[str, Any], as_json: bool) -> int:
     cards, size = (None, None) if wanted == "auto" else hosts.parse_size(wanted)
     host = hosts.find(profile, None if size is None else f"{size / 1e6:.0f}MB", cards)
     with ExitStack() as stack:
-        given = estimate.gather(profile, home, stack)
-        found = solver.solve(profile, host, given)
+        try:
+            given = estimate.gather(profile, home, stack)
+            found = solver.solve(profile, host, given)
+        except (ProblemError, ProfileError):
+            raise
+        except Exception as error:
+            raise _explain(error) from error
     if as_json:
         print(to_json({"cards": host.cards, "card_bytes": host.card_bytes, "ways": found}))
     else:
@@ -183,15 +208,24 @@ def _show_accuracy(home: Home, as_json: bool) -> int:
 
 
 def _forecast_run(home: Home, run_id: str) -> int:
-    """Print the forecast of a run whose rows are prepared, with its `chosen_strategy`, as JSON."""
+    """Print the forecast of a run whose rows are prepared, with its `chosen_strategy`, as a line of JSON; a second line
+    has the changes too, where the run would be refused."""
     from engine.training.forecast import hosts
 
     run = home.run(run_id)
     directory = Path(json.loads((run.path / "job.json").read_bytes())["directory"])
     profile = parse(run.profile.read_text(encoding="utf-8"), str(run.profile), directory, home=home, prepared=True)
     host = hosts.find(profile, None, None)
-    found, chosen = _make(profile, home, host, json.loads(run.prepared.read_bytes()))
-    print(to_json({**found, "chosen_strategy": chosen.launch.strategy, "free_bytes": host.host_bytes}))
+    largest, total = forecasts.find_largest(list_visible()), host_memory.read_total()
+
+    def report(found: dict[str, Any], chosen: Profile) -> bool:
+        print(json.dumps({**found, "chosen_strategy": chosen.launch.strategy, "free_bytes": host.host_bytes}))
+        sys.stdout.flush()
+        return forecasts.is_hopeless(found, largest, total)
+
+    found, chosen = _make(profile, home, host, report, json.loads(run.prepared.read_bytes()), 20)
+    if "changes" in found:
+        report(found, chosen)
     return FITS
 
 

@@ -10,19 +10,30 @@ from typing import Any
 
 from engine.config import forecasts
 from engine.config.profile import Profile
+from engine.hardware import host_memory
 from engine.hardware.listing import list_visible
 from engine.options.tables import AUTO
 from engine.protocol.home import Home, RunDirectory, write_private
 from engine.protocol.messages import ProblemError
 from engine.workers.run_journal import RunJournal
 
-SECONDS = 300
+SECONDS = 60
 """A forecast that takes longer is done without."""
 
 
 def forecast_run(run: RunDirectory, home: Home, profile: Profile, journal: RunJournal) -> None:
     """Forecast the run where it has accelerators, and where `launch.strategy: auto` has to be replaced. A run for which
-    there is no forecast goes on without. Raises ProblemError for one that cannot fit."""
+    there is no forecast, for whatever reason, goes on without. Raises ProblemError for one that cannot fit for
+    certain."""
+    try:
+        _forecast_run(run, home, profile, journal)
+    except Exception as error:  # noqa: BLE001 - a forecast stops no run
+        if isinstance(error, ProblemError) and error.problem.code == "memory.will_not_fit":
+            raise
+        print(f"there is no forecast: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+def _forecast_run(run: RunDirectory, home: Home, profile: Profile, journal: RunJournal) -> None:
     cards = list_visible()
     processes = profile.launch.processes
     alone = (processes if isinstance(processes, int) else max(1, len(cards))) == 1
@@ -39,17 +50,15 @@ def forecast_run(run: RunDirectory, home: Home, profile: Profile, journal: RunJo
                 code="forecast.strategy",
             )
         return
-    sizes = [card.memory_total for card in cards if card.memory_total is not None]
-    card, host = max(sizes, default=None), found["free_bytes"]
-    match forecasts.judge_all(found, card, host):
-        case "too_large":
-            raise ProblemError(forecasts.explain_refusal(found, card, host))
-        case "near":
-            journal.warn(
-                f"the run hardly fits: {forecasts.describe_lack(found, card, host)}",
-                "`cockpit forecast` lists what takes the memory, `cockpit fit` what takes less",
-                code="memory.near",
-            )
+    card, host, free = forecasts.find_largest(cards), host_memory.read_total(), found["free_bytes"]
+    if forecasts.is_hopeless(found, card, host):
+        raise ProblemError(forecasts.explain_refusal(found, card, host))
+    if forecasts.judge_all(found, card, free) in ("near", "too_large"):
+        journal.warn(
+            f"the run hardly fits: {forecasts.describe_lack(found, card, free)}",
+            "`cockpit forecast` lists what takes the memory, `cockpit fit` what takes less",
+            code="memory.near",
+        )
     if unknown:
         _choose_strategy(run, profile, found, journal)
 
@@ -57,14 +66,21 @@ def forecast_run(run: RunDirectory, home: Home, profile: Profile, journal: RunJo
 def _ask(run: RunDirectory, home: Home) -> dict[str, Any] | None:
     """The forecast with its `chosen_strategy`; None where there is none. Its output goes to the run's log."""
     command = [sys.executable, "-P", "-m", "engine.workers.forecast", "launch", json.dumps({"run": run.id})]
+    command += ["--home", str(home.root), "--job", run.id, "--json"]  # with which the supervisor finds it to end it
     try:
-        done = subprocess.run(
-            [*command, "--home", str(home.root), "--json"], stdout=subprocess.PIPE, timeout=SECONDS, check=False
-        )
-        found = json.loads(done.stdout)
-    except (OSError, ValueError, subprocess.TimeoutExpired):
+        lines = subprocess.run(command, stdout=subprocess.PIPE, timeout=SECONDS, check=False).stdout
+    except OSError:
         return None
-    return found if isinstance(found, dict) and "device_bytes" in found else None
+    except subprocess.TimeoutExpired as late:
+        lines = late.stdout or b""  # the verdict may be there, and only the search for changes is late
+    for line in reversed(lines.splitlines()):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict) and "device_bytes" in found:
+            return found
+    return None
 
 
 def _choose_strategy(run: RunDirectory, profile: Profile, found: dict[str, Any], journal: RunJournal) -> None:

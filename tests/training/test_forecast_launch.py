@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,7 @@ def test_a_profile_is_forecast_for_cards_that_are_not_here(bare_home, profile, c
     host = sum(term["bytes"] for term in found["terms"] if term["place"] == "host")
     disk = sum(term["bytes"] for term in found["terms"] if term["place"] == "disk")
     assert (device, host, disk) == (found["device_bytes"], found["host_bytes"], found["disk_bytes"])
-    kept = parse(profile.read_text(), str(profile), profile.parent)
-    assert forecasts.read(bare_home, forecasts.compute_key(kept, "cuda", 2)) is not None
+    assert not list(bare_home.root.glob("forecasts/*.json"))  # no run is submitted to these cards
 
 
 @pytest.mark.slow
@@ -68,6 +68,9 @@ def test_on_a_cpu_everything_is_in_the_hosts_memory(bare_home, profile, capfd):
     assert (status, found["kind"], found["device_bytes"]) == (0, "cpu", 0)
     assert {term["place"] for term in found["terms"]} == {"host", "disk"}
     assert found["host_bytes"] > 10**8  # libraries
+    kept = parse(profile.read_text(), str(profile), profile.parent)
+    assert forecasts.read(bare_home, forecasts.compute_key(kept, forecasts.Place("cpu", "CPU"), 1)) is not None
+    assert not found["certain"]  # its rows are made up
 
 
 def _launch(
@@ -89,7 +92,8 @@ def _launch(
 
 def _found(device: int, **further: Any) -> dict[str, Any]:
     sizes = {"device_bytes": device, "host_bytes": 1, "disk_bytes": 1, "seconds": None, "error_percent": 10.0}
-    return sizes | {"free_bytes": GB, "chosen_strategy": "zero2"} | further
+    least = {"device_bytes": device, "host_bytes": 1}
+    return sizes | {"free_bytes": GB, "chosen_strategy": "zero2", "certain": True, "least": least} | further
 
 
 def test_a_run_gets_its_strategy_before_it_trains(tmp_path, monkeypatch):
@@ -105,6 +109,32 @@ def test_a_run_that_hardly_fits_is_warned_and_one_that_cannot_is_refused(tmp_pat
     with pytest.raises(ProblemError) as refused:
         _launch(tmp_path / "large", monkeypatch, _found(30 * GB))
     assert refused.value.problem.code == "memory.will_not_fit"
+    for unsure in ({"certain": False}, {"least": None}, {"least": {"device_bytes": GB, "host_bytes": 1}}):
+        journal, _ = _launch(tmp_path / str(unsure)[:12], monkeypatch, _found(30 * GB, **unsure))
+        assert journal.warned == ["memory.near"]
+
+
+def test_a_forecast_that_fails_stops_no_run(tmp_path, monkeypatch):
+    journal, _ = _launch(tmp_path / "damaged", monkeypatch, {"device_bytes": "much"})
+    assert journal.warned == []
+
+
+def test_a_verdict_is_used_although_the_search_for_changes_is_late(tmp_path, monkeypatch):
+    from engine.protocol.home import Home
+
+    script = "import json, sys, time; print(json.dumps({'device_bytes': 5}), flush=True); time.sleep(60)"
+    plain = launch_forecast.subprocess.run
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **how: Any) -> Any:
+        asked.append(command)
+        return plain([sys.executable, "-c", script], **how)
+
+    monkeypatch.setattr(launch_forecast.subprocess, "run", run)
+    monkeypatch.setattr(launch_forecast, "SECONDS", 2)
+    home = Home(tmp_path)
+    assert launch_forecast._ask(home.run("run"), home) == {"device_bytes": 5}
+    assert asked[0][asked[0].index("--job") + 1] == "run"
 
 
 def test_a_run_without_a_forecast_goes_on(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from engine.models import devices
 from engine.models.base import load_tokenizer
 from engine.options.launch import LaunchOptions
 from engine.options.tables import STRATEGIES
-from engine.prep.base_model import locate_base
+from engine.prep.base_model import check_here, locate_base
 from engine.prep.prepare import find_prepared
 from engine.protocol.home import Home
 from engine.training import live_settings, performance
@@ -55,6 +55,7 @@ def gather(profile: Profile, home: Home, stack: ExitStack, prepared: dict[str, A
     if found is not None:
         base, tokenizer = found["base"], found.get("tokenizer") or found["base"]
     else:
+        check_here(profile, home)
         base, folder = locate_base(profile, home, quiet)
         tokenizer = str(folder)
     template = (found or {}).get("template")

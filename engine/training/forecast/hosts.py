@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from engine.config.forecasts import Place, find_place, format_size
 from engine.config.profile import Profile
 from engine.hardware.listing import list_visible
 from engine.protocol.messages import Problem, ProblemError
@@ -45,6 +46,15 @@ class Host:
     host_bytes: int | None
 
     @property
+    def place(self) -> Place:
+        return Place(self.kind, self.label, self.card_bytes)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the devices are those of this host, not of a named size."""
+        return self.host_bytes is not None
+
+    @property
     def listed_flops(self) -> float | None:
         """What training on such a card reaches by its data sheet."""
         name = self.label.lower()
@@ -57,16 +67,14 @@ def find(profile: Profile, card: str | None, cards: int | None, environment: Map
     ProblemError for a size that is none."""
     memory = psutil.virtual_memory().available + psutil.swap_memory().free
     if card is not None:
-        _, size = parse_size(card)
-        return Host("cuda", f"a card of {card}", cards or count(profile, cards or 1), size, None)
+        number, size = parse_size(card)
+        if number > 1:
+            cards = cards or number
+        return Host("cuda", f"a card of {format_size(size)}", cards or count(profile, 1), size, None)
     devices = list_visible(environment)
-    if not devices:
-        return Host("cpu", "CPU", cards or count(profile, 1), None, memory)
-    sizes = [device.memory_total for device in devices]
-    known = [size for size in sizes if size is not None]
-    least = min(known) if len(known) == len(sizes) else None
-    kind = "cuda" if devices[0].kind in ("nvidia", "amd") else devices[0].kind
-    return Host(kind, devices[0].name or kind, cards or count(profile, len(devices)), least, memory)
+    place = find_place(devices)
+    ranks = cards or count(profile, len(devices))
+    return Host(place.kind, place.label, ranks, place.card_bytes, memory)
 
 
 def count(profile: Profile, devices: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +35,8 @@ MOST = 12
 """Changes that are tried, each of which takes a traced step."""
 ENOUGH = 3
 """Changes that are suggested."""
+SECONDS = 120
+"""Time that the search takes, unless another limit is given: no change is tried after it."""
 
 Change = dict[str, Any]
 """`settings`, `time` (relative), and once it is traced `device_bytes`, `host_bytes` and `verdict`."""
@@ -44,6 +48,7 @@ def choose_strategy(profile: Profile, host: Host, given: Given) -> tuple[dict[st
     if profile.launch.strategy != AUTO:
         return estimate(profile, host, given), profile
     tried: list[tuple[dict[str, Any], Profile]] = []
+    first = replace_auto(profile)
     for name in STRATEGIES:
         chosen = replace_settings(profile, {"launch.strategy": name})
         if host.cards == 1:
@@ -54,23 +59,36 @@ def choose_strategy(profile: Profile, host: Host, given: Given) -> tuple[dict[st
         if forecasts.judge_all(found, host.card_bytes, host.host_bytes) in ("fits", "unknown"):
             return found, chosen
         tried.append((found, chosen))
+    if not tried:  # as without a forecast
+        return estimate(first, host, given), first
     return min(tried, key=lambda pair: (pair[0]["device_bytes"], pair[0]["host_bytes"]))
 
 
-def find_changes(profile: Profile, host: Host, given: Given, *, count: int = ENOUGH) -> list[Change]:
-    """The `count` cheapest changes with which the profile fits, the cheapest first; fewer where there are not so
-    many."""
+def find_changes(
+    profile: Profile, host: Host, given: Given, *, count: int = ENOUGH, limit: float = SECONDS
+) -> list[Change]:
+    """The `count` cheapest changes with which the profile fits, the cheapest first; fewer where there are not so many,
+    or where they are not found in `limit` seconds."""
     found: list[Change] = []
+    end = time.monotonic() + limit
     everything = _combine_all(profile, host)
-    works = _is_possible(replace_settings(profile, everything["settings"]), host)
-    if works and not try_change(profile, host, given, everything):
+    if _works(profile, host, everything) and not try_change(profile, host, given, everything):
         return []
     for change in list_changes(profile, host)[:MOST]:
+        if time.monotonic() > end:
+            break
         if traced := try_change(profile, host, given, change):
             found.append(traced)
         if len(found) == count:
             break
     return found
+
+
+def _works(profile: Profile, host: Host, change: Change) -> bool:
+    try:
+        return _is_possible(replace_settings(profile, change["settings"]), host)
+    except (ProblemError, ValueError):
+        return False
 
 
 def try_change(profile: Profile, host: Host, given: Given, change: Change) -> Change | None:
@@ -80,7 +98,7 @@ def try_change(profile: Profile, host: Host, given: Given, change: Change) -> Ch
         if not _is_possible(changed, host):
             return None
         traced = estimate(changed, host, given)
-    except (ProblemError, ValueError):
+    except Exception:  # noqa: BLE001 - one that cannot be traced is not suggested
         return None
     verdict = forecasts.judge_all(traced, host.card_bytes, host.host_bytes)
     if verdict not in ("fits", "near"):
@@ -99,8 +117,6 @@ def list_changes(profile: Profile, host: Host) -> list[Change]:
 
 def _combine(singles: list[Change], size: int) -> Iterator[Change]:
     """Combinations of `size` changes of different settings."""
-    import itertools
-
     for parts in itertools.combinations(singles, size):
         settings: dict[str, Any] = {}
         for part in parts:
