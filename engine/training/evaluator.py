@@ -118,7 +118,11 @@ class Evaluator:
 
     def longest_rows(self) -> list[Any]:
         """The held-out micro-batch that takes the most memory; empty without held-out rows."""
-        return self._batches[-1] if self._batches else []
+
+        def size(rows: list[Any]) -> int:  # with all rows padded to the longest one
+            return len(rows) * max(sum(len(v) for v in row.values() if isinstance(v, list)) for row in rows)
+
+        return max(self._batches, key=size, default=[])
 
     def longest_prompts(self, count: int) -> list[list[int]]:
         """Token ids of the longest prompts that replies are generated for, `count` at most."""

@@ -56,7 +56,7 @@ def learn(job: Job) -> None:
     from engine.training.forecast import calibration
 
     forecast, actual = job.memory.get(FORECAST), job.memory.get(ACTUAL)
-    if forecast is None or actual is None:
+    if forecast is None or actual is None or not forecast.get("rows_measured") or _is_changed(job):
         return
     taken = actual["device_bytes"] if actual["device_bytes"] is not None else actual["host_bytes"]
     speed, work = _read_speed(job), forecast.get("flops_per_token")
@@ -68,6 +68,12 @@ def learn(job: Job) -> None:
         actual=taken,
         flops=speed * work / job.ranks.world if speed and work else None,
     )
+
+
+def _is_changed(job: Job) -> bool:
+    """Whether the run went on with other settings than it was forecast with, or this attempt only ended it."""
+    now, before = (profile.training.model_dump() for profile in (job.profile, job.submitted))
+    return now != before or job.resumed_from is not None
 
 
 def read_resident_peak() -> int | None:

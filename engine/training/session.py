@@ -17,6 +17,7 @@ from engine.models.devices import Device
 from engine.models.memory import is_out_of_memory
 from engine.models.versions import list_versions
 from engine.options import thresholds
+from engine.options.tables import AUTO
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Ledger, Start
 from engine.protocol.messages import Problem, ProblemError
@@ -87,6 +88,12 @@ def train(
     _report_rewind(job, history, point, asked=from_step is not None)
     open_loggers(job)
     memory_report.record_forecast(job)
+    if profile.launch.strategy == AUTO and group.world > 1:
+        job.reporter.warn(
+            code="forecast.strategy",
+            message="launch.strategy auto: the rows were prepared without a choice of strategy, so ddp is used",
+            hint="name a strategy if that does not fit, or start with the stage prepare",
+        )
     try:
         loop = _train_until_done(job)
     except Exception as error:

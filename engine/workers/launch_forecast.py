@@ -49,6 +49,7 @@ def _forecast_run(run: RunDirectory, home: Home, profile: Profile, journal: RunJ
                 "name a strategy if that does not fit",
                 code="forecast.strategy",
             )
+            _write_strategy(run, profile, "ddp")
         return
     card, host, free = forecasts.find_largest(cards), host_memory.read_total(), found["free_bytes"]
     if forecasts.is_hopeless(found, card, host):
@@ -86,8 +87,12 @@ def _ask(run: RunDirectory, home: Home) -> dict[str, Any] | None:
 def _choose_strategy(run: RunDirectory, profile: Profile, found: dict[str, Any], journal: RunJournal) -> None:
     """Put the strategy into the run's profile."""
     chosen = found["chosen_strategy"]
-    changed = replace(profile, launch=profile.launch.model_copy(update={"strategy": chosen}))
-    write_private(run.profile, changed.to_yaml().encode())
+    _write_strategy(run, profile, chosen)
     journal.warn(
         f"launch.strategy auto: {chosen} ({forecasts.summarize(found)})", "nothing to do", code="forecast.strategy"
     )
+
+
+def _write_strategy(run: RunDirectory, profile: Profile, chosen: str) -> None:
+    changed = replace(profile, launch=profile.launch.model_copy(update={"strategy": chosen}))
+    write_private(run.profile, changed.to_yaml().encode())

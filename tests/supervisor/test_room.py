@@ -25,12 +25,6 @@ def forecast(device: int = 0, host: int = 4 * GB, error: float = 10.0, **further
     return sizes | {"certain": True, "least": least, "inputs": forecasts.stamp([Path("/")])} | further
 
 
-def load_local(home: Any) -> Any:
-    """A profile whose base is a folder."""
-    (home.models / "smollm2-135m-instruct").mkdir(parents=True, exist_ok=True)
-    return load(find("triples-qlora"))
-
-
 @pytest.mark.parametrize(
     ("needed", "room", "expected"),
     [
@@ -81,7 +75,7 @@ def _card(total: int | None) -> Device:
 
 
 def test_only_a_run_that_cannot_fit_is_refused(bare_home):
-    profile = load_local(bare_home)
+    profile = load(find("triples-qlora"))
     cards = [_card(24 * GB)]
     assert room.check_memory(profile, bare_home, cards, idle=True) == ""  # no forecast
 
@@ -110,7 +104,7 @@ def test_only_a_run_that_cannot_fit_is_refused(bare_home):
 
 def test_a_busy_host_is_not_held_against_a_run(bare_home, monkeypatch):
     """On a host without cards free memory is compared; while another run takes it, all of it."""
-    profile = load_local(bare_home)
+    profile = load(find("triples-qlora"))
     forecasts.keep(bare_home, forecasts.compute_key(profile, CPU, 1), forecast(host=8 * GB))
     memory = type("", (), {"available": 2 * GB, "total": 16 * GB})
     monkeypatch.setattr(room.psutil, "virtual_memory", lambda: memory)
@@ -137,7 +131,7 @@ def test_a_control_group_limits_the_host(tmp_path, monkeypatch):
 
 
 def test_an_engine_refuses_it_and_leaves_nothing_behind(engine):
-    profile = load_local(engine.home)
+    profile = load(find("triples-qlora"))
     sent = parse(profile.to_yaml(), "profile", Path("/"))
     forecasts.keep(engine.home, forecasts.compute_key(sent, CPU, 1), forecast(host=10**15))
     with pytest.raises(ProblemError) as refused:

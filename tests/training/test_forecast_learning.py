@@ -36,6 +36,14 @@ def test_three_runs_correct_the_next_forecast(bare_home):
     assert calibration.read(bare_home, "another", "cpu").error_percent == calibration.ASSUMED["cpu"]
 
 
+def test_a_correction_is_bounded(bare_home):
+    for number in range(3):
+        calibration.add(bare_home, "small", run=f"run-{number}", forecast=1000, actual=100)
+        calibration.add(bare_home, "large", run=f"run-{number}", forecast=1000, actual=9000)
+    assert calibration.read(bare_home, "small", "cuda").factor == 0.8
+    assert calibration.read(bare_home, "large", "cuda").factor == 1.25
+
+
 def test_a_run_that_goes_on_counts_once(bare_home):
     for actual in (1100, 1150):
         calibration.add(bare_home, "card", run="same", forecast=1000, actual=actual)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import statistics
 import time
@@ -18,6 +19,8 @@ ENOUGH = 3
 ASSUMED = {"cpu": 15.0}
 """Percent of error that is assumed before there are enough runs; for all other kinds of devices, `ASSUMED_OTHERS`."""
 ASSUMED_OTHERS = 10.0
+BOUNDS = (0.8, 1.25)
+"""A forecast is corrected by no more than that: what differs more has another cause than the type of device."""
 LEAST = 2.0
 """Percent of error, at least."""
 
@@ -41,7 +44,7 @@ def read(home: Home, label: str, kind: str) -> Calibration:
     error = ASSUMED.get(kind, ASSUMED_OTHERS)
     factor = 1.0
     if len(ratios) >= ENOUGH:
-        factor = statistics.median(ratios)
+        factor = min(max(statistics.median(ratios), BOUNDS[0]), BOUNDS[1])
         errors = sorted(abs(ratio / factor - 1) * 100 for ratio in ratios)
         error = max(LEAST, errors[min(len(errors) - 1, int(len(errors) * 0.9))])
     return Calibration(factor, error, statistics.median(speeds[-10:]) if speeds else None, len(ratios))
@@ -53,11 +56,14 @@ def add(
     """Remember a run: the bytes that were forecast (before calibration) and those that it took, and its speed. A run
     that cannot be written is forgotten."""
     entry = {"run": run, "time": time.time(), "forecast": forecast, "actual": actual, "flops": flops}
-    runs = list_runs(home)
-    others = [each for each in runs.get(label, []) if each["run"] != run]
-    runs[label] = [*others, entry][-KEPT:]
     try:
-        write_private(make_private(folder(home)) / "calibration.json", json.dumps(runs, indent=1).encode())
+        place = make_private(folder(home))
+        with (place / ".calibration.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of two runs that end at once, both are remembered
+            runs = list_runs(home)
+            others = [each for each in runs.get(label, []) if each["run"] != run]
+            runs[label] = [*others, entry][-KEPT:]
+            write_private(place / "calibration.json", json.dumps(runs, indent=1).encode())
     except OSError:
         pass
 

@@ -21,11 +21,12 @@ from engine.options.tables import STRATEGIES
 from engine.prep.base_model import check_here, locate_base
 from engine.prep.prepare import find_prepared
 from engine.protocol.home import Home
-from engine.training import live_settings, performance
+from engine.training import background_writer, live_settings, performance
 from engine.training.forecast import calibration, simulated, terms
 from engine.training.forecast.calibration import Calibration
 from engine.training.forecast.hosts import Host
 from engine.training.forecast.trace import Trace, trace
+from engine.training.online.options import OnlineOptions
 
 PHASES = ("load", "step", "reduction", "optimizer", "evaluation", "generation")
 
@@ -75,6 +76,8 @@ def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
     options = profile.launch.model_copy(update={"processes": world})
     profile = replace(profile, launch=options)
     known = calibration.read(given.home, host.label, host.kind)
+    if host.kind != "cpu":
+        profile = _replace_float16(profile)
     traced = trace(
         profile,
         given.prepared,
@@ -115,7 +118,9 @@ def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
         "host_bytes": host_bytes,
         "uncalibrated_bytes": allocated if host.kind != "cpu" else int(host_bytes / known.factor),
         "disk_bytes": sum(disk.values()),
-        "seconds": _estimate_seconds(traced, host, known, given),
+        "seconds": _estimate_seconds(
+            traced, host, known, given, online=isinstance(profile.method, OnlineOptions)
+        ),
         "flops": traced.flops,
         "flops_per_token": traced.flops / traced.tokens if traced.tokens else None,
         "error_percent": round(known.error_percent, 1),
@@ -123,12 +128,19 @@ def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
     }
 
 
+def _replace_float16(profile: Profile) -> Profile:
+    """The profile with bfloat16 for float16: of the same size, and a CPU's autocast knows it. If only one of both were
+    replaced, each pass would convert the weights."""
+    for key, value in (("model.dtype", profile.model.dtype), ("adapter.dtype", getattr(profile.adapter, "dtype", ""))):
+        if value == "float16":
+            profile = live_settings.replace_setting(profile, key, "bfloat16")
+    return profile
+
+
 def _make_device(profile: Profile, host: Host) -> simulated.SimulatedDevice:
     dtype = getattr(torch, profile.model.dtype)
     if host.kind == "cpu":
         dtype = devices.choose_cpu_dtype(dtype)
-    elif dtype == torch.float16:
-        dtype = torch.bfloat16  # of the same size, and a CPU's autocast knows it
     return simulated.SimulatedDevice("cpu", dtype, host.label, host.kind)
 
 
@@ -139,18 +151,23 @@ def _list_device_terms(
     peaks = {phase: getattr(traced, phase) for phase in PHASES}
     if host.kind != "cpu":  # weights are read one by one, and of a divided model a rank gets its shares
         peaks["load"] = traced.weights + traced.largest
+    elif sharded:  # rank 0 makes the whole model, and the others their shares
+        peaks["load"] = traced.load // host.cards + traced.weights
     workspace = 0
     if host.kind != "cpu":
         workspace = terms.attention_workspace(_read_config(given, profile), traced.tokens)
         peaks["step"] += workspace
-    paged = terms.paged_states(profile, traced.states)
-    peaks = {phase: peak - (paged if phase != "load" else 0) for phase, peak in peaks.items()}
+    offloaded = terms.offloaded(profile, traced, sharded=sharded and host.kind != "cpu")
+    away = {"states": terms.paged_states(profile, traced), **offloaded}
+    for phase in peaks:
+        gone = away.get("weights", 0) if phase == "load" else sum(away.values())
+        peaks[phase] = max(0, peaks[phase] - gone)
     phase = max(peaks, key=lambda name: peaks[name])
-    found = {"weights": traced.weights}
+    found = {"weights": traced.weights - away.get("weights", 0)}
     if phase != "load":
-        found["optimizer states"] = traced.states - paged
+        found["optimizer states"] = traced.states - away["states"]
     if phase in ("step", "reduction", "optimizer"):
-        found["gradients"] = traced.gradients
+        found["gradients"] = traced.gradients - away.get("gradients", 0)
     if phase == "step":
         found["attention workspace"] = workspace
     rest = peaks[phase] - sum(found.values())
@@ -195,12 +212,11 @@ def _list_host_terms(
         found["libraries"] = terms.LIBRARIES * world
         # The files are mapped while the weights are read, one after the other; of a divided model by rank 0 alone.
         reading = largest * (1 if sharded else world) + (whole if sharded else 0)
-        full = profile.adapter.kind == "none"
-        copied = terms.checkpoint(profile, traced, traced.states) if full else terms.stored_weights(profile, traced)
+        copied = _count_copy(profile, host, traced, sharded=sharded)
         phases = {"weight files being read": reading, "a checkpoint's copy": copied}
         larger = max(phases, key=lambda name: phases[name])
         found[larger] = phases[larger]
-        found["paged optimizer states"] = terms.paged_states(profile, traced.states) * world
+        found["paged optimizer states"] = terms.paged_states(profile, traced) * world
         if sharded and profile.launch.offload == "cpu":
             found["offloaded weights and states"] = (traced.weights + traced.gradients + traced.states) * world
     loaders = performance.count_workers(profile.training.workers, host.kind, world)
@@ -209,20 +225,31 @@ def _list_host_terms(
     return [{"name": name, "bytes": size, "phase": "run", "place": "host"} for name, size in found.items() if size]
 
 
+def _count_copy(profile: Profile, host: Host, traced: Trace, *, sharded: bool) -> int:
+    """Bytes of a checkpoint in the host's memory: of a full one, if it is copied to be written in the background. With
+    `zero1`, rank 0 collects the states of all ranks."""
+    options = profile.launch
+    states = _count_whole_states(traced, options, host.cards)
+    collected = states if host.cards > 1 and options.strategy == "zero1" else 0
+    size = terms.checkpoint(profile, traced, states)
+    if sharded or profile.adapter.kind != "none" or size < background_writer.SMALLEST:
+        return collected
+    free = psutil.virtual_memory().available if host.is_here else size / background_writer.SHARE
+    return size if size <= background_writer.SHARE * free else collected
+
+
 def _count_whole_states(traced: Trace, options: LaunchOptions, world: int) -> int:
     """Bytes of the optimiser's states of all ranks together."""
     divided = world > 1 and options.strategy != "ddp"
     return traced.states * (world if divided else 1)
 
 
-def _estimate_seconds(traced: Trace, host: Host, known: Calibration, given: Given) -> float | None:
-    """Seconds of training; None where neither the rows nor the speed are known."""
+def _estimate_seconds(traced: Trace, host: Host, known: Calibration, given: Given, *, online: bool) -> float | None:
+    """Seconds of training; None where the rows or the speed are not known, and for methods that generate replies, which
+    the traced step does not."""
     speed = known.flops or host.listed_flops
-    if not speed or not traced.tokens:
+    if not speed or not traced.tokens or not given.measured or online:
         return None
-    of_step = traced.flops * traced.micro_batches
-    if not given.measured:
-        return of_step * traced.steps / speed
     each = traced.epoch_tokens / max(1, math.ceil(traced.steps_per_epoch)) / host.cards
     return traced.flops / traced.tokens * each * traced.steps / speed
 

@@ -94,7 +94,10 @@ def make_job(
 ) -> Job:
     """The job of a simulated run; `folder` is an empty one for whatever it may write."""
     settings = profile.training.model_copy(update={"compile": False, "liger": False, "workers": 0})
-    profile = replace(profile, training=settings)
+    evaluation = profile.evaluation
+    if not prepared.get("validation_rows"):  # there are no conversations yet
+        evaluation = evaluation.model_copy(update={"task": None})
+    profile = replace(profile, training=settings, evaluation=evaluation)
     silence: Any = _Silence()
     run = RunDirectory(folder)
     return Job(
@@ -113,12 +116,15 @@ def make_job(
     )
 
 
-def write_rows(profile: Profile, folder: Path) -> dict[str, Any]:
+def write_rows(profile: Profile, folder: Path, world: int = 1) -> dict[str, Any]:
     """The sets of rows of `prepared.json`, made up: all rows are as long as the profile allows, and all their tokens
     are trained."""
     from datasets import Dataset
 
-    count = max(2 * profile.training.micro_batch * profile.training.accumulation, 4)
+    rows = profile.training.micro_batch
+    if budget := profile.training.tokens_per_batch:
+        rows = max(1, -(-budget // profile.data.max_length))
+    count = max(2 * rows * profile.training.accumulation * world, 4)
     row = make_row(profile)
     parts: dict[str, Any] = {}
     held_out = bool(profile.data.validation or profile.data.split)

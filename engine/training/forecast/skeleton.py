@@ -59,7 +59,11 @@ def make_loader(tracker: MemoryTracker, available: int) -> Callable[..., Any]:
         unpacked = unpacked and linear * device.compute.itemsize <= available / 4
         if options.quantization != "none" and not unpacked:
             _pack(model, options, device, tracker)
+        packed = [layer for layer in model.modules() if isinstance(layer, PackedLinear)]
+        held = [layer._parameters.pop("weight") for layer in packed]  # which stay as they are
         base.cast(model, device.compute)
+        for layer, weight in zip(packed, held, strict=True):
+            layer._parameters["weight"] = weight
         return model.requires_grad_(options.quantization == "none")
 
     return load
@@ -155,6 +159,7 @@ class _PackedProduct(torch.autograd.Function):
         ctx.weight, ctx.dtype = weight, x.dtype
         if quantization == "nf4":
             return nn.functional.linear(x, weight.to(x.dtype, copy=True), bias)
+        ctx.save_for_backward(x)  # as bitsandbytes does
         packed = x.to(torch.int8)
         product = torch.empty(*x.shape[:-1], weight.shape[0], dtype=torch.int32, device=x.device)
         del packed

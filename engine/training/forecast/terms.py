@@ -45,9 +45,19 @@ def slack(kind: str, allocated: int) -> int:
     return int(allocated * (CPU_SLACK if kind == "cpu" else SLACK))
 
 
-def paged_states(profile: Profile, states: int) -> int:
-    """Bytes of the optimiser's states that move to the host's memory when the card is short of memory."""
-    return states if profile.training.optimizer in PAGED else 0
+def paged_states(profile: Profile, trace: Trace) -> int:
+    """Bytes of the optimiser's states that move to the host's memory when the card is short of memory. Averaged weights
+    do not."""
+    return trace.states - trace.averages if profile.training.optimizer in PAGED else 0
+
+
+def offloaded(profile: Profile, trace: Trace, *, sharded: bool) -> dict[str, int]:
+    """Bytes of a rank that `launch.offload` keeps in the host's memory. At the peak of a single pass not all gradients
+    are there yet, so none is subtracted then."""
+    if not sharded or profile.launch.offload != "cpu":
+        return {}
+    gradients = trace.gradients if trace.micro_batches > 1 else 0
+    return {"weights": trace.weights, "states": trace.states, "gradients": gradients}
 
 
 def weight_files(base: str | None) -> tuple[int, int]:

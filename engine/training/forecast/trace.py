@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from engine.config.profile import Profile
 from engine.inference.generate import BATCH
+from engine.inference.prefill import chunk_size
 from engine.training import assemble
 from engine.training.forecast import simulated
-from engine.training.forecast.skeleton import make_loader, treat_as_real
+from engine.training.forecast.skeleton import PackedLinear, make_loader, packed_bytes, treat_as_real
 from engine.training.forecast.tracker import MemoryTracker
 from engine.training.loop import TrainingLoop
 from engine.training.methods.base import take_counts
@@ -30,6 +32,8 @@ EIGHT_BITS = frozenset({"adamw_8bit", "paged_adamw_8bit"})
 PAGED = frozenset({"paged_adamw", "paged_adamw_8bit"})
 _BLOCK = 256
 """Elements of an 8-bit state that share a scale."""
+_CHUNKS = 8
+"""Passes over a prompt that are traced at most."""
 _SMALLEST = 4096
 """Elements from which bitsandbytes keeps a weight's states in 8 bits."""
 
@@ -45,6 +49,8 @@ class Trace:
     gradients: int = 0
     states: int = 0
     """The optimiser's, and averaged weights."""
+    averages: int = 0
+    """The averaged weights alone."""
     load: int = 0
     """The peak while the model is made. Where weights are divided, it is made in host memory."""
     step: int = 0
@@ -111,6 +117,7 @@ class _Tracing:
         found = self.found
         with self._watching("load"):
             loop = assemble.make_loop(self.job)
+        self._pack_shares(loop)
         self.tracker.count((*loop.model.parameters(), *loop.model.buffers()))
         # Made outside: what a batch looks like depends on the content of rows.
         batch = loop.method.longest_batch([loop.method.rows[row] for row in loop.batches.pick_longest()])
@@ -127,6 +134,7 @@ class _Tracing:
             "trained": sum(each.numel() for each in parameters if each.requires_grad),
         }
         found.states = self._size((loop.averages.values if loop.averages else {}).values())
+        found.averages = found.states
         found.weights -= found.states
         loop.model.train()
         self._step(loop, batch)
@@ -134,6 +142,14 @@ class _Tracing:
         self._generate(loop)
         self._count_steps(loop, batch)
         return found
+
+    def _pack_shares(self, loop: TrainingLoop) -> None:
+        """Count a rank's share of each packed weight of a divided model; the strategy made it as 16 bits."""
+        for module in loop.model.modules():
+            if isinstance(module, PackedLinear) and isinstance(module.weight, DTensor):
+                local = module.weight.to_local()
+                whole = packed_bytes(tuple(module.weight.shape), module.quantization)
+                self.tracker.recount(local, math.ceil(whole * local.numel() / max(1, module.weight.numel())))
 
     # ── the phases ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -209,7 +225,13 @@ class _Tracing:
         loop.model.eval()
         with self._watching("generation"), torch.no_grad(), self.job.device.autocast():
             ids = torch.zeros(rows, max(1, tokens - 1), dtype=torch.long)
-            cache = loop.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+            cache, held = None, ids.shape[1]
+            chunk = chunk_size(loop.model, rows, held, self.job.device.kind)
+            for start in range(0, held, max(chunk, held // _CHUNKS)):
+                part = ids[:, start : start + max(chunk, held // _CHUNKS)]
+                cache = loop.model(
+                    input_ids=part, use_cache=True, logits_to_keep=1, past_key_values=cache
+                ).past_key_values
             loop.model(input_ids=ids[:, :1], use_cache=True, past_key_values=cache)
         loop.model.train()
 
