@@ -16,7 +16,14 @@ from engine.config.profile import Profile
 from engine.models import limits
 from engine.options.tokenizer import TokenizerOptions
 from engine.prep import profile_tokenizer
-from engine.prep.base_model import Progress, check_here, list_tokenizer_files, load_tokenizer, locate_base, locate_base_folder
+from engine.prep.base_model import (
+    Progress,
+    check_here,
+    list_tokenizer_files,
+    load_tokenizer,
+    locate_base,
+    locate_base_folder,
+)
 from engine.prep.errors import check_rejects, count_bad, problems_for_mistakes
 from engine.prep.prepared_entry import make_lock, record_template, sequence_kind, token_settings, write_entry
 from engine.prep.sources import find_left_out
@@ -241,9 +248,7 @@ def locate_sources(profile: Profile, home: Home, progress: Progress, *, fetches:
         for index, source in enumerate(getattr(profile.data, part)):
             try:
                 options = source_files.resolve_source(source, profile.data, profile.directory, part)
-                paths = source_files.list_paths(
-                    options, profile.directory, home, progress, part, fetches=fetches
-                )
+                paths = source_files.list_paths(options, profile.directory, home, progress, part, fetches=fetches)
                 found[part].append((options, paths))
             except (ValueError, OSError) as error:
                 raise ProblemError(

@@ -58,7 +58,9 @@ def check_memory(profile: Profile, home: Home, cards: Sequence[Device], *, idle:
 def is_fixed(profile: Profile, home: Home) -> bool:
     """Whether the base's name is that of a model, and not of a run, whose best checkpoint may be another one now."""
     named = profile.model.base or ""
-    return named in CATALOGUE or bool(named) and ((profile.directory / named).is_dir() or (home.models / named).is_dir())
+    return (
+        named in CATALOGUE or bool(named) and ((profile.directory / named).is_dir() or (home.models / named).is_dir())
+    )
 
 
 def find_forecast(profile: Profile, home: Home, cards: Sequence[Device]) -> dict[str, Any] | None:

@@ -87,7 +87,7 @@ def _make(
     library_logging.disable_progress_bar()
     with ExitStack() as stack:
         try:
-            given = estimate.gather(profile, home, stack, prepared)
+            given = estimate.gather(profile, home, stack, prepared, ranks=host.cards)
             found, chosen = verdict.forecast(profile, host, given)
         except (ProblemError, ProfileError):
             raise
@@ -155,9 +155,11 @@ def _fit(home: Home, arguments: dict[str, Any], as_json: bool) -> int:
     wanted = arguments["cards"]
     cards, size = (None, None) if wanted == "auto" else hosts.parse_size(wanted)
     host = hosts.find(profile, None if size is None else f"{size / 1e6:.0f}MB", cards)
+    spread = solver.spread(profile, host)
+    profile = estimate.replace_settings(profile, spread)
     with ExitStack() as stack:
         try:
-            given = estimate.gather(profile, home, stack)
+            given = estimate.gather(profile, home, stack, ranks=host.cards)
             found = solver.solve(profile, host, given)
         except (ProblemError, ProfileError):
             raise
@@ -174,7 +176,8 @@ def _fit(home: Home, arguments: dict[str, Any], as_json: bool) -> int:
         ERR.print("no settings were found with which it fits", style="bold red")
         return TOO_LARGE
     if arguments["apply"]:
-        apply.write_copy(Path(arguments["profile"]), Path(arguments["apply"]), found[0], arguments["overrides"])
+        way = {**found[0], "settings": {**spread, "launch.processes": host.cards, **found[0]["settings"]}}
+        apply.write_copy(Path(arguments["profile"]), Path(arguments["apply"]), way, arguments["overrides"])
         ERR.print(f"written to {arguments['apply']}", soft_wrap=True)
     return FITS
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 
 from engine.config.profile import parse
 from engine.models.base import load_tokenizer
-from engine.training.forecast import simulated, terms
+from engine.training.forecast import estimate, simulated, terms
+from engine.training.forecast.hosts import Host
 from engine.training.forecast.skeleton import packed_bytes
 from engine.training.forecast.trace import Trace, state_bytes, trace
 from engine.training.forecast.tracker import MemoryTracker
@@ -196,8 +198,6 @@ def test_the_tracker_frees_what_is_dropped_and_counts_views_once():
 
 
 def test_terms_of_shapes(wide):
-    from types import SimpleNamespace
-
     config = SimpleNamespace(num_attention_heads=8, head_dim=64, hidden_size=512)
     assert terms.attention_workspace(config, 100) == 4 * 8 * 100 * 65
     assert terms.context("cpu") == 0
@@ -222,8 +222,48 @@ def test_disk_for_the_checkpoints_that_are_kept():
 
 
 def test_a_paged_optimizer_keeps_its_states_on_the_host():
-    assert terms.paged_states(_profile("training.optimizer=paged_adamw_8bit", "adapter={kind: none}"), 7) == 7
-    assert terms.paged_states(_profile(), 7) == 0
+    traced = Trace(states=7, averages=3)
+    assert terms.paged_states(_profile("training.optimizer=paged_adamw_8bit", "adapter={kind: none}"), traced) == 4
+    assert terms.paged_states(_profile(), traced) == 0
+
+
+def test_offload_takes_weights_and_states_from_the_card():
+    settings = ("launch.strategy=fsdp", "launch.processes=2", "launch.offload=cpu")
+    traced = Trace(weights=50, states=40, gradients=20, step=120, optimizer=115, largest=5, micro_batches=2, flops=1)
+    given = estimate.Given(None, {"base": None}, None, True, 0)  # type: ignore[arg-type]
+    host = Host("cuda", "a card", 2, 10**9, None)
+
+    def count(*changes: str) -> int:
+        profile = _profile(*changes)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(estimate, "_read_config", lambda *_: SimpleNamespace(num_attention_heads=0, hidden_size=0))
+            listed = estimate._list_device_terms(profile, host, traced, given, sharded=True)
+        return sum(term["bytes"] for term in listed if term["name"] not in ("context", "allocator slack"))
+
+    assert (count(*settings[:2]), count(*settings)) == (120, 10)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_packed_weights_stay_packed_where_they_are_divided_and_on_a_cpu(kind, wide):
+    settings = ("model.dtype=bfloat16", f"model.quantization={kind}")
+    alone = measure(wide, *settings, kind="cuda", compute="bfloat16")
+    shares = measure(
+        wide, *settings, "launch.strategy=fsdp", "launch.processes=2", kind="cuda", compute="bfloat16", world=2
+    )
+    assert shares.weights < 0.6 * alone.weights
+    plain, packed = (measure(wide, "model.dtype=bfloat16", *more) for more in ((), (f"model.quantization={kind}",)))
+    if kind == "int8":  # a CPU's NF4 weights may be unpacked once
+        assert packed.weights < 0.6 * plain.weights
+
+
+def test_made_up_rows_need_no_conversations_and_enough_of_them(wide, tmp_path):
+    made = simulated.write_rows(_profile("training.micro_batch=1", "training.tokens_per_batch=640"), tmp_path, 2)
+    from datasets import load_from_disk
+
+    assert len(load_from_disk(made["train"])) == 2 * 10 * 2
+    profile = _profile("evaluation.task=triples", "data.split=0.2")
+    job = simulated.make_job(profile, {"validation_rows": None}, None, None, None, tmp_path)  # type: ignore[arg-type]
+    assert job.profile.evaluation.task is None
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "kto", "grpo"])

@@ -66,6 +66,12 @@ def test_sizes_of_cards():
             hosts.parse_size(wrong)
 
 
+def test_a_named_number_of_cards_counts():
+    assert hosts.find(_profile(), "8x80GB", None).cards == 8
+    assert hosts.find(_profile(), "8x80GB", 2).cards == 2
+    assert hosts.find(_profile("launch.processes=3"), "80GB", None).cards == 3
+
+
 def test_changes_keep_the_global_batch_and_come_in_the_order_of_their_cost():
     profile = _profile("training.micro_batch=4", "training.accumulation=2")
     host = Host("cuda", "a card", 2, 24 * GB, None)
@@ -102,6 +108,57 @@ def test_the_first_strategy_that_fits_takes_the_place_of_auto(monkeypatch):
     paged = _profile("launch.strategy=auto", "launch.processes=8", "training.optimizer=adafactor")
     chosen = solver.choose_strategy(paged, Host("cuda", "", 8, 4 * GB, None), None)[1].launch.strategy
     assert chosen == "zero1"  # the others do not go with this optimiser
+
+
+@pytest.mark.parametrize(
+    ("processes", "cards", "expected"),
+    [(1, 1, (8, 4)), (1, 8, (4, 1)), (1, 4, (8, 1)), (2, 4, (8, 2)), (1, 3, (8, 4)), (8, 1, (8, 32))],
+)
+def test_more_cards_keep_the_global_batch(processes, cards, expected):
+    profile = _profile("training.micro_batch=8", "training.accumulation=4", f"launch.processes={processes}")
+    settings = solver.spread(profile, Host("cuda", "a card", cards, 24 * GB, None))
+    found = tuple(
+        settings.get(f"training.{name}", getattr(profile.training, name)) for name in ("micro_batch", "accumulation")
+    )
+    assert found == expected
+
+
+def test_micro_batches_are_halved_until_one_fits(monkeypatch):
+    tried = []
+
+    def estimate(profile: Any, host: Any, given: Any) -> dict[str, Any]:
+        tried.append(profile.training.micro_batch)
+        return {"device_bytes": profile.training.micro_batch * GB, "host_bytes": 1, "error_percent": 10.0}
+
+    monkeypatch.setattr(solver, "estimate", estimate)
+    profile = _profile("training.micro_batch=256", "training.accumulation=1")
+    found = solver.find_changes(profile, Host("cuda", "a card", 1, 3 * GB, None), None)
+    assert {"training.micro_batch": 2, "training.accumulation": 128} in [change["settings"] for change in found]
+    assert all(change["verdict"] == "fits" for change in found)
+    tried.clear()
+    assert solver.find_changes(profile, Host("cuda", "a card", 1, 3 * GB, None), None, limit=-1) == []
+    assert len(tried) == 1
+
+
+def test_a_change_that_cannot_be_traced_is_not_suggested(monkeypatch):
+    def estimate(*_: Any) -> Any:
+        raise RuntimeError("no trace")
+
+    monkeypatch.setattr(solver, "estimate", estimate)
+    assert solver.find_changes(_profile("training.micro_batch=4"), Host("cuda", "", 1, GB, None), None) == []
+
+
+def test_a_copy_elsewhere_finds_what_the_profile_names(tmp_path):
+    source, target = tmp_path / "one" / "own.yaml", tmp_path / "two" / "fits.yaml"
+    source.parent.mkdir()
+    target.parent.mkdir()
+    (source.parent / "rows.jsonl").touch()
+    source.write_text("model: {base: org/name}\ndata:\n  train: [rows.jsonl, {source: rows.jsonl}, other]\n")
+    apply.write_copy(source, target, {"settings": {}, "time": 1.0, "device_bytes": 1, "host_bytes": 0}, [])
+    found = YAML(typ="safe").load(target.read_text())
+    rows = str(source.parent / "rows.jsonl")
+    assert found["data"]["train"] == [rows, {"source": rows}, "other"]
+    assert found["model"]["base"] == "org/name"
 
 
 def test_a_copy_of_a_profile_says_why_it_was_changed(tmp_path):

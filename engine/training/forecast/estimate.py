@@ -44,8 +44,10 @@ class Given:
     """Resident memory of this process after it has imported the libraries, as a rank has."""
 
 
-def gather(profile: Profile, home: Home, stack: ExitStack, prepared: dict[str, Any] | None = None) -> Given:
-    """Find the rows of a profile, or make some up. `stack` keeps them. Raises ProblemError for a base that is not on
+def gather(
+    profile: Profile, home: Home, stack: ExitStack, prepared: dict[str, Any] | None = None, *, ranks: int = 1
+) -> Given:
+    """Find the rows of a profile, or make some up, enough for `ranks`. `stack` keeps them. Raises ProblemError for a base that is not on
     this machine."""
     import accelerate  # noqa: F401 - a rank imports it too, and its memory is measured below
     import peft  # noqa: F401
@@ -65,7 +67,7 @@ def gather(profile: Profile, home: Home, stack: ExitStack, prepared: dict[str, A
         place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         own = tokenizer if profile.model.tokenizer is not None else None
         lock = {"lock": {"eos_token_ids": [loaded.eos_token_id]}}
-        made = simulated.write_rows(profile, place) | lock | {"base": base, "tokenizer": own}
+        made = simulated.write_rows(profile, place, ranks) | lock | {"base": base, "tokenizer": own}
         return Given(home, made, loaded, False, psutil.Process().memory_info().rss)
     return Given(home, found, loaded, True, psutil.Process().memory_info().rss)
 
@@ -118,9 +120,7 @@ def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
         "host_bytes": host_bytes,
         "uncalibrated_bytes": allocated if host.kind != "cpu" else int(host_bytes / known.factor),
         "disk_bytes": sum(disk.values()),
-        "seconds": _estimate_seconds(
-            traced, host, known, given, online=isinstance(profile.method, OnlineOptions)
-        ),
+        "seconds": _estimate_seconds(traced, host, known, given, online=isinstance(profile.method, OnlineOptions)),
         "flops": traced.flops,
         "flops_per_token": traced.flops / traced.tokens if traced.tokens else None,
         "error_percent": round(known.error_percent, 1),

@@ -74,14 +74,40 @@ def find_changes(
     everything = _combine_all(profile, host)
     if _works(profile, host, everything) and not try_change(profile, host, given, everything):
         return []
-    for change in list_changes(profile, host)[:MOST]:
+    halved = [change for change in _list_single(profile, host) if _is_halved(change)]
+    for change in halved:  # the smaller, the less it takes: until one fits
         if time.monotonic() > end:
             break
         if traced := try_change(profile, host, given, change):
             found.append(traced)
-        if len(found) == count:
             break
-    return found
+    for change in [change for change in list_changes(profile, host) if change not in halved][:MOST]:
+        if time.monotonic() > end or len(found) == count:
+            break
+        if traced := try_change(profile, host, given, change):
+            found.append(traced)
+    return sorted(found, key=lambda change: (change["time"], len(change["settings"])))
+
+
+def _is_halved(change: Change) -> bool:
+    """Whether a change is of the micro-batch alone."""
+    return set(change["settings"]) <= {"training.micro_batch", "training.tokens_per_batch", "training.accumulation"}
+
+
+def spread(profile: Profile, host: Host) -> Change:
+    """Settings with which the profile has the same global batch on the host's cards as on as many processes as it
+    names; none where it names no number, or where its rows cannot be divided so."""
+    processes, training = profile.launch.processes, profile.training
+    if not isinstance(processes, int) or processes == host.cards:
+        return {}
+    if training.tokens_per_batch:
+        passes, rest = divmod(training.accumulation * processes, host.cards)
+        return {} if rest or not passes else {"training.accumulation": passes}
+    rows, rest = divmod(training.micro_batch * training.accumulation * processes, host.cards)
+    if rest or not rows:
+        return {}
+    micro = next(size for size in range(min(training.micro_batch, rows), 0, -1) if rows % size == 0)
+    return {"training.micro_batch": micro, "training.accumulation": rows // micro}
 
 
 def _works(profile: Profile, host: Host, change: Change) -> bool:
@@ -110,6 +136,8 @@ def list_changes(profile: Profile, host: Host) -> list[Change]:
     """Single changes and combinations that take less memory, in the order of their cost."""
     singles = list(_list_single(profile, host))
     merged = [*singles]
+    smaller = [single for single in singles if _is_halved(single)]
+    singles = [single for single in singles if single not in smaller[:-1]]  # with others, the smallest micro-batch
     for size in (2, 3, 4):
         merged += list(_combine(singles, size))
     return sorted(merged, key=lambda change: (change["time"], len(change["settings"])))

@@ -175,6 +175,8 @@ class _Tracing:
         states = [each for each in states if isinstance(each, torch.Tensor)]
         dense = self._size(states)
         kept = dense if self.optimizer not in EIGHT_BITS | PAGED else self._pack_states(loop)
+        if self.optimizer == "adam" and self.job.device.kind == "cuda":
+            found.optimizer += found.trained  # there torch keeps the denominators of all weights at once
         found.optimizer -= dense - kept
         found.states += kept
         found.step += kept
