@@ -11,7 +11,6 @@ import psutil
 from engine.config import forecasts
 from engine.config.profile import Profile
 from engine.hardware import host_memory
-from engine.models.catalogue import CATALOGUE
 from engine.protocol.home import Home
 from engine.protocol.journal import Warn
 from engine.protocol.messages import Device, Problem, ProblemError
@@ -57,10 +56,10 @@ def check_memory(profile: Profile, home: Home, cards: Sequence[Device], *, idle:
 
 def is_fixed(profile: Profile, home: Home) -> bool:
     """Whether the base's name is that of a model, and not of a run, whose best checkpoint may be another one now."""
-    named = profile.model.base or ""
-    return (
-        named in CATALOGUE or bool(named) and ((profile.directory / named).is_dir() or (home.models / named).is_dir())
-    )
+    named = profile.model.base
+    if not named or named == "last" or "@" in named:
+        return False
+    return not home.runs.is_dir() or not any(each.name.startswith(named) for each in home.runs.iterdir())
 
 
 def find_forecast(profile: Profile, home: Home, cards: Sequence[Device]) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ def forecast_run(run: RunDirectory, home: Home, profile: Profile, journal: RunJo
     certain."""
     try:
         _forecast_run(run, home, profile, journal)
-    except Exception as error:  # noqa: BLE001 - a forecast stops no run
+    except Exception as error:
         if isinstance(error, ProblemError) and error.problem.code == "memory.will_not_fit":
             raise
         print(f"there is no forecast: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

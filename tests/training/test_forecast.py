@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from engine.config.profile import parse
+from engine.models import loss
 from engine.models.base import load_tokenizer
 from engine.training.forecast import estimate, simulated, terms
 from engine.training.forecast.hosts import Host
@@ -19,6 +21,7 @@ from engine.training.forecast.trace import Trace, state_bytes, trace
 from engine.training.forecast.tracker import MemoryTracker
 from tests.training.harness import PROFILE, make_model, prepare
 
+LONG = pytest.mark.skipif("COCKPIT_LONG_TESTS" not in os.environ, reason="further combinations: COCKPIT_LONG_TESTS=1")
 PEAKS = ("weights", "trained", "gradients", "states", "step", "reduction", "optimizer", "evaluation")
 
 
@@ -66,9 +69,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "changes", [pytest.param(case, marks=pytest.mark.slow if at % 2 else ()) for at, case in enumerate(CASES)]
-)
+@pytest.mark.parametrize("changes", [pytest.param(case, marks=LONG if at % 2 else ()) for at, case in enumerate(CASES)])
 def test_a_step_without_content_takes_the_memory_of_a_real_one(changes, wide):
     compute = "bfloat16" if "model.dtype=bfloat16" in changes else "float32"
     found, real = (measure(wide, *changes, fake=fake, compute=compute) for fake in (True, False))
@@ -78,7 +79,7 @@ def test_a_step_without_content_takes_the_memory_of_a_real_one(changes, wide):
 
 QUICK = {("dpo", "none", "false"), ("dpo", "lora", "true"), ("reward", "lora", "false"), ("kto", "lora", "false")}
 METHODS = [
-    pytest.param(method, adapter, again, marks=() if (method, adapter, again) in QUICK else pytest.mark.slow)
+    pytest.param(method, adapter, again, marks=() if (method, adapter, again) in QUICK else LONG)
     for method in ("dpo", "reward", "orpo", "kto")
     for adapter in ("none", "lora")
     for again in ("false", "true")
@@ -264,6 +265,17 @@ def test_made_up_rows_need_no_conversations_and_enough_of_them(wide, tmp_path):
     profile = _profile("evaluation.task=triples", "data.split=0.2")
     job = simulated.make_job(profile, {"validation_rows": None}, None, None, None, tmp_path)  # type: ignore[arg-type]
     assert job.profile.evaluation.task is None
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_online_methods_are_traced_with_a_reference_and_many_logits(kind, wide, tmp_path, monkeypatch):
+    monkeypatch.setattr(loss, "LARGEST", 100)
+    reward = "reward: {task: triples, metric: triples_f1}"
+    changes = f"method={{kind: {kind}, {reward}, max_new_tokens: 20, generations: 2, beta: 0.1}}"
+    made = simulated.write_rows(_profile(changes, "training.micro_batch=2"), tmp_path)
+    made |= {"lock": {"eos_token_ids": [1]}, "base": wide["base"], "tokenizer": None}
+    found = measure(made, changes, "training.micro_batch=2", kind="cuda")
+    assert found.generation > found.weights
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "kto", "grpo"])

@@ -16,7 +16,6 @@ from engine.config.profile import SECTIONS, read_text
 from engine.protocol.home import write_private
 from engine.protocol.messages import Problem, ProblemError
 
-
 _PATHS = {
     "model": {"base", "tokenizer"},
     "data": {"train", "validation", "test", "source", "catalog", "template", "chat_template"},

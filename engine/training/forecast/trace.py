@@ -119,6 +119,10 @@ class _Tracing:
             loop = assemble.make_loop(self.job)
         self._pack_shares(loop)
         self.tracker.count((*loop.model.parameters(), *loop.model.buffers()))
+        if isinstance(loop.profile.method, OnlineOptions):  # whose batches are made with passes of the reference
+            with self.mode or nullcontext(), self.tracker:
+                for head, each in loop.method.heads:
+                    head.learn_finish(each, torch.arange(3, 11)[None])
         # Made outside: what a batch looks like depends on the content of rows.
         batch = loop.method.longest_batch([loop.method.rows[row] for row in loop.batches.pick_longest()])
         padded = _has_padding(batch)
