@@ -79,9 +79,9 @@ def locate_base(profile: Profile, home: Home, progress: Progress) -> tuple[str |
 def check_here(profile: Profile, home: Home) -> None:
     """Raises ProblemError where the base or its tokenizer would have to be downloaded or converted first."""
     named = [profile.model.base] if profile.model.needs_base or profile.model.tokenizer is None else []
-    if isinstance(profile.model.tokenizer, str):
-        if not has_tokenizer((profile.directory / Path(profile.model.tokenizer).expanduser()).absolute()):
-            named.append(profile.model.tokenizer)
+    own = profile.model.tokenizer
+    if isinstance(own, str) and not has_tokenizer((profile.directory / Path(own).expanduser()).absolute()):
+        named.append(own)
     for each in named:
         target = targets.resolve(each, home, profile.directory)
         if (target.catalogue or target.gguf) and not Path(target.base).is_dir():

@@ -47,8 +47,8 @@ class Given:
 def gather(
     profile: Profile, home: Home, stack: ExitStack, prepared: dict[str, Any] | None = None, *, ranks: int = 1
 ) -> Given:
-    """Find the rows of a profile, or make some up, enough for `ranks`. `stack` keeps them. Raises ProblemError for a base that is not on
-    this machine."""
+    """Find the rows of a profile, or make some up, enough for `ranks`. `stack` keeps them. Raises ProblemError for a
+    base that is not on this machine."""
     import accelerate  # noqa: F401 - a rank imports it too, and its memory is measured below
     import peft  # noqa: F401
     import transformers  # noqa: F401
