@@ -47,6 +47,31 @@ START_VERBS = (
             ),
         ),
     ),
+    Verb(
+        "forecast",
+        "say what a profile will take: memory, disk and time",
+        "tools:forecast",
+        (
+            option("profile", metavar="PROFILE", nargs="?", help=PROFILE.settings["help"]),
+            option("--card", metavar="SIZE", help="memory of a card, e.g. 24GB (those of this host)"),
+            option("--cards", type=int, metavar="N", help="number of cards (launch.processes)"),
+            SET,
+            option("--accuracy", action="store_true", help="compare earlier forecasts with what the runs took"),
+        ),
+    ),
+    Verb(
+        "fit",
+        "look for settings with which a profile fits",
+        "tools:fit",
+        (
+            PROFILE,
+            option(
+                "--cards", metavar="NxSIZE", default="auto", help="e.g. 1x24GB or 8x80GB (auto: those of this host)"
+            ),
+            SET,
+            option("--apply", metavar="FILE", help="write the profile with the fastest of them there"),
+        ),
+    ),
     Verb("prepare", "read, check and tokenize a profile's data, nothing more", "train:prepare", (PROFILE, SET, DETACH)),
 )
 

@@ -8,9 +8,10 @@ import os
 import signal
 import subprocess
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cockpit import far_names
+from cockpit.verbs.profile import load_profile
 from engine.protocol.client import build_engine_environment
 from engine.protocol.home import Home
 
@@ -35,6 +36,24 @@ def doctor(options: argparse.Namespace) -> NoReturn:
     ssh = [f"--ssh-option={option}" for option in options.ssh_option]
     again = ["--again"] if options.again else []
     _run_worker("doctor", options, *filter(None, [options.folder]), *hosts, *ssh, *again)
+
+
+def forecast(options: argparse.Namespace) -> NoReturn:
+    if options.accuracy:
+        _run_worker("forecast", options, "accuracy")
+    if options.profile is None:
+        raise ValueError("name a profile, or --accuracy")
+    _run_forecast(options, "forecast", {"card": options.card, "cards": options.cards})
+
+
+def fit(options: argparse.Namespace) -> NoReturn:
+    _run_forecast(options, "fit", {"cards": options.cards, "apply": options.apply})
+
+
+def _run_forecast(options: argparse.Namespace, action: str, arguments: dict[str, Any]) -> NoReturn:
+    path, _ = load_profile(options.profile, options.overrides, Home.locate(options.home))  # reports its problems
+    arguments |= {"profile": str(path), "overrides": options.overrides}
+    _run_worker("forecast", options, action, json.dumps(arguments))
 
 
 def plot(options: argparse.Namespace) -> NoReturn:

@@ -26,13 +26,10 @@ class CancellableForward:
     """Runs `model` on token ids, calling `cancelled` between its layers."""
 
     def __init__(self, model: Any, cancelled: Callable[[], bool]) -> None:
-        import torch
-
         self._model, self._cancelled = model, cancelled
-        lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-        self._layers = max(lists, key=len, default=())
+        self._layers = _find_layers(model)
         """The layers of the model, in order."""
-        self._weights = sum(weight.numel() for weight in self._layers[0].parameters()) if self._layers else 0
+        self._weights = _count_weights(self._layers)
         """The weights of a layer."""
         operations = 2 * self._weights * len(self._layers)
         self._uninterrupted = _OPERATIONS_OF_A_TOKEN // max(operations, 1) if model.device.type == "cpu" else math.inf
@@ -62,12 +59,7 @@ class CancellableForward:
     def _chunk_size(self, rows: int, context: int) -> int:
         """Tokens of a row in one pass. It depends on the model's sizes alone, so that a prompt is always split
         alike."""
-        model = self._model
-        if getattr(model, "reads_both_ways", False):
-            return context
-        hidden = getattr(model.config.get_text_config(), "hidden_size", 0)
-        operations = rows * (2 * self._weights + 4 * hidden * context)
-        return max(64, int(_OPERATIONS.get(model.device.type, _OPERATIONS_ELSEWHERE) / max(operations, 1)))
+        return chunk_size(self._model, rows, context, self._model.device.type, self._weights)
 
     @contextmanager
     def _cancellation_hooks(self, many: bool) -> Iterator[None]:
@@ -86,3 +78,24 @@ class CancellableForward:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _find_layers(model: Any) -> Any:
+    import torch
+
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    return max(lists, key=len, default=())
+
+
+def _count_weights(layers: Any) -> int:
+    return sum(weight.numel() for weight in layers[0].parameters()) if layers else 0
+
+
+def chunk_size(model: Any, rows: int, context: int, device: str, weights: int | None = None) -> int:
+    """Tokens of a row in one pass on a kind of device; `weights` are those of a layer, if they are counted already."""
+    if getattr(model, "reads_both_ways", False):
+        return context
+    weights = _count_weights(_find_layers(model)) if weights is None else weights
+    hidden = getattr(model.config.get_text_config(), "hidden_size", 0)
+    operations = rows * (2 * weights + 4 * hidden * context)
+    return max(64, int(_OPERATIONS.get(device, _OPERATIONS_ELSEWHERE) / max(operations, 1)))

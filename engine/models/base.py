@@ -64,7 +64,7 @@ def load(
         )  # with a map, even of one entry, the trainer takes the model for one that is spread over devices
     if device.kind == "cpu" and options.quantization == "nf4":
         keep_nf4_trainable(model, device, unpack=unpack)
-    _cast(model, device.compute)
+    cast(model, device.compute)
     return model
 
 
@@ -86,7 +86,7 @@ class _Bar:
         return getattr(self._bar, name)
 
 
-def _cast(model: Any, dtype: Any) -> None:
+def cast(model: Any, dtype: Any) -> None:
     """Convert 16-bit weights to the dtype that is computed in, which changes no value. Packed weights stay as they
     are."""
     import torch

@@ -27,6 +27,12 @@ class Device:
 
     @property
     def kind(self) -> str:
+        """Which kind of device the run is computed on: `cuda`, `cpu` …"""
+        return self.backend
+
+    @property
+    def backend(self) -> str:
+        """The kind of device that the tensors are on. In a forecast that is the CPU, whatever `kind` is."""
         return self.name.partition(":")[0]
 
     def autocast(self) -> Any:
@@ -34,7 +40,7 @@ class Device:
         it."""
         import torch
 
-        return nullcontext() if self.compute == torch.float32 else torch.autocast(self.kind, dtype=self.compute)
+        return nullcontext() if self.compute == torch.float32 else torch.autocast(self.backend, dtype=self.compute)
 
 
 def find_accelerator() -> str:

@@ -20,7 +20,7 @@ def load_model(name: str, **arguments: Any) -> Any:
 
     accelerator.set_up_torch()
     bitsandbytes_import.import_lightly()
-    generation = _detect_generation(name)
+    generation = read_generation(name)
     if generation is None:
         return AutoModelForCausalLM.from_pretrained(name, **arguments)
     # transformers would fill missing weights with random numbers, and report them by its own names.
@@ -52,7 +52,7 @@ def load_reward_model(name: str, **arguments: Any) -> Any:
 
     accelerator.set_up_torch()
     bitsandbytes_import.import_lightly()
-    generation = _detect_generation(name)
+    generation = read_generation(name)
     if generation is not None:
         raise ProblemError(
             Problem(
@@ -70,7 +70,7 @@ def load_reward_model(name: str, **arguments: Any) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, **arguments)
 
 
-def _detect_generation(name: str) -> Generation | None:
+def read_generation(name: str) -> Generation | None:
     """Raises ProblemError for a GLM that cannot be loaded exactly."""
     from transformers import PreTrainedConfig
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from engine.options.base import Options, option
-from engine.options.tables import STRATEGIES
+from engine.options.tables import AUTO, STRATEGIES
 
 if TYPE_CHECKING:
     Strategy = str
 else:
-    Strategy = Literal[*STRATEGIES]
+    Strategy = Literal[*STRATEGIES, AUTO]
 
 
 _UNITS = {"MB": 1e6, "GB": 1e9, "MiB": 2.0**20, "GiB": 2.0**30, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -87,7 +87,7 @@ class LaunchOptions(Options):
         "ddp",
         help="How ranks share the optimiser: "
         + "; ".join(f"{name}, {strategy.help}" for name, strategy in STRATEGIES.items())
-        + ".",
+        + "; auto, the first of these with which the run fits, by its forecast.",
     )
     offload: Literal["none", "cpu"] = option(
         "none",

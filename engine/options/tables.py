@@ -58,3 +58,5 @@ STRATEGIES = {
     ),
 }
 """`launch.strategy`: how several processes share a training step. A single process needs none."""
+AUTO = "auto"
+"""A `launch.strategy` that is replaced by one of `STRATEGIES` before training starts, by the forecast."""

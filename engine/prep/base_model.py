@@ -76,6 +76,24 @@ def locate_base(profile: Profile, home: Home, progress: Progress) -> tuple[str |
     return base, _tokenizer_folder(target, "copy the tokenizer's files from where the model came from")
 
 
+def check_here(profile: Profile, home: Home) -> None:
+    """Raises ProblemError where the base or its tokenizer would have to be downloaded or converted first."""
+    named = [profile.model.base] if profile.model.needs_base or profile.model.tokenizer is None else []
+    own = profile.model.tokenizer
+    if isinstance(own, str) and not has_tokenizer((profile.directory / Path(own).expanduser()).absolute()):
+        named.append(own)
+    for each in named:
+        target = targets.resolve(each, home, profile.directory)
+        if (target.catalogue or target.gguf) and not Path(target.base).is_dir():
+            raise ProblemError(
+                Problem(
+                    code="model.not_pulled",
+                    title=f"{each} is not on this machine",
+                    hint=f"cockpit model pull {each}" if target.catalogue else f"cockpit prepare converts {each}",
+                )
+            )
+
+
 def locate_base_folder(profile: Profile, home: Home, progress: Progress) -> str | None:
     """The base model's folder, pulled if it is in the catalogue; None if the profile needs no base. Raises
     ProblemError."""

@@ -16,7 +16,14 @@ from engine.config.profile import Profile
 from engine.models import limits
 from engine.options.tokenizer import TokenizerOptions
 from engine.prep import profile_tokenizer
-from engine.prep.base_model import Progress, list_tokenizer_files, load_tokenizer, locate_base, locate_base_folder
+from engine.prep.base_model import (
+    Progress,
+    check_here,
+    list_tokenizer_files,
+    load_tokenizer,
+    locate_base,
+    locate_base_folder,
+)
 from engine.prep.errors import check_rejects, count_bad, problems_for_mistakes
 from engine.prep.prepared_entry import make_lock, record_template, sequence_kind, token_settings, write_entry
 from engine.prep.sources import find_left_out
@@ -63,16 +70,7 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
     expansion = expand_sources(profile, home, sources, digests, progress) if profile.data.expand else None
     settings = row_settings(profile, sources)
     folder = given or profile_tokenizer.folder_of(profile, digests, settings, home)
-    name = cache.entry_name(
-        digests,
-        {
-            **settings,
-            "max_length": profile.data.max_length,
-            "sequences": sequence_kind(profile),
-            **token_settings(profile),
-            **({"tokenizer": folder.name} if trains_tokenizer else {}),
-        },
-    )
+    name = _name_entry(profile, sources, digests, **({"tokenizer": folder.name} if trains_tokenizer else {}))
     damaged: list[str] = []
     _make_entry(profile, home, name, sources, digests, folder, progress, damaged)
     if trains_tokenizer:
@@ -93,6 +91,61 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
         "expanded": expansion,
         "damaged": damaged,
     }
+
+
+def find_prepared(profile: Profile, home: Home) -> dict[str, Any] | None:
+    """The content of `prepared.json` if the cache has the profile's tokens; None if they would have to be made. Nothing
+    is fetched, trained or expanded. Raises ProblemError."""
+    if isinstance(profile.model.tokenizer, TokenizerOptions) or profile.data.expand:
+        return None
+
+    def quiet(*_: object) -> None: ...
+
+    check_here(profile, home)
+    base, given = locate_base(profile, home, quiet)
+    model = {"base": base, "tokenizer": str(given) if profile.model.tokenizer is not None else None}
+    if folders := pretokenized.find_folders(profile.data, profile.directory, learning=False):
+        return {**_use_tokenised(profile, given, folders, None), **model}
+    try:
+        sources = locate_sources(profile, home, quiet, fetches=False)
+    except ProblemError:
+        return None
+    files = {**list_source_files(sources), **list_tokenizer_files(profile, given)}
+    digests = cache.remember_digests(home, files)
+    return _read_entry(home, _name_entry(profile, sources, digests), model)
+
+
+def list_inputs(profile: Profile, home: Home) -> list[Path]:
+    """The files of the profile's sources, and the folders that sources name. Nothing is fetched. Raises ProblemError,
+    also for sources whose files are not known beforehand."""
+    if profile.data.expand or pretokenized.find_folders(profile.data, profile.directory, learning=False):
+        raise ProblemError(Problem(code="data.source.unusable", title="The rows come from elsewhere"))
+    sources = locate_sources(profile, home, lambda *_: None, fetches=False)
+    named = [profile.directory / options.source for listed in sources.values() for options, _ in listed]
+    parents = [path if path.is_dir() else path.parent for path in named if path.is_dir() or "*" in path.name]
+    return [*list_source_files(sources).values(), *(path for path in parents if path.is_dir())]
+
+
+def _name_entry(profile: Profile, sources: SourceFiles, digests: dict[str, str], **further: Any) -> str:
+    """The name of the cache entry with the profile's tokens."""
+    settings = {
+        **row_settings(profile, sources),
+        "max_length": profile.data.max_length,
+        "sequences": sequence_kind(profile),
+        **token_settings(profile),
+        **further,
+    }
+    return cache.entry_name(digests, settings)
+
+
+def _read_entry(home: Home, name: str, model: dict[str, Any]) -> dict[str, Any] | None:
+    entry = home.cache / name
+    if not (entry / "prepared.json").is_file():
+        return None
+    content = json.loads((entry / "prepared.json").read_text(encoding="utf-8"))
+    for key in _PATHS:
+        content[key] = str(entry / content[key]) if content[key] else None
+    return {**content, "hash": name, **model}
 
 
 def list_left_out(profile: Profile, sources: SourceFiles) -> list[dict[str, Any]]:
@@ -187,14 +240,15 @@ def _use_tokenised(
     }
 
 
-def locate_sources(profile: Profile, home: Home, progress: Progress) -> SourceFiles:
-    """The sources of each part with their files. Raises ProblemError."""
+def locate_sources(profile: Profile, home: Home, progress: Progress, *, fetches: bool = True) -> SourceFiles:
+    """The sources of each part with their files; without `fetches`, one that is not fetched yet is an error. Raises
+    ProblemError."""
     found: SourceFiles = {part: [] for part in PARTS}
     for part in PARTS:
         for index, source in enumerate(getattr(profile.data, part)):
             try:
                 options = source_files.resolve_source(source, profile.data, profile.directory, part)
-                paths = source_files.list_paths(options, profile.directory, home, progress, part)
+                paths = source_files.list_paths(options, profile.directory, home, progress, part, fetches=fetches)
                 found[part].append((options, paths))
             except (ValueError, OSError) as error:
                 raise ProblemError(

@@ -112,15 +112,17 @@ def parse_hub_source(source: str) -> HubSource:
     return HubSource(parts["name"], parts["config"], parts["split"] or "train")
 
 
-def fetch(hub: HubSource, home: Home, progress: Progress) -> Path:
+def fetch(hub: HubSource, home: Home, progress: Progress, *, fetches: bool = True) -> Path:
     """The rows of a hub data set as a JSONL file in the home's cache, fetched on first use.
 
     `progress` gets rows; the total is 0 if the hub does not tell. The copy is not updated later. Raises ValueError if
-    the hub cannot be reached or has no such data set.
+    the hub cannot be reached or has no such data set, and without `fetches` if it would have to be asked.
     """
     name = "hub-" + hashlib.sha256(json.dumps([cache.VERSION, *hub]).encode()).hexdigest()[:32]
     made = home.cache / name / "rows.jsonl"
-    if not cache.find_entry(home, name):
+    if not fetches and not made.is_file():
+        raise ValueError(f"{hub} is not fetched yet")
+    if fetches and not cache.find_entry(home, name):
         with cache.new_entry(home, name) as folder, (folder / "rows.jsonl").open("wb") as file:
             for row in _stream_rows(hub, progress):
                 file.write(row + b"\n")

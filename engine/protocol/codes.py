@@ -229,6 +229,18 @@ CODES: dict[str, str] = {
     "memory.device_full": (
         "No device has room for the model. Stop what holds the memory, or use a quantised or smaller model."
     ),
+    "memory.will_not_fit": (
+        "By its forecast the run takes more memory than there is. Make one of the changes that the message names."
+    ),
+    "memory.near": (
+        "By its forecast the run may or may not fit. Nothing to do; `cockpit fit` finds settings that take less."
+    ),
+    "forecast.unsupported": (
+        "The step of this profile cannot be traced without a device, so there is no forecast. The rehearsal shows "
+        "whether it fits."
+    ),
+    "forecast.card_size": "The size of a card cannot be read. Write `24GB`, or `8x80GB`.",
+    "forecast.strategy": ("The message names the strategy that has replaced `launch.strategy: auto`. Nothing to do."),
     "memory.batch_cut": (
         "A micro-batch did not fit. The run goes on with smaller ones and the same global batch; nothing to do."
     ),

@@ -5,6 +5,7 @@
       models/             pulled and user-copied base models
       cache/              tokenised data by content hash
       evaluations/        evaluations of models that are no runs
+      forecasts/          what profiles were forecast to take, and how runs compared with it
       chats/              conversations that the app has saved
       drafts/             what the app has not saved yet: profiles, conversations, prompts
       app.log             exceptions of the app

@@ -151,6 +151,24 @@ class Warn(Entry, tag="warning", kw_only=True):
     step: int | None = None
 
 
+class Memory(Entry, tag="memory", kw_only=True):
+    """What the run takes: as `forecast`, as `rehearsed` before the first step, and as it was (`actual`) in the end.
+
+    `device_bytes` is the peak of the fullest card, in a forecast with what torch does not count, or null without cards;
+    `host_bytes` the memory of all the job's processes together. The other fields are the forecast's.
+    """
+
+    source: str
+    device_bytes: int | None = None
+    host_bytes: int | None = None
+    disk_bytes: int | None = None
+    seconds: float | None = None
+    error_percent: float | None = None
+    strategy: str = ""
+    verdict: str = ""
+    """`fits`, `near`, `too_large`, or `unknown` where a card does not tell its memory."""
+
+
 class End(Entry, tag="end", kw_only=True):
     """The last entry of the worker. `status`: `completed`, `stopped`, or `failed` with the problem."""
 
@@ -211,7 +229,7 @@ class Unknown(Entry, tag="unknown", kw_only=True):
     damaged: bool = False
 
 
-EventEntry = Start | Metrics | Phase | Checkpoint | Evaluation | Sample | Ledger | BadBatch | Warn | End
+EventEntry = Start | Metrics | Phase | Checkpoint | Evaluation | Sample | Ledger | BadBatch | Warn | Memory | End
 LifecycleEntry = State | Launched | Adopted | Exit | Warn
 AnyEntry = EventEntry | State | Launched | Adopted | Exit | Unknown
 

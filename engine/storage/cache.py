@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from engine.protocol.home import Home, host_name, make_private, restrict, sync
+from engine.protocol.home import Home, host_name, make_private, restrict, sync, write_private
 from engine.protocol.messages import ProblemError
 from engine.storage import manifest
 
@@ -40,6 +40,8 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
+_REMEMBERED = 10_000
+"""Files whose digests are remembered."""
 _NAMED_TEMPLATES = "additional_chat_templates"
 """The folder of the templates besides `default`, where a tokenizer has several."""
 
@@ -73,6 +75,33 @@ def file_digests(files: Mapping[str, Path], progress: Callable[[int], object]) -
                 done += len(chunk)
                 progress(done)
         found[role] = digest.hexdigest()
+    return found
+
+
+def remember_digests(home: Home, files: Mapping[str, Path]) -> dict[str, str]:
+    """As `file_digests`; a file of the size and time of change that it had is not read again."""
+    memory = home.root / "forecasts" / "digests.json"
+    try:
+        known = json.loads(memory.read_bytes())
+        known = known if isinstance(known, dict) else {}
+    except (OSError, ValueError):
+        known = {}
+    found: dict[str, str] = {}
+    now: dict[str, list[Any]] = {}
+    for role, path in files.items():
+        status = path.stat()
+        state = [status.st_size, status.st_mtime_ns]
+        *before, digest = known.get(str(path)) or [""]
+        if before != state:
+            digest = file_digests({role: path}, lambda _: None)[role]
+        found[role] = digest
+        now[str(path)] = [*state, digest]
+    try:
+        kept = {name: each for name, each in known.items() if name not in now}
+        latest = dict([*kept.items(), *now.items()][-_REMEMBERED:])
+        write_private(make_private(memory.parent) / memory.name, json.dumps(latest).encode())
+    except OSError:
+        pass
     return found
 
 

@@ -1,4 +1,4 @@
-"""Whether there is room for what a run will write."""
+"""Whether this host can take a run: its devices, its disk, and the folder of its export."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from pathlib import Path
 from engine.config.profile import Profile
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
+from engine.supervisor.devices import Devices
+
+
+def check_devices(devices: Devices, profile: Profile, environment: dict[str, str]) -> None:
+    """Raises ProblemError when this host can never provide the devices that the run needs of it."""
+    if profile.launch.via == "local":
+        devices.check("", profile, environment)
 
 
 def check_disk(home: Home, profile: Profile) -> None:

@@ -18,7 +18,7 @@ from engine.config.profile import Profile, ProfileError, check_shell, parse, pin
 from engine.protocol import journal, stages, states
 from engine.protocol.home import RunDirectory, host_name, make_private, write_private
 from engine.protocol.messages import Holder, Problem, ProblemError, Resume, Run, Submit
-from engine.supervisor import admission, processes, start_stage
+from engine.supervisor import admission, processes, room, start_stage
 from engine.supervisor.devices import Assigned
 from engine.supervisor.hang_detector import Heartbeats
 from engine.supervisor.launching import Launcher
@@ -50,8 +50,9 @@ class Queue:
                     cause=str(error),
                 )
             )
-        self._check_devices(profile, message.environment)
+        admission.check_devices(self.devices, profile, message.environment)
         admission.check_disk(self.home, profile)
+        near = room.check_submitted(message, profile, self.home, self.devices, idle=not self.runs.list_live())
         if message.first in stages.AFTER:
             return self._requeue_trained(message, *start_stage.find_trained_run(self.runs, message, profile))
         admission.check_export_folder(profile)
@@ -89,6 +90,9 @@ class Queue:
         self.runs.records[record.run.id] = record
         self.runs.remember_profile(record, profile)
         self.enqueue(record, "submitted")
+        if near:
+            record.write_lifecycle(room.warn_near(record.run.attempt, near))
+            record.warnings.append(near)
         return record.run
 
     def _requeue_trained(self, message: Submit, record: Record, profile: Profile) -> Run:
@@ -140,7 +144,7 @@ class Queue:
                 profile, sources_gone = self._check_profile(text, *where, prepared=True), True
             again = again or stage_plan.find_first_touched(message.changes)
         environment = message.environment or record.environment
-        self._check_devices(profile, environment)
+        admission.check_devices(self.devices, profile, environment)
         admission.check_disk(self.home, profile)
         if again or not record.directory.result(stages.EXPORT).is_file():
             admission.check_export_folder(profile)
@@ -192,11 +196,6 @@ class Queue:
                     hint="cockpit profile check",
                 )
             )
-
-    def _check_devices(self, profile: Profile, environment: dict[str, str]) -> None:
-        """Raises ProblemError when this host can never provide the devices that the run needs of it."""
-        if profile.launch.via == "local":
-            self.devices.check("", profile, environment)
 
     def _write(self, path: Path, content: bytes) -> None:
         """Raises ProblemError when the disk does not take the file; the one before is kept then."""

@@ -81,7 +81,7 @@ def make_accelerator(job: Job) -> Any:
     precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(job.device.compute, "no")
     return Accelerator(
         mixed_precision=precision,
-        cpu=job.device.kind == "cpu",
+        cpu=job.device.backend == "cpu",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the method divides the loss itself
         dynamo_backend="no",
     )
@@ -97,7 +97,7 @@ def _make_segments(job: Job, model: Any, joined: bool) -> Segments | None:
     if needed and can_use_segments(model):
         segments = Segments(Varlen() if fast_paths.use_varlen(job, model) else None)
         segments.install(model)
-        wrong = prove(model, segments)
+        wrong = "" if job.simulated else prove(model, segments)
         if wrong and segments.varlen is not None:
             segments.varlen = None
             wrong = prove(model, segments)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.models.checks import VIRTUAL
-from engine.options.tables import STRATEGIES
+from engine.options.tables import AUTO, STRATEGIES
 from engine.protocol.environment import is_launcher_variable
 from engine.tasks import TASKS
 from engine.training.combinations import SHARDED_ADAPTERS, SHARDED_OPTIMIZERS, find_unsupported
@@ -68,6 +68,8 @@ def check_combinations(sections: Mapping[str, Any], directory: Path, home: Any) 
 
 def _check_sharding(launch: Any, training: Any, adapter: Any, model: Any) -> Iterator[tuple[str, str]]:
     """Yield `(key, message)` for settings that do not work where weights are divided among the ranks."""
+    if launch.strategy == AUTO:
+        return
     if not STRATEGIES[launch.strategy].sharded:
         if launch.offload != "none":
             yield "launch.offload", f"is for launch.strategy fsdp or zero2, not for {launch.strategy}"

@@ -116,6 +116,18 @@ class Evaluator:
         finally:
             model.train()
 
+    def longest_rows(self) -> list[Any]:
+        """The held-out micro-batch that takes the most memory; empty without held-out rows."""
+
+        def size(rows: list[Any]) -> int:  # with all rows padded to the longest one
+            return len(rows) * max(sum(len(v) for v in row.values() if isinstance(v, list)) for row in rows)
+
+        return max(self._batches, key=size, default=[])
+
+    def longest_prompts(self, count: int) -> list[list[int]]:
+        """Token ids of the longest prompts that replies are generated for, `count` at most."""
+        return sorted(map(self._prompt_ids, self._prompts), key=len, reverse=True)[:count]
+
     # ── measuring ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _measure(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:

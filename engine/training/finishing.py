@@ -14,7 +14,7 @@ from engine.options import thresholds
 from engine.protocol import stages
 from engine.protocol.codes import Pause
 from engine.protocol.home import write_private
-from engine.training import checkpoints, report
+from engine.training import checkpoints, memory_report, report
 from engine.training.job import Job
 from engine.training.loop import TrainingLoop
 
@@ -25,6 +25,7 @@ def finish(job: Job, loop: TrainingLoop, output: Path | None, seconds: float) ->
     """Verify the last checkpoint, publish it, and write the report. Called on every rank; rank 0 does it, and no rank
     returns before. A full disk pauses the run; a run that is stopped meanwhile is `stopped`, and a resume finishes
     it."""
+    memory_report.record_peak(job, memory_report.ACTUAL)
     steps: list[Callable[[], None]] = [lambda: _close(job, loop)]
     if loop.outcome == "completed":
         gathered = loop.checkpointer.gather_weights()
@@ -79,6 +80,7 @@ def _write_results(job: Job, loop: TrainingLoop, seconds: float) -> None:
     verdicts = thresholds.check_thresholds(job.profile.evaluation.thresholds, last_values)
     report.write_report(job, loop.outcome, step, results, verdicts, seconds)
     if loop.outcome == "completed":
+        memory_report.learn(job)
         write_private(job.run.result(stages.TRAIN), json.dumps({"step": step, "seconds": seconds}).encode())
     # With an evaluation after training, the thresholds are checked there, once.
     judged = loop.outcome == "completed" and not stage_plan.is_evaluated_after(job.profile)

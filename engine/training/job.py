@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from engine.config.profile import Profile
-from engine.models import accelerator, base_weights
+from engine.models import accelerator, base, base_weights
 from engine.models.devices import Device
 from engine.prep.token_batching import TokenPlan
 from engine.protocol.home import RunDirectory
@@ -58,6 +59,12 @@ class Job:
     """What a global batch is, for a run with `training.tokens_per_batch`: as when the run was started."""
     resumed_from: Path | None = None
     """The checkpoint that this attempt resumes; None for a new run."""
+    load_base: Callable[..., Any] = base.load
+    """Loads the base, as `engine.models.base.load` does. A forecast takes its shape alone."""
+    memory: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What the run takes, by `engine.training.memory_report`'s names."""
+    simulated: bool = False
+    """Whether this is a forecast: nothing is tried on a device then, as nothing is computed."""
 
     def device_peak(self) -> dict[str, float]:
         """Peak memory of this rank's device in bytes, as a metric; empty on a CPU."""

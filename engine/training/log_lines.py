@@ -5,7 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from engine.protocol.journal import AnyEntry, BadBatch, Checkpoint, End, Evaluation, Ledger, Metrics, Start, Warn
+from engine.protocol.journal import (
+    AnyEntry,
+    BadBatch,
+    Checkpoint,
+    End,
+    Evaluation,
+    Ledger,
+    Memory,
+    Metrics,
+    Start,
+    Warn,
+)
 
 SHOWN = ("train/loss", "train/learning_rate", "train/grad_norm", "train/tokens_per_second")
 
@@ -33,6 +44,9 @@ def format_line(entry: AnyEntry) -> str:
             text = f"step {entry.step:,}  held back: {entry.reason}; {rows}"
         case Warn():
             text = " → ".join(part for part in (f"warning: {entry.message}", entry.hint) if part)
+        case Memory():
+            sizes = (entry.device_bytes, "a card"), (entry.host_bytes, "host")
+            text = f"memory {entry.source}: " + ", ".join(f"{size / 1e9:.2f} GB {of}" for size, of in sizes if size)
         case End():
             text = f"step {entry.step:,}  {entry.status}{f': {entry.problem.title}' if entry.problem else ''}"
         case _:

@@ -6,7 +6,6 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from engine.models import base
 from engine.models.devices import Device
 from engine.training import checkpoints
 from engine.training.job import Job
@@ -51,7 +50,7 @@ def _make(job: Job, device: Device, masters: Any) -> Any:
     else:
         folder = str(resumed) if resumed and full else base_folder
         reporter.set_phase("loading", Path(folder).name)
-        model = base.load(
+        model = job.load_base(
             folder,
             profile.model,
             device,

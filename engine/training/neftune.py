@@ -29,5 +29,6 @@ def noise(like: Any, alpha: float, lengths: Any) -> Any:
     import torch
 
     sizes = torch.tensor(lengths or [like.shape[1]], device=like.device)
-    bounds = (alpha / (sizes * like.shape[2]).sqrt()).repeat_interleave(sizes)
+    # With the size of the result, a card need not be waited for.
+    bounds = (alpha / (sizes * like.shape[2]).sqrt()).repeat_interleave(sizes, output_size=like.shape[1])
     return torch.empty_like(like).uniform_(-1, 1) * bounds[None, :, None].to(like.dtype)

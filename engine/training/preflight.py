@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from engine.models import accelerator
 from engine.protocol.codes import Pause
 from engine.storage.atomic import write_folder
-from engine.training import checkpoints, optimizer_factory
+from engine.training import checkpoints, memory_report, optimizer_factory
 from engine.training.checkpointer import describe_failed_write
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def rehearse(loop: TrainingLoop, *, fresh: bool) -> None:
         if scaler is not None:
             loop.accelerator.scaler.load_state_dict(scaler)
         loop.checkpointer.restore(before)
+    memory_report.record_peak(loop.job, memory_report.REHEARSED)
     accelerator.release()
 
 

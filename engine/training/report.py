@@ -17,6 +17,7 @@ from engine.options import thresholds
 from engine.options.thresholds import Verdict
 from engine.protocol import stages
 from engine.protocol.home import RunDirectory, write_private
+from engine.training import memory_report
 
 if TYPE_CHECKING:
     from engine.training.job import Job
@@ -39,6 +40,7 @@ def write_report(
         "environment": list_versions()
         | {"platform": platform.platform(), "device": job.device.label, "processes": job.ranks.world},
         "compute_dtype": str(job.device.compute).removeprefix("torch."),
+        "memory": memory_report.describe(job),
         "data": {key: job.prepared.get(key) for key in _DATA_KEYS},
         "recurrent": not job.profile.model.from_scratch and limits.is_recurrent(Path(job.prepared["base"])),
         "settings": job.profile.to_dict(),

@@ -18,7 +18,7 @@ from engine.models.devices import Device
 from engine.models.memory import is_out_of_memory
 from engine.models.versions import list_versions
 from engine.options import thresholds
-from engine.options.tables import STRATEGIES
+from engine.options.tables import AUTO
 from engine.protocol.home import RunDirectory, host_name
 from engine.protocol.journal import Ledger, Start
 from engine.protocol.messages import Problem, ProblemError
@@ -31,6 +31,7 @@ from engine.training import (
     finishing,
     lineage,
     live_settings,
+    memory_report,
     performance,
     position,
     ranks,
@@ -43,6 +44,7 @@ from engine.training.job import Job
 from engine.training.lineage import Lineage
 from engine.training.loggers import open_loggers
 from engine.training.loop import TrainingLoop
+from engine.training.parallel.choose import find_strategy
 from engine.training.plots import Plots
 from engine.training.preference.reference import ReferenceMethod
 from engine.training.reporter import Reporter
@@ -88,10 +90,17 @@ def train(
     exhausted.apply_notes(job, inbox.step)
     _report_rewind(job, history, point, asked=from_step is not None)
     open_loggers(job)
+    memory_report.record_forecast(job)
+    if profile.launch.strategy == AUTO and group.world > 1:
+        job.reporter.warn(
+            code="forecast.strategy",
+            message="launch.strategy auto: the rows were prepared without a choice of strategy, so ddp is used",
+            hint="name a strategy if that does not fit, or start with the stage prepare",
+        )
     try:
         loop = _train_until_done(job)
     except Exception as error:
-        sharded = STRATEGIES[profile.launch.strategy].sharded and job.ranks.world > 1
+        sharded = find_strategy(profile.launch).sharded and job.ranks.world > 1
         if sharded and inbox.looping and is_out_of_memory(error):
             exhausted.leave_note(job, error)
         raise

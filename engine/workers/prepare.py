@@ -19,6 +19,7 @@ from engine.protocol import stages
 from engine.protocol.home import Home, RunDirectory, write_private
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.worker_link import Link
+from engine.workers.launch_forecast import forecast_run
 from engine.workers.run_journal import RunJournal
 
 _DROPPING_STAGES = {"clean": (), "dedup": ("exact", "near", "held_out")}
@@ -202,6 +203,8 @@ def _prepare(run: RunDirectory, home: Home, journal: RunJournal) -> None:
     for remark in list_warnings(prepared):
         journal.warn(remark.message, remark.hint, code=remark.code)
     write_private(run.prepared, json.dumps(prepared, ensure_ascii=False).encode())
+    if job.get("kind") == "train":
+        forecast_run(run, home, profile, journal)
 
 
 if __name__ == "__main__":

@@ -33,10 +33,16 @@ def resolve_source(source: SourceOptions, data: DataOptions, directory: Path, pa
 
 
 def list_paths(
-    source: SourceOptions, directory: Path, home: Home, progress: Progress, part: str = "train"
+    source: SourceOptions,
+    directory: Path,
+    home: Home,
+    progress: Progress,
+    part: str = "train",
+    *,
+    fetches: bool = True,
 ) -> list[Path]:
-    """The files of a resolved source that belong to a part, in reading order; a hub source is fetched. Raises
-    ValueError."""
+    """The files of a resolved source that belong to a part, in reading order; a hub source is fetched, if `fetches`.
+    Raises ValueError."""
     if source.source.startswith(HUB):
-        return [fetch(parse_hub_source(source.source), home, progress)]
+        return [fetch(parse_hub_source(source.source), home, progress, fetches=fetches)]
     return list_files(source.source, directory, part)

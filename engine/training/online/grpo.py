@@ -22,8 +22,7 @@ class GRPO(OnlineMethod):
     def units(self, batch: Batch) -> float:
         if "prompts" in batch or self.options.loss_type != "dapo":
             return super().units(batch)
-        counts = zip(batch["counts"], batch["learnt"].tolist(), strict=True)
-        return int(sum(count * learnt for count, learnt in counts))
+        return int(batch["learnt_tokens"])
 
     def sum_losses(self, values: Any, batch: Batch) -> dict[str, Any]:
         return compute_losses(values, batch, self.options)
@@ -33,11 +32,12 @@ def compute_losses(values: Any, batch: Batch, options: Options) -> dict[str, Any
     """See `OnlineMethod.sum_losses`."""
     counts = torch.tensor(batch["counts"], device=values.device)
     old = values.detach() if batch["old"] is None else batch["old"]
-    learnt, advantage = (batch[name].repeat_interleave(counts) for name in ("learnt", "advantages"))
+    size = len(values)  # with it, a card need not be waited for
+    learnt, advantage = (batch[name].repeat_interleave(counts, output_size=size) for name in ("learnt", "advantages"))
     log_ratios = values - old
     if options.importance_sampling_level == "sequence":
         means = [part.mean() if len(part) else part.sum() for part in log_ratios.split(batch["counts"])]
-        log_ratios = (torch.stack(means) if means else log_ratios[:0]).repeat_interleave(counts)
+        log_ratios = (torch.stack(means) if means else log_ratios[:0]).repeat_interleave(counts, output_size=size)
     ratios = log_ratios.exp()
     low, high = 1 - options.epsilon, 1 + (options.epsilon if options.epsilon_high is None else options.epsilon_high)
     each = -torch.min(ratios * advantage, ratios.clamp(low, high) * advantage)
@@ -53,7 +53,7 @@ def compute_losses(values: Any, batch: Batch, options: Options) -> dict[str, Any
     each = each * learnt
     match options.loss_type:
         case "grpo":
-            each = each / counts.repeat_interleave(counts)
+            each = each / counts.repeat_interleave(counts, output_size=size)
         case "dr_grpo":
             each = each / options.max_new_tokens
     return {"loss": each.sum(), **found}

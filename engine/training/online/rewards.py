@@ -24,6 +24,8 @@ Replies are without thinking, which no reward counts."""
 def make_reward(job: Job) -> Reward:
     """The reward function that the profile names. Loads a reward model onto the run's device. Raises ProblemError."""
     options: OnlineOptions = job.profile.method  # type: ignore[assignment]
+    if job.simulated:  # nothing is scored
+        return lambda rows, replies: [0.0] * len(replies)
     if options.reward.task is None:
         return _make_model_reward(job)
     task, metric = load_task(options.reward.task), options.reward.metric

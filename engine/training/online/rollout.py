@@ -35,12 +35,15 @@ def divide(rollouts: Sequence[Rollout], count: int) -> list[list[Rollout]]:
 
 
 def collate(rollouts: Sequence[Rollout], flat: bool, mask_truncated: bool) -> Batch:
-    """A micro-batch: `collate_sequences` with `advantages` and `learnt` (1, or 0 for a masked reply), [replies], and
-    `old` and `reference`, [tokens], or None."""
+    """A micro-batch: `collate_sequences` with `advantages` and `learnt` (1, or 0 for a masked reply), [replies],
+    `learnt_tokens`, the number of tokens of the replies that are not masked, and `old` and `reference`, [tokens], or
+    None."""
     batch = collate_sequences([make_sequence(each.prompt, each.reply) for each in rollouts], flat)
     del batch["tokens"]
     batch["advantages"] = torch.tensor([each.advantage for each in rollouts])
-    batch["learnt"] = torch.tensor([float(each.ended or not mask_truncated) for each in rollouts])
+    learnt = [each.ended or not mask_truncated for each in rollouts]
+    batch["learnt"] = torch.tensor(list(map(float, learnt)))
+    batch["learnt_tokens"] = sum(count for count, counts in zip(batch["counts"], learnt, strict=True) if counts)
     for name in ("old", "reference"):
         values = [getattr(each, name) for each in rollouts]
         batch[name] = torch.cat(values) if values and values[0] is not None else None

@@ -6,7 +6,7 @@ from typing import Any
 
 from engine.config.overrides import load_reference
 from engine.options.launch import LaunchOptions
-from engine.options.tables import STRATEGIES
+from engine.options.tables import STRATEGIES, Strategy
 from engine.training.parallel.single import SingleProcess
 from engine.training.ranks import Ranks
 
@@ -15,5 +15,10 @@ def make_strategy(options: LaunchOptions, accelerator: Any, ranks: Ranks) -> Sin
     """The strategy of a profile's `launch` section; a single process needs none, whatever the profile says."""
     if ranks.world == 1:
         return SingleProcess(accelerator, ranks)
-    kind: type[SingleProcess] = load_reference(STRATEGIES[options.strategy].reference)
+    kind: type[SingleProcess] = load_reference(find_strategy(options).reference)
     return kind(accelerator, ranks, offload=options.offload == "cpu")
+
+
+def find_strategy(options: LaunchOptions) -> Strategy:
+    """The strategy that a profile names; ddp for an `auto` that no forecast has replaced."""
+    return STRATEGIES.get(options.strategy, STRATEGIES["ddp"])

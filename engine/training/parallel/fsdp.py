@@ -76,9 +76,9 @@ class FullySharded(SingleProcess):
         # Float32 weights are sent in the dtype of computation; their gradients are summed in float32.
         cast = device.compute if masters is not None and device.compute != masters else None
         policy: dict[str, Any] = {
-            "mesh": init_device_mesh(device.kind, (self.ranks.world,)),
+            "mesh": init_device_mesh(device.backend, (self.ranks.world,)),
             "mp_policy": MixedPrecisionPolicy(cast, torch.float32 if cast else None, cast_forward_inputs=False),
-            "offload_policy": CPUOffloadPolicy(pin_memory=device.kind != "cpu") if self.offload else OffloadPolicy(),
+            "offload_policy": CPUOffloadPolicy(pin_memory=device.backend != "cpu") if self.offload else OffloadPolicy(),
         }
         placer = Placer(self.ranks, device.name, masters)
         for part in (*layers, model):

@@ -41,12 +41,14 @@ class MismatchedRows:
 
 
 def collate(rows: list[dict[str, list[int]]], flat: bool) -> dict[str, Any]:
-    """A micro-batch of `pairs` replies: `good` marks the desirable ones, `others` are the same prompts with mismatched
-    replies."""
+    """A micro-batch of `pairs` replies: `good` marks the desirable ones, `chosen` and `rejected` are the numbers of
+    those and of all others, and `others` are the same prompts with mismatched replies."""
     own = collate_sequences([make_sequence(row["prompt_ids"], row["completion_ids"]) for row in rows], flat)
     others = collate_sequences([make_sequence(row["prompt_ids"], row["other_ids"]) for row in rows], flat)
     good = torch.tensor([row["label"][0] for row in rows], dtype=torch.bool)
-    return own | {"good": good, "others": others, "pairs": len(rows), "rows": len(rows)}
+    # Numbers rather than masks, for which a card would have to be waited for.
+    numbers = {"chosen": good.nonzero().squeeze(1), "rejected": (~good).nonzero().squeeze(1)}
+    return own | {"good": good, **numbers, "others": others, "pairs": len(rows), "rows": len(rows)}
 
 
 class KTO(ReferenceMethod):
@@ -107,7 +109,7 @@ class KTO(ReferenceMethod):
         reference = self.reference_log_probs(batch)
         ratios = self.log_probs(model, batch) - reference
         good = batch["good"].to(ratios.device)
-        beta, chosen, rejected = options.beta, ratios[good], ratios[~good]
+        beta, chosen, rejected = options.beta, ratios[batch["chosen"]], ratios[batch["rejected"]]
         if options.loss_type == "kto":
             losses = 1 - torch.sigmoid(beta * (chosen - kl)), 1 - torch.sigmoid(beta * (kl - rejected))
         else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.models import base
 from engine.models.loss import PickedHead
 from engine.models.segments import Segments
 from engine.training.methods.base import Batch, MethodSetup
@@ -61,7 +60,7 @@ def _load_copy(setup: MethodSetup) -> Any:
     job = setup.job
     job.reporter.set_phase("loading", "the reference")
     model = setup.strategy.build(
-        lambda device: base.load(
+        lambda device: job.load_base(
             job.prepared["base"],
             job.profile.model,
             device,

@@ -1,0 +1,214 @@
+"""Forecasts of memory and time as they are kept in the home, and what they say about a host. Torch-free.
+
+`engine.training.forecast` makes them; the supervisor reads them when a run is submitted. A forecast is kept under a
+hash of the settings that it depends on, so that changed settings have none until one is made.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from engine.config.profile import Profile
+from engine.protocol.home import Home, make_private, write_private
+from engine.protocol.messages import Device, Problem
+
+FORMAT = 2
+"""Part of the hash: forecasts of another format are made anew."""
+_SECTIONS = ("model", "adapter", "data", "method", "training", "launch", "checkpoint", "evaluation", "generation")
+_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "cockpit")
+KEPT = 200
+"""Forecasts that are kept."""
+_KEY = 24
+"""Digits of a key."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The devices that a run is forecast for: of `kind` (`cuda`, `cpu` …), called `label`, each with `card_bytes`; None
+    where that is unknown."""
+
+    kind: str
+    label: str
+    card_bytes: int | None = None
+
+
+def find_place(cards: Sequence[Device]) -> Place:
+    """The place that these devices are; the CPU without any."""
+    if not cards:
+        return Place("cpu", "CPU")
+    sizes = [card.memory_total for card in cards if card.memory_total is not None]
+    kind = "cuda" if cards[0].kind in ("nvidia", "amd") else cards[0].kind
+    return Place(kind, cards[0].name or kind, min(sizes) if len(sizes) == len(cards) else None)
+
+
+def find_largest(cards: Sequence[Device]) -> int | None:
+    """The memory of the largest card; None where one does not tell its memory."""
+    sizes = [card.memory_total for card in cards if card.memory_total is not None]
+    return max(sizes) if sizes and len(sizes) == len(cards) else None
+
+
+def folder(home: Home) -> Path:
+    return home.root / "forecasts"
+
+
+def compute_key(profile: Profile, place: Place, cards: int) -> str:
+    """The name of the forecast of this profile on `cards` devices of a place, with the installed libraries."""
+    settings = profile.to_dict()
+    parts = {name: settings[name] for name in _SECTIONS} | {
+        "directory": str(profile.directory),
+        "place": [place.kind, place.label, place.card_bytes],
+        "cards": cards,
+        "libraries": _list_versions(),
+        "format": FORMAT,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:_KEY]
+
+
+@functools.cache
+def _list_versions() -> tuple[str, ...]:
+    found = []
+    for name in _LIBRARIES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return tuple(found)
+
+
+def stamp(paths: Iterable[Path]) -> list[list[Any]]:
+    """Path, size and time of change of each file or folder that a forecast was made from. Raises OSError."""
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+
+
+def is_current(forecast: dict[str, Any]) -> bool | None:
+    """Whether the rows and the base are as they were when the forecast was made; None where that is unknown."""
+    if not forecast.get("inputs"):
+        return None
+    try:
+        return bool(stamp(Path(path) for path, *_ in forecast["inputs"]) == forecast["inputs"])
+    except (OSError, TypeError, ValueError):
+        return False
+
+
+def read(home: Home, key: str) -> dict[str, Any] | None:
+    """The kept forecast; None if there is none."""
+    try:
+        content = json.loads((folder(home) / f"{key}.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and content.get("format") == FORMAT else None
+
+
+def keep(home: Home, key: str, forecast: dict[str, Any]) -> None:
+    """Keep a forecast, and remove the oldest ones. One that cannot be written is made again next time."""
+    try:
+        place = make_private(folder(home))
+        write_private(place / f"{key}.json", json.dumps(forecast | {"format": FORMAT}).encode())
+        kept = sorted(place.glob(f"{'?' * _KEY}.json"), key=lambda file: file.stat().st_mtime)
+        for file in kept[:-KEPT]:
+            file.unlink(missing_ok=True)
+    except OSError:
+        pass
+
+
+def judge(needed: int, error_percent: float, room: int | None) -> str:
+    """`fits`; `near`, where it does within the error or not; `too_large`, where it does not even then; `unknown` for an
+    unknown room."""
+    if room is None:
+        return "unknown"
+    error = needed * error_percent / 100
+    if needed - error > room:
+        return "too_large"
+    return "near" if needed + error > room else "fits"
+
+
+def judge_all(forecast: dict[str, Any], card: int | None, host: int | None) -> str:
+    """The worst verdict over the memory of a card and that of the host, in bytes; `host` is None for a host that is not
+    this one, of which nothing is said."""
+    error = forecast["error_percent"]
+    verdicts = [] if host is None else [judge(forecast["host_bytes"], error, host)]
+    if forecast["device_bytes"]:
+        verdicts.append(judge(forecast["device_bytes"], error, card))
+    return next((each for each in ("too_large", "near", "unknown") if each in verdicts), "fits")
+
+
+def is_hopeless(forecast: dict[str, Any], card: int | None, host: int | None) -> bool:
+    """Whether a run cannot fit for certain: by a forecast of its real rows, without settings whose memory is guessed,
+    not with the smallest micro-batch either, and not into all memory of the largest card, or of a host without cards.
+    All else is worth no more than a warning."""
+    least = forecast.get("least")
+    if not forecast.get("certain") or not least:
+        return False
+    needed, room = (least["device_bytes"], card) if forecast["device_bytes"] else (least["host_bytes"], host)
+    return bool(judge(needed, forecast["error_percent"], room) == "too_large")
+
+
+def describe_lack(forecast: dict[str, Any], card: int | None, host: int | None) -> str:
+    """What is needed and what is there, for a run that does not fit, or hardly."""
+    error, lacking = forecast["error_percent"], []
+    if forecast["device_bytes"] and judge(forecast["device_bytes"], error, card) not in ("fits", "unknown"):
+        lacking.append((forecast["device_bytes"], card, "a card"))
+    if judge(forecast["host_bytes"], error, host) not in ("fits", "unknown"):
+        lacking.append((forecast["host_bytes"], host, "the host's memory"))
+    return "; ".join(
+        f"it needs about {format_size(needed)} ±{format_size(int(needed * error / 100))} of {format_size(room or 0)} "
+        f"of {whose}"
+        for needed, room, whose in lacking
+    )
+
+
+def explain_refusal(forecast: dict[str, Any], card: int | None, host: int | None) -> Problem:
+    """The problem of a run that cannot fit."""
+    changes = forecast.get("changes") or []
+    forecast = forecast | (forecast.get("least") or {})
+    hint = "change one of these: " + "; or ".join(describe_change(each) for each in changes)
+    return Problem(
+        code="memory.will_not_fit",
+        title="This run does not fit into memory",
+        cause=describe_lack(forecast, card, host),
+        hint=hint if changes else "`cockpit fit PROFILE --cards auto` looks for settings that fit",
+    )
+
+
+def describe_change(change: dict[str, Any]) -> str:
+    """A change of settings that makes a run fit, and what it needs then."""
+    settings = " with ".join(f"{key}={_write(value)}" for key, value in change["settings"].items())
+    return f"{settings} ({format_size(change['device_bytes'] or change['host_bytes'])})"
+
+
+def _write(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, bool) else str(value)
+
+
+def format_size(size: float) -> str:
+    """A size in GB with one digit, in MB below one."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def format_seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "time unknown"
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s"
+    return f"about {round(seconds / 60)} min" if seconds < 5400 else f"about {seconds / 3600:.3g} h"
+
+
+def summarize(forecast: dict[str, Any]) -> str:
+    """`14.2 of 24 GB ±0.9 a card · 31 GB host · 12 GB disk · about 3 h`."""
+    error = forecast["error_percent"] / 100
+    device, card = forecast["device_bytes"], forecast.get("card_bytes")
+    parts = []
+    if device:
+        room = f"of {card / 1e9:.4g} GB" if card else "GB"
+        parts.append(f"{device / 1e9:.1f} {room} ±{device * error / 1e9:.1f} a card")
+    host = forecast["host_bytes"]
+    parts.append(f"{format_size(host)}{'' if device else f' ±{format_size(host * error)}'} host")
+    parts += [f"{format_size(forecast['disk_bytes'])} disk", format_seconds(forecast["seconds"])]
+    return " · ".join(parts)

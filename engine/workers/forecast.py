@@ -1,0 +1,240 @@
+"""`cockpit forecast` and `cockpit fit`: what a profile will take, in a process that the command line starts, or the
+prepare stage of a run.
+
+Exit status: 0 it fits, or hardly; 1 it does not; 2 a wrong request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from engine.config import forecasts
+from engine.config.profile import Profile, ProfileError, load, parse
+from engine.hardware import host_memory
+from engine.hardware.listing import list_visible
+from engine.protocol.console import GuardedConsole, text
+from engine.protocol.home import Home
+from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.terminal import guard, to_json
+from engine.protocol.text import first_line
+
+ERR = GuardedConsole(stderr=True)
+FITS, TOO_LARGE, WRONG = 0, 1, 2
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="cockpit forecast")
+    parser.add_argument("action", choices=("forecast", "fit", "accuracy", "launch"))
+    parser.add_argument("arguments", nargs="?", default="{}")
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--job", help="the run that this process belongs to, and ends with")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    home, arguments = Home(options.home), json.loads(options.arguments)
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    try:
+        match options.action:
+            case "accuracy":
+                return _show_accuracy(home, options.json)
+            case "launch":
+                return _forecast_run(home, arguments["run"])
+            case "fit":
+                return _fit(home, arguments, options.json)
+        return _forecast(home, arguments, options.json)
+    except ProfileError as error:
+        return _report(Problem(code=error.code, title="The profile is not valid", cause=str(error)), options.json)
+    except ProblemError as error:
+        return _report(error.problem, options.json)
+
+
+def _report(problem: Problem, as_json: bool) -> int:
+    ERR.print(": ".join(filter(None, (problem.title, problem.cause))), style="bold red", soft_wrap=True)
+    if problem.hint:
+        ERR.print(f"→ {problem.hint}", style="cyan", soft_wrap=True)
+    if as_json:
+        print(to_json({"error": problem.document()}))
+    return WRONG
+
+
+def _make(
+    profile: Profile,
+    home: Home,
+    host: Any,
+    report: Callable[[dict[str, Any], Profile], bool],
+    prepared: dict[str, Any] | None = None,
+    limit: int = 120,
+) -> tuple[dict[str, Any], Profile]:
+    """The forecast and the chosen profile. `report` gets them before the changes of one that does not fit are looked
+    for, for about `limit` seconds, if it returns true. Raises ProblemError, also where the libraries cannot trace the
+    model."""
+    from transformers.utils import logging as library_logging
+
+    from engine.training.forecast import estimate, verdict
+
+    library_logging.set_verbosity_error()
+    library_logging.disable_progress_bar()
+    with ExitStack() as stack:
+        try:
+            given = estimate.gather(profile, home, stack, prepared, ranks=host.cards)
+            found, chosen = verdict.forecast(profile, host, given)
+        except (ProblemError, ProfileError):
+            raise
+        except Exception as error:
+            raise _explain(error) from error
+        if report(found, chosen) and found["verdict"] == "too_large":
+            verdict.add_changes(found, (profile, chosen), host, given, limit)
+        return found, chosen
+
+
+def _explain(error: Exception) -> ProblemError:
+    return ProblemError(
+        Problem(
+            code="forecast.unsupported",
+            title="There is no forecast for this profile",
+            cause=f"its step cannot be traced without a device: {type(error).__name__}: {first_line(error)}",
+            hint="the rehearsal before the first step shows whether it fits",
+        )
+    )
+
+
+def _forecast(home: Home, arguments: dict[str, Any], as_json: bool) -> int:
+    from engine.training.forecast import hosts
+
+    profile = load(Path(arguments["profile"]), arguments["overrides"], home)
+    host = hosts.find(profile, arguments["card"], arguments["cards"])
+
+    def report(found: dict[str, Any], chosen: Profile) -> bool:
+        if not as_json:
+            _print_forecast(found, profile, chosen)
+        return True
+
+    found, _ = _make(profile, home, host, report)
+    if as_json:
+        print(to_json(found))
+    if found["verdict"] != "too_large":
+        return FITS
+    problem = forecasts.explain_refusal(found, host.card_bytes, host.host_bytes)
+    ERR.print(f"{problem.title}: {problem.cause}", style="bold red", soft_wrap=True)
+    ERR.print(f"→ {problem.hint}", style="cyan", soft_wrap=True)
+    return TOO_LARGE
+
+
+def _print_forecast(found: dict[str, Any], profile: Profile, chosen: Profile) -> None:
+    console = GuardedConsole()
+    console.print(text(forecasts.summarize(found)), soft_wrap=True)
+    if profile.launch.strategy != chosen.launch.strategy:
+        ERR.print(f"launch.strategy auto: {chosen.launch.strategy}", soft_wrap=True)
+    if not found["rows_measured"]:
+        ERR.print(
+            "its data is not prepared yet: all rows are taken to be as long as data.max_length allows "
+            "(`cockpit prepare` finds out)",
+            soft_wrap=True,
+        )
+    table = Table("TERM", "WHERE", "PHASE", "SIZE", box=None, pad_edge=False, header_style="bold")
+    for term in found["terms"]:
+        table.add_row(*map(text, (term["name"], term["place"], term["phase"], forecasts.format_size(term["bytes"]))))
+    console.print(table)
+
+
+def _fit(home: Home, arguments: dict[str, Any], as_json: bool) -> int:
+    from engine.training.forecast import apply, estimate, hosts, solver
+
+    profile = load(Path(arguments["profile"]), arguments["overrides"], home)
+    wanted = arguments["cards"]
+    cards, size = (None, None) if wanted == "auto" else hosts.parse_size(wanted)
+    host = hosts.find(profile, None if size is None else f"{size / 1e6:.0f}MB", cards)
+    spread = solver.spread(profile, host)
+    profile = estimate.replace_settings(profile, spread)
+    with ExitStack() as stack:
+        try:
+            given = estimate.gather(profile, home, stack, ranks=host.cards)
+            found = solver.solve(profile, host, given)
+        except (ProblemError, ProfileError):
+            raise
+        except Exception as error:
+            raise _explain(error) from error
+    if as_json:
+        print(to_json({"cards": host.cards, "card_bytes": host.card_bytes, "ways": found}))
+    else:
+        table = Table("CHANGES", "A CARD", "HOST", "TIME", "", box=None, pad_edge=False, header_style="bold")
+        for way in found:
+            table.add_row(*map(text, _describe_way(way)))
+        GuardedConsole(width=None if sys.stdout.isatty() else 200).print(table)
+    if not found:
+        ERR.print("no settings were found with which it fits", style="bold red")
+        return TOO_LARGE
+    if arguments["apply"]:
+        way = {**found[0], "settings": {**spread, "launch.processes": host.cards, **found[0]["settings"]}}
+        apply.write_copy(Path(arguments["profile"]), Path(arguments["apply"]), way, arguments["overrides"])
+        ERR.print(f"written to {arguments['apply']}", soft_wrap=True)
+    return FITS
+
+
+def _describe_way(way: dict[str, Any]) -> tuple[str, ...]:
+    settings = ", ".join(f"{key}={json.dumps(value)}" for key, value in way["settings"].items())
+    device = forecasts.format_size(way["device_bytes"]) if way["device_bytes"] else "–"
+    near = "hardly" if way["verdict"] == "near" else ""
+    return settings or "as it is", device, forecasts.format_size(way["host_bytes"]), f"× {way['time']:g}", near
+
+
+def _show_accuracy(home: Home, as_json: bool) -> int:
+    from engine.training.forecast import calibration
+
+    runs = calibration.list_runs(home)
+    if as_json:
+        print(to_json(runs))
+        return FITS
+    table = Table("DEVICE", "RUN", "FORECAST", "ACTUAL", "ERROR", box=None, pad_edge=False, header_style="bold")
+    for label, listed in runs.items():
+        for run in listed:
+            if run["forecast"] and run["actual"]:
+                error = f"{(run['forecast'] / run['actual'] - 1) * 100:+.1f} %"
+                sizes = map(forecasts.format_size, (run["forecast"], run["actual"]))
+                table.add_row(*map(text, (label, run["run"], *sizes, error)))
+    if table.rows:
+        GuardedConsole(width=None if sys.stdout.isatty() else 200).print(table)
+    else:
+        ERR.print("no run has ended yet that there was a forecast for")
+    return FITS
+
+
+def _forecast_run(home: Home, run_id: str) -> int:
+    """Print the forecast of a run whose rows are prepared, with its `chosen_strategy`, as a line of JSON; a second line
+    has the changes too, where the run would be refused."""
+    from engine.training.forecast import hosts
+
+    run = home.run(run_id)
+    directory = Path(json.loads((run.path / "job.json").read_bytes())["directory"])
+    profile = parse(run.profile.read_text(encoding="utf-8"), str(run.profile), directory, home=home, prepared=True)
+    host = hosts.find(profile, None, None)
+    largest, total = forecasts.find_largest(list_visible()), host_memory.read_total()
+
+    def report(found: dict[str, Any], chosen: Profile) -> bool:
+        print(json.dumps({**found, "chosen_strategy": chosen.launch.strategy, "free_bytes": host.host_bytes}))
+        sys.stdout.flush()
+        return forecasts.is_hopeless(found, largest, total)
+
+    found, chosen = _make(profile, home, host, report, json.loads(run.prepared.read_bytes()), 20)
+    if "changes" in found:
+        report(found, chosen)
+    return FITS
+
+
+if __name__ == "__main__":
+    guard()
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # without waiting for the libraries' threads: everything is printed
