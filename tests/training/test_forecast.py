@@ -262,7 +262,7 @@ def test_made_up_rows_need_no_conversations_and_enough_of_them(wide, tmp_path):
     from datasets import load_from_disk
 
     assert len(load_from_disk(made["train"])) == 2 * 10 * 2
-    profile = _profile("evaluation.task=triples", "data.split={share: 0.2}")
+    profile = _profile("evaluation.task=triples", "data.split={validation: 0.2}")
     job = simulated.make_job(profile, {"validation_rows": None}, None, None, None, tmp_path)  # type: ignore[arg-type]
     assert job.profile.evaluation.task is None
 
