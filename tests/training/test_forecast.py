@@ -77,7 +77,7 @@ def test_a_step_without_content_takes_the_memory_of_a_real_one(changes, wide):
     assert found.weights == pytest.approx(real.weights, rel=0.01)
 
 
-QUICK = {("dpo", "none", "false"), ("dpo", "lora", "true"), ("reward", "lora", "false"), ("kto", "lora", "false")}
+QUICK = {("dpo", "lora", "true"), ("kto", "lora", "false")}
 METHODS = [
     pytest.param(method, adapter, again, marks=() if (method, adapter, again) in QUICK else LONG)
     for method in ("dpo", "reward", "orpo", "kto")
@@ -123,8 +123,8 @@ def test_more_rows_longer_rows_and_a_higher_rank_take_more(wide):
     def peak(*changes: str) -> int:
         return measure(wide, *changes).step
 
-    assert peak("training.micro_batch=1") < peak("training.micro_batch=2") < peak("training.micro_batch=4")
-    assert peak("adapter.rank=2") < peak("adapter.rank=8") < peak("adapter.rank=32")
+    assert peak("training.micro_batch=1") < peak("training.micro_batch=4")
+    assert peak("adapter.rank=2") < peak("adapter.rank=32")
     short, long = (measure(wide, "training.micro_batch=1", f"training.tokens_per_batch={n}") for n in (40, 110))
     assert short.tokens < long.tokens
     assert short.step < long.step
@@ -244,7 +244,7 @@ def test_offload_takes_weights_and_states_from_the_card():
     assert (count(*settings[:2]), count(*settings)) == (120, 10)
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", [pytest.param("nf4", marks=LONG), "int8"])
 def test_packed_weights_stay_packed_where_they_are_divided_and_on_a_cpu(kind, wide):
     settings = ("model.dtype=bfloat16", f"model.quantization={kind}")
     alone = measure(wide, *settings, kind="cuda", compute="bfloat16")
@@ -262,12 +262,12 @@ def test_made_up_rows_need_no_conversations_and_enough_of_them(wide, tmp_path):
     from datasets import load_from_disk
 
     assert len(load_from_disk(made["train"])) == 2 * 10 * 2
-    profile = _profile("evaluation.task=triples", "data.split=0.2")
+    profile = _profile("evaluation.task=triples", "data.split={validation: 0.2}")
     job = simulated.make_job(profile, {"validation_rows": None}, None, None, None, tmp_path)  # type: ignore[arg-type]
     assert job.profile.evaluation.task is None
 
 
-@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+@pytest.mark.parametrize("kind", ["grpo", pytest.param("rloo", marks=LONG)])
 def test_online_methods_are_traced_with_a_reference_and_many_logits(kind, wide, tmp_path, monkeypatch):
     monkeypatch.setattr(loss, "LARGEST", 100)
     reward = "reward: {task: triples, metric: triples_f1}"
