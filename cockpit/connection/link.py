@@ -305,7 +305,7 @@ def check_versions(host: FarHost, found: Found) -> None:
     spoken = found.protocol if found.connection is None else found.connection.protocol
     if spoken == PROTOCOL:
         return
-    restart = f"`cockpit --on {host.text} engine stop`, then attach again; running jobs go on and are adopted"
+    restart = f"`cockpit --on {host.text} engine stop`, then connect again; runs go on, and the next engine adopts them"
     if found.protocol == PROTOCOL:
         hint = f"its cockpit is of this version, but the engine was started by another one: {restart}"
     elif found.protocol > PROTOCOL:
@@ -345,7 +345,7 @@ def _failures_told(host: FarHost) -> Iterator[None]:
                 code="remote.ssh_failed",
                 title=f"There is no connection to {host}",
                 cause=(error.strerror if isinstance(error, OSError) else "") or str(error),
-                hint="see that /tmp and COCKPIT_SSH here are in order",
+                hint="check that /tmp here can be written and has space, and that COCKPIT_SSH is right",
             )
         ) from error
 
@@ -378,7 +378,7 @@ def _silent(host: FarHost, words: str) -> ProblemError:
         Problem(
             code="remote.silent",
             title=f"{host} does not answer",
-            cause=words or "the connection is there, or was, and nothing comes over it",
+            cause=words or "nothing has come over the ssh connection for too long",
             hint=f"see whether {host} can be reached and is not overloaded",
         )
     )

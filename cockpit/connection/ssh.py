@@ -158,7 +158,7 @@ def describe_refusal(host: FarHost, problem: Problem) -> Problem:
     if problem.code == "request.usage":
         return Problem(
             code="remote.too_old",
-            title=f"The cockpit on {host} cannot be attached to",
+            title=f"The cockpit on {host} is too old to be connected to",
             cause=problem.title,
             hint=f"update cockpit on {host}",
         )

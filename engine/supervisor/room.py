@@ -42,7 +42,7 @@ def check_memory(profile: Profile, home: Home, cards: Sequence[Device], *, idle:
         memory, swap = psutil.virtual_memory(), psutil.swap_memory()
         free = memory.available + swap.free if idle else memory.total + swap.total
         if forecasts.judge_all(found, card, free) in ("near", "too_large"):
-            return f"the run hardly fits: {forecasts.describe_lack(found, card, free)}"
+            return f"the run hardly fits, or does not: {forecasts.describe_lack(found, card, free)}"
     except ProblemError:
         raise
     except Exception:  # noqa: BLE001 - a damaged forecast stops no run

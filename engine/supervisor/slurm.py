@@ -108,9 +108,9 @@ class SlurmJob(Leader):
     def describe_wait(self) -> str:
         """What it waits for, as Slurm says."""
         if not self.job:
-            return "is being given to Slurm"
+            return "the job is being submitted to Slurm"
         why = f" ({self.blocked})" if self.blocked not in ("", "None") else ""
-        begins = f", to begin about {self.begins.replace('T', ' ')}" if self.begins[:2] == "20" else ""
+        begins = f", expected to start at {self.begins.replace('T', ' ')}" if self.begins[:2] == "20" else ""
         return f"Slurm job {self.job} is {(self.state or 'PENDING').lower()}{why}{begins}"
 
     def explain_end(self) -> Problem | None:
@@ -223,7 +223,7 @@ class Slurm:
             code="slurm.refused",
             title="Slurm did not take the job",
             cause=error[:1000],
-            hint=f"mend launch.slurm, or try by hand: sbatch {script}",
+            hint=f"correct launch.slurm, or submit it by hand to see more: sbatch {script}",
         )
         job.ended = True
 

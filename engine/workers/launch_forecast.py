@@ -37,11 +37,13 @@ def _forecast_run(run: RunDirectory, home: Home, profile: Profile, journal: RunJ
     cards = list_visible()
     processes = profile.launch.processes
     alone = (processes if isinstance(processes, int) else max(1, len(cards))) == 1
-    unknown = profile.launch.strategy == AUTO and not alone
-    if not cards and not unknown:
+    elsewhere = profile.launch.via != "local"  # on cards that are not known here
+    unknown = profile.launch.strategy == AUTO and (elsewhere or not alone)
+    if not unknown and (elsewhere or not cards):
         return
-    journal.progress("forecasting", 0, 0)
-    found = _ask(run, home)
+    if not elsewhere:
+        journal.progress("forecasting", 0, 0)
+    found = None if elsewhere else _ask(run, home)
     if found is None:
         if unknown:
             journal.warn(
@@ -56,7 +58,7 @@ def _forecast_run(run: RunDirectory, home: Home, profile: Profile, journal: RunJ
         raise ProblemError(forecasts.explain_refusal(found, card, host))
     if forecasts.judge_all(found, card, free) in ("near", "too_large"):
         journal.warn(
-            f"the run hardly fits: {forecasts.describe_lack(found, card, free)}",
+            f"the run hardly fits, or does not: {forecasts.describe_lack(found, card, free)}",
             "`cockpit forecast` lists what takes the memory, `cockpit fit` what takes less",
             code="memory.near",
         )

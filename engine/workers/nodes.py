@@ -90,7 +90,7 @@ class Job:
             if not told:
                 told = True
                 names = ", ".join(node.host for node in left)
-                say(f"waits for the ranks of the attempt before on {names}, for {lease:.0f} s at most")
+                say(f"waiting at most {lease:.0f} s until the ranks of the previous attempt on {names} have ended")
             time.sleep(0.2)
 
     def tell(self) -> None:
@@ -234,13 +234,13 @@ class Job:
             self._quiet.add(remote.host)
             node = meeting.read_node(self.control, remote.index, self.attempt)
             fresh = node is not None and abs(time.time() - node.time) < QUIET / 2
-            cause = ("its files still come, so it is alive: the network between is cut" if fresh
-                     else "nor do its files: it is down, stopped, or cut off as a whole")  # fmt: skip
+            cause = ("its files still change, so it is alive: the network to it is cut" if fresh
+                     else "its files do not change either: it is down, stopped, or cut off altogether")  # fmt: skip
             problem = Problem(
                 code="launch.host_silent",
                 title=f"Nothing has come from {remote.host} for {now - remote.heard:.0f} s",
                 cause=cause,
-                hint="the run goes on by itself when it comes back within some twenty seconds, else it ends",
+                hint="the run goes on if the host answers within about twenty seconds; otherwise this attempt ends",
             )
             say(problem)
             self._told += 1
@@ -289,7 +289,7 @@ class Job:
             Warn(
                 attempt=self.attempt,
                 code="launch.run_by_hand",
-                message=f"waits for {count} hosts; run on each its line:\n{lines}",
+                message=f"the run waits for {count} hosts; run the line of each host there:\n{lines}",
                 hint="`cockpit stop --now` ends the waiting",
             )
         )

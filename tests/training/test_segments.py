@@ -63,6 +63,7 @@ def test_a_model_whose_rows_cannot_be_joined_pads_them_and_says_so(packed, prepa
         monkeypatch.setattr(assemble, "can_use_segments", lambda _: True)
         job = SimpleNamespace(profile=parse(PROFILE.format(base=prepared["base"]), "test", Path("/"), steps))
         job.device = SimpleNamespace(kind="cpu", compute=None)
+        job.simulated = False
         with pytest.raises(ProblemError, match="differ from rows alone"):
             assemble._make_segments(job, AutoModelForCausalLM.from_pretrained(prepared["base"]), joined=True)
         return

@@ -90,7 +90,7 @@ def parse_size(text: str) -> tuple[int, int]:
         raise ProblemError(
             Problem(
                 code="forecast.card_size",
-                title=f"{text!r} is no size of a card",
+                title=f"{text!r} is not the size of a card",
                 hint="write the memory of a card, such as 24GB, or number and memory, such as 8x80GB",
             )
         )
