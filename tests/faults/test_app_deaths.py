@@ -127,7 +127,7 @@ def test_leaving_keys_only_detach(engine: Engine) -> None:
             assert terminal.ended(5)
             assert terminal.process.returncode == 0
             last_words = terminal.read().replace("\n", "")
-            assert f"Detached: {run.id} goes on" in last_words and f"cockpit stop {run.id}" in last_words
+            assert f"Detached: {run.id} goes on" in last_words and f" stop {run.id}`" in last_words
         goes_on(engine, run)
     assert engine.states(run) == ["queued", "preparing", "running"]
 

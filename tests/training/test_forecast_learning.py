@@ -183,7 +183,8 @@ def test_a_run_tells_what_it_takes(tmp_path, prepared):
     told = {entry.source: entry for entry in run.entries(Memory)}
     assert list(told) == ["rehearsed", "actual"]
     assert told["actual"].device_bytes is None
-    assert told["actual"].host_bytes >= told["rehearsed"].host_bytes > 10**8
+    # The kernel counts a process's memory in batches for each thread, so a peak may seem to fall a little.
+    assert told["actual"].host_bytes >= 0.99 * told["rehearsed"].host_bytes > 10**8
     memory = json.loads(run.run.report.read_text())["memory"]
     assert memory["forecast"] is None
     assert memory["actual"]["host_bytes"] == told["actual"].host_bytes

@@ -68,7 +68,7 @@ def test_evaluation_during_training(
 @pytest.mark.parametrize("template", [None, "{#- x. thinking: <<< >>> -#}"])
 def test_rewards_of_a_task(template: str | None) -> None:
     profile = SimpleNamespace(method=SimpleNamespace(reward=SimpleNamespace(task="triples", metric="triples_f1")))
-    job: Any = SimpleNamespace(profile=profile, tokenizer=SimpleNamespace(chat_template=template))
+    job: Any = SimpleNamespace(profile=profile, simulated=False, tokenizer=SimpleNamespace(chat_template=template))
     reward = rewards.make_reward(job)
     references = [ANSWER, THOUGHT] + ([f"<<<hm>>>{ANSWER}"] if template else [])
     rows = [{"prompt": "", "reference": reference} for reference in references]
