@@ -240,7 +240,7 @@ class CockpitApp(EngineApp):
         line = self.focused
         if selected:
             self.copy_to_clipboard(selected)
-        elif isinstance(self.screen, LeaveDialog):
+        elif any(worker.group == "leave" and worker.is_running for worker in self.workers):  # it asks, or is about to
             self.exit()
         elif isinstance(self.screen, CockpitScreen) and self.screen.interrupt():
             pass

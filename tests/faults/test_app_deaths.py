@@ -121,7 +121,7 @@ def test_a_hang_up_ends_the_app_and_nothing_else(engine: Engine) -> None:
 
 def test_leaving_keys_only_detach(engine: Engine) -> None:
     run = start(engine)
-    for key in (b"q", b"\x03"):
+    for key in (b"q", b"\x03\x03"):  # ctrl+c asks, and leaves when it is pressed again
         with cockpit(engine, run) as terminal:
             terminal.press(key)
             assert terminal.ended(5)
