@@ -184,6 +184,7 @@ HELP: dict[str, Sentences] = {
         "Everywhere": {
             "help": "Show this help; F1 does so while you type, too.",
             "command_palette": "Find an action or a screen by its name; ctrl+p does so while you type, too.",
+            "hosts": "Choose the host that the screens show, of those named with --on.",
             "detach": "Leave the app; the runs go on. What is not saved is asked about.",
             "interrupt": "Stop what is going on, else clear the line, else ask whether to leave.",
             "back": "Close what lies on top, else go back.",
