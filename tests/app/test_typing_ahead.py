@@ -84,7 +84,7 @@ def dialog_holds(kind: type, text: str) -> Callable[[Pilot[None], Any], bool]:
 
     def holds(pilot: Pilot[None], engine: FakeEngine) -> bool:
         screen = pilot.app.screen
-        return isinstance(screen, kind) and screen.query_one(Input).value == text
+        return isinstance(screen, kind) and [field.value for field in screen.query(Input)] == [text]
 
     return holds
 
