@@ -45,9 +45,10 @@ def test_a_run_waits_for_its_lines_and_names_a_node_that_dies(engine: Engine) ->
     nodes[1].kill()
     wait_for(lambda: not any(map(is_alive, ranks)), 20, "the ranks of a killed node end")
     engine.process.send_signal(signal.SIGCONT)
-    failed = engine.wait(run, "failed", seconds=40).problem
+    # A busy machine delays the watch itself, which then begins anew to count the ten seconds of silence.
+    failed = engine.wait(run, "failed", seconds=120).problem
     assert failed is not None and failed.code in ("launch.host_lost", "worker.failed") and "Node" in failed.title
-    assert nodes[0].wait(30) != 0 and not engine.processes(run)
+    assert nodes[0].wait(60) != 0 and not engine.processes(run)
 
 
 def test_waiting_for_the_lines_can_be_ended(engine: Engine) -> None:
