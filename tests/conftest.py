@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cockpit import far_names
 from engine.hardware.nvidia import Nvidia
 from engine.protocol.client import find_engine
 from engine.protocol.home import Home
@@ -35,6 +36,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what it puts into the background so, and children would inherit it: ctrl+c is what some tests are
     # about.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _own_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command line that a test runs in its own process says how it was called; the next test is another process's."""
+    monkeypatch.setattr(far_names, "command", "cockpit")
+    monkeypatch.setattr(far_names, "ends_with_reader", False)
 
 
 @pytest.fixture(scope="session")
