@@ -13,7 +13,7 @@ from engine.config import profile
 from engine.config.bundled import find_bundled
 from engine.config.form import build_schema, list_fields
 from engine.config.profile import ProfileError, find, load, parse
-from engine.options.tables import METHODS, STRATEGIES
+from engine.options.tables import AUTO, METHODS, STRATEGIES
 from engine.protocol.home import Home
 
 BAD = """\
@@ -147,7 +147,7 @@ def test_form_and_schema_come_from_the_declaration() -> None:
 
 def test_the_help_names_every_strategy_of_the_table() -> None:
     (field,) = [field for field in list_fields() if field.key == "launch.strategy"]
-    assert field.choices == tuple(STRATEGIES)
+    assert field.choices == (*STRATEGIES, AUTO) and AUTO in field.help
     assert all(f"{name}, {strategy.help}" in field.help for name, strategy in STRATEGIES.items())
 
 
