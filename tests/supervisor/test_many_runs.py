@@ -12,6 +12,8 @@ from engine.protocol.home import Home
 from engine.protocol.messages import Run
 from engine.supervisor import runs as runs_module
 from engine.supervisor.adoption import Backlog, adopt_runs
+from engine.supervisor.devices import Devices
+from engine.supervisor.launching import Launcher
 from engine.supervisor.queue import Queue
 from engine.supervisor.registry import Registry
 from engine.supervisor.run_monitor import RunMonitor
@@ -28,7 +30,7 @@ class _Start:
         self.registry = Registry(home.registry)
         self.runs = Runs(home)
         self.published: list[Any] = []
-        queue = Queue(self.runs, "tests.scripted", str, 0)
+        queue = Queue(self.runs, Launcher(home, "tests.scripted", str, Devices(lambda: [])))
         nothing: Any = lambda *_: None  # noqa: E731
         monitor = RunMonitor(self.runs, queue, self.published.append, nothing, nothing)
         self.backlog = Backlog(self.runs, self._index)
