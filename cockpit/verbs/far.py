@@ -52,7 +52,7 @@ STEADY = 10.0
 """Seconds after which a link counts as good, and the next wait is the first one again."""
 STARTING = ("train:train", "train:prepare", "train:resume")
 """Verbs that start a run and follow it."""
-WITH_PROFILE = ("train:train", "train:prepare", "profile:show", "profile:check")
+WITH_PROFILE = ("train:train", "train:prepare", "profile:show", "profile:check", "tools:forecast", "tools:fit")
 CHUNK = 1 << 16
 TAIL = 4096
 """Bytes of ssh's output that are kept for its last line."""
@@ -114,7 +114,7 @@ def _refuse(host: FarHost, options: argparse.Namespace, arguments: list[str]) ->
 def _take_profile(arguments: list[str], options: argparse.Namespace) -> tuple[bytes | None, list[str], str]:
     """The text of a profile that is a file here or comes on stdin, the command line that reads it from stdin, and its
     name."""
-    if options.function not in WITH_PROFILE:
+    if options.function not in WITH_PROFILE or options.profile is None:  # `forecast --accuracy`
         return None, arguments, ""
     if options.profile == "-":
         return sys.stdin.buffer.read(), arguments, ""

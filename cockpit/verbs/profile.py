@@ -71,6 +71,8 @@ def show(options: argparse.Namespace) -> int:
 
 def launch_file(options: argparse.Namespace) -> int:
     """Print the file with which another system runs the profile."""
+    if options.profile == STDIN:
+        raise ValueError("the file names the profile that it runs: name one, instead of -")
     path, profile = load_profile(options.profile, options.overrides, Home.locate(options.home))
     place = str(path.resolve()) if options.system == "slurm" else options.profile
     text = launch_files.make(options.system, profile, place)

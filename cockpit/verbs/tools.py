@@ -51,8 +51,11 @@ def fit(options: argparse.Namespace) -> NoReturn:
 
 
 def _run_forecast(options: argparse.Namespace, action: str, arguments: dict[str, Any]) -> NoReturn:
-    path, _ = load_profile(options.profile, options.overrides, Home.locate(options.home))  # reports its problems
-    arguments |= {"profile": str(path), "overrides": options.overrides}
+    path, profile = load_profile(options.profile, options.overrides, Home.locate(options.home))
+    if arguments.get("apply") and not path.is_file():
+        raise ValueError("--apply copies the file of a profile: name one")
+    arguments |= {"text": profile.to_yaml(), "directory": str(profile.directory)}
+    arguments |= {"profile": str(path), "overrides": options.overrides}  # what --apply copies
     _run_worker("forecast", options, action, json.dumps(arguments))
 
 

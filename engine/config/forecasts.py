@@ -164,6 +164,16 @@ def describe_lack(forecast: dict[str, Any], card: int | None, host: int | None) 
     )
 
 
+NEAR_HINT = "`cockpit forecast` lists what takes the memory, `cockpit fit` what takes less"
+
+
+def describe_near(forecast: dict[str, Any], card: int | None, host: int | None) -> str:
+    """The warning of a run that hardly fits, or does not; empty for one that fits."""
+    if judge_all(forecast, card, host) not in ("near", "too_large"):
+        return ""
+    return f"the run hardly fits, or does not: {describe_lack(forecast, card, host)}"
+
+
 def explain_refusal(forecast: dict[str, Any], card: int | None, host: int | None) -> Problem:
     """The problem of a run that cannot fit."""
     changes = forecast.get("changes") or []

@@ -32,6 +32,8 @@ SAMPLES, RESULTS, REQUESTS = "samples.jsonl", "benchmarks.json", "requests"
 GROUP = "benchmark/"
 """Prefix of the names of metrics: `benchmark/arc_easy/acc`."""
 _NOT_WITH = ("data", "task", "samples", "max_new_tokens", "constrained", "judge")
+RESAMPLES = 1000
+"""Resamples for the standard error of a metric that is no mean; the harness would take a hundred times as many."""
 UNNAMED = "none"
 """The harness's name of the filter that changes nothing."""
 
@@ -42,6 +44,8 @@ def check_request(request: EvaluationRequest) -> None:
         raise ValueError(
             f"--{clash[0].replace('_', '-')} cannot be used with --benchmark: a benchmark has its own rows and metrics"
         )
+    if request.rows is not None and request.rows < 1:
+        raise ValueError(f"--rows must be at least 1 with --benchmark, not {request.rows}")
     if not checks.has_harness():
         raise ProblemError(
             Problem(
@@ -181,7 +185,7 @@ def _measure(store: ResultStore, request: EvaluationRequest, manager: Any, loade
                 apply_chat_template=request.chat_template,
                 use_cache=str(store.folder / REQUESTS),
                 task_manager=manager,
-                bootstrap_iters=0 if request.rows == 0 else 1000,
+                bootstrap_iters=RESAMPLES,
                 log_samples=True,
             )
     except (OSError, ImportError, ValueError) as error:

@@ -5,7 +5,7 @@
     replies-A.jsonl    rank 0 of attempt A: answers, and events of a reply that is being generated
     host-H.json        the first rank on host H: figures of the host and its devices
     stop-A             the batch script of attempt A: save and end, because the time is nearly over
-    told.json          the process that watches over several hosts: what the user should know
+    notice.json        the process that watches over several hosts: what the user should know
     ended-A.json       the same: why attempt A has ended
 
 Each file has one writer. Files are replaced as a whole, under names that do not change: over NFS, opening a name asks
@@ -53,7 +53,7 @@ class Beat(msgspec.Struct, kw_only=True):
 
 
 class Notice(msgspec.Struct, kw_only=True):
-    """`told.json`."""
+    """`notice.json`."""
 
     attempt: int
     number: int
@@ -84,8 +84,8 @@ def stop_file(folder: Path, attempt: int) -> Path:
     return folder / f"stop-{attempt}"
 
 
-def told_file(folder: Path) -> Path:
-    return folder / "told.json"
+def notice_file(folder: Path) -> Path:
+    return folder / "notice.json"
 
 
 def ended_file(folder: Path, attempt: int) -> Path:
@@ -145,7 +145,7 @@ def read_beat(folder: Path, rank: int) -> Beat | None:
 def read_notice(folder: Path, attempt: int) -> Notice | None:
     """The last notice of an attempt; None when there is none."""
     try:
-        notice = msgspec.json.decode(told_file(folder).read_bytes(), type=Notice)
+        notice = msgspec.json.decode(notice_file(folder).read_bytes(), type=Notice)
     except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
         return None
     return notice if notice.attempt == attempt else None

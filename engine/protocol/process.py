@@ -7,6 +7,8 @@ does: the kernel derives that from the clock as it is now.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from pathlib import Path
 
 import psutil
@@ -14,6 +16,16 @@ import psutil
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 STARTED = 22 - 3
 """The start time's place among the fields after the command, which is the second and may itself hold blanks."""
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def signal_when_parent_ends(number: int) -> None:
+    """Have the kernel send this process a signal when its parent has ended, even by SIGKILL (Linux; prctl(2)). May be
+    called between fork and exec."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, number)
 
 
 def read_identity(pid: int) -> str:

@@ -41,13 +41,11 @@ def check_memory(profile: Profile, home: Home, cards: Sequence[Device], *, idle:
             raise ProblemError(forecasts.explain_refusal(found, card, host))
         memory, swap = psutil.virtual_memory(), psutil.swap_memory()
         free = memory.available + swap.free if idle else memory.total + swap.total
-        if forecasts.judge_all(found, card, free) in ("near", "too_large"):
-            return f"the run hardly fits, or does not: {forecasts.describe_lack(found, card, free)}"
+        return forecasts.describe_near(found, card, free)
     except ProblemError:
         raise
     except Exception:  # noqa: BLE001 - a damaged forecast stops no run
         return ""
-    return ""
 
 
 def is_fixed(profile: Profile, home: Home) -> bool:
@@ -67,5 +65,4 @@ def find_forecast(profile: Profile, home: Home, cards: Sequence[Device]) -> dict
 
 def warn_near(attempt: int, message: str) -> Warn:
     """The warning of a run that hardly fits."""
-    hint = "`cockpit forecast` lists what takes the memory, `cockpit fit` what takes less"
-    return Warn(attempt=attempt, code="memory.near", message=message, hint=hint)
+    return Warn(attempt=attempt, code="memory.near", message=message, hint=forecasts.NEAR_HINT)

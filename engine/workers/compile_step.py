@@ -6,14 +6,12 @@ REQUEST is JSON: `base attention dtype device threads path`. The process ends wi
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
-PR_SET_PDEATHSIG = 1
+from engine.protocol.process import signal_when_parent_ends
 
 
 def main() -> None:
@@ -21,8 +19,7 @@ def main() -> None:
     parser.add_argument("--home", required=True)
     parser.add_argument("request")
     request = json.loads(parser.parse_args().request)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal_when_parent_ends(signal.SIGKILL)
     os.nice(10)
     import torch
 

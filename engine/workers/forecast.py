@@ -20,7 +20,7 @@ from typing import Any
 from rich.table import Table
 
 from engine.config import forecasts
-from engine.config.profile import Profile, ProfileError, load, parse
+from engine.config.profile import Profile, ProfileError, parse
 from engine.hardware import host_memory
 from engine.hardware.listing import list_visible
 from engine.protocol.console import GuardedConsole, text
@@ -109,10 +109,14 @@ def _explain(error: Exception) -> ProblemError:
     )
 
 
+def _read_profile(home: Home, arguments: dict[str, Any]) -> Profile:
+    return parse(arguments["text"], arguments["profile"], Path(arguments["directory"]), home=home)
+
+
 def _forecast(home: Home, arguments: dict[str, Any], as_json: bool) -> int:
     from engine.training.forecast import hosts
 
-    profile = load(Path(arguments["profile"]), arguments["overrides"], home)
+    profile = _read_profile(home, arguments)
     host = hosts.find(profile, arguments["card"], arguments["cards"])
 
     def report(found: dict[str, Any], chosen: Profile) -> bool:
@@ -151,7 +155,7 @@ def _print_forecast(found: dict[str, Any], profile: Profile, chosen: Profile) ->
 def _fit(home: Home, arguments: dict[str, Any], as_json: bool) -> int:
     from engine.training.forecast import apply, estimate, hosts, solver
 
-    profile = load(Path(arguments["profile"]), arguments["overrides"], home)
+    profile = _read_profile(home, arguments)
     wanted = arguments["cards"]
     cards, size = (None, None) if wanted == "auto" else hosts.parse_size(wanted)
     host = hosts.find(profile, None if size is None else f"{size / 1e6:.0f}MB", cards)

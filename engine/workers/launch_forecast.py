@@ -56,12 +56,8 @@ def _forecast_run(run: RunDirectory, home: Home, profile: Profile, journal: RunJ
     card, host, free = forecasts.find_largest(cards), host_memory.read_total(), found["free_bytes"]
     if forecasts.is_hopeless(found, card, host):
         raise ProblemError(forecasts.explain_refusal(found, card, host))
-    if forecasts.judge_all(found, card, free) in ("near", "too_large"):
-        journal.warn(
-            f"the run hardly fits, or does not: {forecasts.describe_lack(found, card, free)}",
-            "`cockpit forecast` lists what takes the memory, `cockpit fit` what takes less",
-            code="memory.near",
-        )
+    if near := forecasts.describe_near(found, card, free):
+        journal.warn(near, forecasts.NEAR_HINT, code="memory.near")
     if unknown:
         _choose_strategy(run, profile, found, journal)
 

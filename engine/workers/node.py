@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from engine.protocol.environment import remove_launcher_variables
 from engine.protocol.file_channel import SCHEME
 from engine.protocol.home import make_private
 from engine.protocol.messages import Problem
+from engine.protocol.process import signal_when_parent_ends
 from engine.supervisor.launchers import local
 from engine.supervisor.processes import WORKER_DEFAULTS
 from engine.workers import meeting
@@ -36,8 +37,6 @@ from engine.workers.meeting import Meeting, Node
 FAILED = 3
 """Exit status when the nodes did not come together."""
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 STORE = "COCKPIT_STORE"
 """As in `engine.workers.launch`, which loads torch."""
 
@@ -67,7 +66,7 @@ def main() -> int:
         command = local.build_command(worker, processes, arguments.port or None)
         os.execve(command[0], command, environment)
     control = make_private(Path(arguments.address.removeprefix(SCHEME)))
-    own = Part(control, meeting.introduce(node, arguments.attempt), arguments.lead)
+    own = NodeAgent(control, meeting.introduce(node, arguments.attempt), arguments.lead)
     if alone:
         environment = local.build_rank_environment(environment, processes)
         return own.run(local.build_command(worker, processes, arguments.port or None), environment, None)
@@ -98,13 +97,7 @@ def count_processes(asked: str) -> int:
     return int(asked) if asked != "all" else max(1, len(list_visible()))
 
 
-def die_with_parent() -> None:
-    """Have the kernel send this process SIGTERM when its parent has ended, even by SIGKILL (Linux)."""
-    if _libc is not None:
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-class Part:
+class NodeAgent:
     """This node, with its file and its one child, the launcher of its ranks."""
 
     def __init__(self, control: Path, node: Node, lead: str) -> None:
@@ -152,7 +145,11 @@ class Part:
             pass_fds = (listener.fileno(),)  # type: ignore[assignment]
             environment = environment | {STORE: str(listener.fileno())}
         self._child = subprocess.Popen(  # by this thread, which is the last one to end
-            command, env=environment, stdin=subprocess.DEVNULL, pass_fds=pass_fds, preexec_fn=die_with_parent
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            pass_fds=pass_fds,
+            preexec_fn=partial(signal_when_parent_ends, signal.SIGTERM),
         )
         if listener is not None:
             listener.close()

@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 from engine.options.launch import LaunchOptions
-from engine.protocol.file_channel import SCHEME, Notice, ended_file, read_time, told_file
+from engine.protocol.file_channel import SCHEME, Notice, ended_file, notice_file, read_time
 from engine.protocol.home import Home, make_private, write_private
 from engine.protocol.journal import Warn, Writer
 from engine.protocol.messages import Problem, ProblemError
@@ -63,6 +63,8 @@ class Job:
         self.stopping = False
         self.finished = threading.Event()
         self._quiet: set[str] = set()
+        self._signs: dict[str, tuple[int, int]] = {}
+        """Host -> its heartbeat, as it was when the host had been quiet for half of `QUIET`."""
         self._told = 0
         self.tell()
         threading.Thread(target=self._keep, daemon=True).start()
@@ -223,8 +225,12 @@ class Job:
         """Tell of a host from which nothing comes, and whether its files still do."""
         now = time.monotonic()
         for remote in remotes:
-            quiet = now - remote.heard > QUIET and remote.poll() is None and remote.spoken
-            if not quiet:
+            silence = now - remote.heard if remote.poll() is None and remote.spoken else 0.0
+            if silence <= QUIET / 2:
+                self._signs.pop(remote.host, None)
+            elif remote.host not in self._signs:
+                self._signs[remote.host] = self._read_sign(remote.index)
+            if silence <= QUIET:
                 if remote.host in self._quiet:
                     self._quiet.discard(remote.host)
                     say(f"{remote.host} is back")
@@ -232,8 +238,7 @@ class Job:
             if remote.host in self._quiet:
                 continue
             self._quiet.add(remote.host)
-            node = meeting.read_node(self.control, remote.index, self.attempt)
-            fresh = node is not None and abs(time.time() - node.time) < QUIET / 2
+            fresh = self._read_sign(remote.index) != self._signs[remote.host]
             cause = ("its files still change, so it is alive: the network to it is cut" if fresh
                      else "its files do not change either: it is down, stopped, or cut off altogether")  # fmt: skip
             problem = Problem(
@@ -246,7 +251,12 @@ class Job:
             self._told += 1
             with contextlib.suppress(OSError):
                 notice = Notice(attempt=self.attempt, number=self._told, problem=problem)
-                meeting.write(told_file(self.control), notice)
+                meeting.write(notice_file(self.control), notice)
+
+    def _read_sign(self, index: int) -> tuple[int, int]:
+        """What changes with each heartbeat of a node. Its time would depend on the clock of another host."""
+        node = meeting.read_node(self.control, index, self.attempt)
+        return node.beat if node else 0, read_time(meeting.node_file(self.control, index))
 
     def _explain(self, remote: Remote, remotes: list[Remote]) -> Problem:
         """What happened on the node that ended first."""
@@ -311,8 +321,8 @@ class Job:
             if len(nodes) == count and all(node.state == "ended" and node.status == 0 for node in nodes.values()):
                 return 0, None
             failed = [node for node in nodes.values() if node.state == "ended" and node.status != 0]
-            for index, node in nodes.items():
-                sign = node.beat, read_time(meeting.node_file(self.control, index))
+            for index in nodes:
+                sign = self._read_sign(index)
                 if index not in seen or seen[index][0] != sign:
                     seen[index] = sign, time.monotonic()
             silent = [nodes[index] for index, (_, when) in seen.items()

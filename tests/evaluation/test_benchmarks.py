@@ -221,6 +221,8 @@ def test_requests_that_cannot_succeed_are_refused_before_anything_is_loaded(
     monkeypatch.setattr(Models, "language_model", None)
     with pytest.raises(ValueError, match="--task cannot be used with --benchmark"):
         measure(str(smollm2), task="triples")
+    with pytest.raises(ValueError, match="--rows must be at least 1"):
+        measure(str(smollm2), rows=0)  # which the harness would take for all of them
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ProblemError) as caught:
         measure(str(smollm2))

@@ -80,7 +80,7 @@ def test_events_of_a_reply_come_in_order_and_a_torn_line_waits(tmp_path: Path) -
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b'{"attempt":1,"instructions":7}', b"[" * 100_000])
 def test_damaged_files_are_as_good_as_none(tmp_path: Path, content: bytes) -> None:
-    for name in ("commands.json", "rank-0.json", "told.json", "replies-1.jsonl"):
+    for name in ("commands.json", "rank-0.json", "notice.json", "replies-1.jsonl"):
         (tmp_path / name).write_bytes(content + b"\n")
     supervisor, worker = SupervisorFiles(tmp_path, 1, fresh=False), WorkerFiles(tmp_path, 1, 0)
     assert worker.take() == [] and supervisor.poll(1) == ([], []) and supervisor.take_notice() is None
@@ -108,7 +108,7 @@ def test_a_notice_is_told_once(tmp_path: Path) -> None:
     supervisor = SupervisorFiles(tmp_path, 1, fresh=True)
     problem = Problem(code="launch.host_silent", title="b is silent")
     file_channel.replace(
-        file_channel.told_file(tmp_path), file_channel._encode(Notice(attempt=1, number=1, problem=problem))
+        file_channel.notice_file(tmp_path), file_channel._encode(Notice(attempt=1, number=1, problem=problem))
     )
     assert supervisor.take_notice() == problem and supervisor.take_notice() is None
 

@@ -249,6 +249,7 @@ PROFILES = {
     "named like a value": ["train", "--set", "train", "train"],
     "of a group": ["--json", "profile", "check", "check"],
     "behind dashes": ["train", "--", "mine.yaml"],
+    "of a forecast": ["forecast", "--cards", "8", "8"],
 }
 
 

@@ -20,6 +20,7 @@ _PATHS = {
     "model": {"base", "tokenizer"},
     "data": {"train", "validation", "test", "source", "catalog", "template", "chat_template"},
     "checkpoint": {"output"},
+    "evaluation": {"folder"},
     "export": {"output"},
     "method": {"run"},
 }
