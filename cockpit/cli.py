@@ -12,13 +12,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from cockpit import far_names
+from cockpit import remote_names
 from cockpit.command_line.data_verbs import DATA_VERBS, TOKENIZER_VERBS
 from cockpit.command_line.model_verbs import BASE_MODEL_VERBS, CHAT, EVAL, EXPORT, GENERATE, SERVE
 from cockpit.command_line.options import Verb, option
 from cockpit.command_line.run_verbs import ENGINE_VERBS, PROFILE_VERBS, RUN_VERBS, START_VERBS
 from cockpit.exit_status import DONE, INTERRUPTED, WRONG
-from cockpit.far_names import HANG_UP, HERE
+from cockpit.remote_names import HANG_UP, HERE
 
 OPEN_APP = "open_app:open_app"
 """What runs without a verb."""
@@ -158,10 +158,12 @@ def _add_verbs(parser: argparse.ArgumentParser, verbs: tuple[Verb, ...], require
 
 def choose_function(options: argparse.Namespace) -> str:
     """The function of the verb, or the one that runs the verb on another host."""
-    if options.function == OPEN_APP or (options.on in ([], [HERE]) and far_names.count_hosts(options.arguments) <= 1):
+    if options.function == OPEN_APP or (
+        options.on in ([], [HERE]) and remote_names.count_hosts(options.arguments) <= 1
+    ):
         return str(options.function)
     options.parse = build_parser().parse_args  # it tells what each argument is
-    return "far:run"
+    return "remote:run"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -173,9 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(arguments)
         options.arguments = arguments
-        far_names.read_command(options.home)
+        remote_names.read_command(options.home)
         if HANG_UP in os.environ:
-            from cockpit.verbs.far import end_with_reader
+            from cockpit.verbs.remote import end_with_reader
 
             end_with_reader()
         module, _, name = choose_function(options).partition(":")

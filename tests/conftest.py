@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cockpit import far_names
+from cockpit import remote_names
 from engine.hardware.nvidia import Nvidia
 from engine.protocol.client import find_engine
 from engine.protocol.home import Home
@@ -41,8 +41,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 @pytest.fixture(autouse=True)
 def _own_command(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command line that a test runs in its own process says how it was called; the next test is another process's."""
-    monkeypatch.setattr(far_names, "command", "cockpit")
-    monkeypatch.setattr(far_names, "ends_with_reader", False)
+    monkeypatch.setattr(remote_names, "command", "cockpit")
+    monkeypatch.setattr(remote_names, "ends_with_reader", False)
 
 
 @pytest.fixture(scope="session")

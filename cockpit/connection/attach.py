@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from cockpit.connection.attachment import Attachment
 from cockpit.connection.engine_app import connect
 from cockpit.connection.link import Link
-from cockpit.connection.ssh import FarHost, can_answer
-from cockpit.far_names import HERE
+from cockpit.connection.ssh import RemoteHost, can_answer
+from cockpit.remote_names import HERE
 from engine.protocol.home import Home, host_name
 from engine.protocol.messages import Problem, ProblemError
 
@@ -36,7 +36,7 @@ def make_engines(names: Sequence[str], home: Home, far_home: str = "") -> list[A
         if name == HERE:
             engines.append(Attachment(partial(connect, home), f"{host_name()} (here)"))
         else:
-            link = Link(FarHost.parse(name), far_home)
+            link = Link(RemoteHost.parse(name), far_home)
             engines.append(Attachment(partial(_connect_link, link), str(link.host), link))
     return engines
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cockpit import far_names
+from cockpit import remote_names
 from cockpit.connection.submission import resume_environment
 from cockpit.state.app_state import AppState
 from engine.protocol.messages import Problem
@@ -68,7 +68,7 @@ class Attachment:
     @property
     def command(self) -> str:
         """How the user calls the cockpit of the engine's host."""
-        return self.link.command if self.link else far_names.command
+        return self.link.command if self.link else remote_names.command
 
     @property
     def elsewhere(self) -> str:

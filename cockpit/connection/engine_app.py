@@ -27,7 +27,7 @@ from textual.filter import LineFilter
 from textual.screen import Screen
 from textual.worker import NoActiveWorker, get_current_worker
 
-from cockpit import far_names
+from cockpit import remote_names
 from cockpit.connection.attachment import Attachment
 from cockpit.connection.drafts import Drafts
 from cockpit.control_filter import SHOW_CONTROLS
@@ -241,6 +241,6 @@ class EngineApp(FaultTolerantApp):
 
     def notify_problem(self, problem: Problem) -> None:
         """Show a problem's title, cause and hint as a notification."""
-        hint = far_names.name_in(problem.hint, self.engine.command)
+        hint = remote_names.name_in(problem.hint, self.engine.command)
         text = "\n".join(part for part in (problem.cause, hint and f"→ {hint}") if part)
         self.notify(text or " ", title=problem.title, severity="error", timeout=8)

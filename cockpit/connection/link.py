@@ -21,9 +21,9 @@ from typing import TypeVar
 import msgspec
 import zmq
 
-from cockpit import far_names
+from cockpit import remote_names
 from cockpit.connection.agent import Found, Inquiry
-from cockpit.connection.ssh import FarHost, describe_failure, describe_refusal, missing_ssh, read_last_line
+from cockpit.connection.ssh import RemoteHost, describe_failure, describe_refusal, missing_ssh, read_last_line
 from engine.protocol import sockets, wire
 from engine.protocol.home import open_private
 from engine.protocol.messages import PROTOCOL, Problem, ProblemError
@@ -48,7 +48,7 @@ DEPARTURE = 1.0
 class Link:
     """A `Reach` of the engine on `host`. `close` when done."""
 
-    def __init__(self, host: FarHost, home: str = "") -> None:
+    def __init__(self, host: RemoteHost, home: str = "") -> None:
         """`home` is the COCKPIT_HOME there, if it is not the usual one."""
         self.host, self._home = host, home
         self.found: Found | None = None
@@ -113,7 +113,7 @@ class Link:
     @property
     def command(self) -> str:
         """How the user calls the cockpit there."""
-        return far_names.name_command(self.host.text, self._home)
+        return remote_names.name_command(self.host.text, self._home)
 
     @property
     def is_connected(self) -> bool:
@@ -299,7 +299,7 @@ class _Refused(msgspec.Struct):
     error: Problem
 
 
-def check_versions(host: FarHost, found: Found) -> None:
+def check_versions(host: RemoteHost, found: Found) -> None:
     """Raises ProblemError when the engine there, or the cockpit there that would start one, speaks another version
     than this cockpit. It says which side to update."""
     spoken = found.protocol if found.connection is None else found.connection.protocol
@@ -334,7 +334,7 @@ def _decode(line: bytes, kind: type[Decoded]) -> Decoded | None:
 
 
 @contextlib.contextmanager
-def _failures_told(host: FarHost) -> Iterator[None]:
+def _failures_told(host: RemoteHost) -> Iterator[None]:
     """Raise what fails here (a full disk, a process that cannot be started, COCKPIT_SSH without its closing quote) as
     ProblemError."""
     try:
@@ -373,7 +373,7 @@ def _ctrl_c_ignored(ask: bool) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _silent(host: FarHost, words: str) -> ProblemError:
+def _silent(host: RemoteHost, words: str) -> ProblemError:
     return ProblemError(
         Problem(
             code="remote.silent",
@@ -384,5 +384,5 @@ def _silent(host: FarHost, words: str) -> ProblemError:
     )
 
 
-def _no_engine(host: FarHost) -> Problem:
+def _no_engine(host: RemoteHost) -> Problem:
     return Problem(code="engine.not_started", title="The engine did not start", hint=f"look at its log on {host}")

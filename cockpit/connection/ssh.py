@@ -36,7 +36,7 @@ _HOST = re.compile(
 
 
 @dataclass(frozen=True)
-class FarHost:
+class RemoteHost:
     """A host that ssh knows, and what starts cockpit there, as its shell takes it."""
 
     destination: str
@@ -48,7 +48,7 @@ class FarHost:
         return self.destination
 
     @classmethod
-    def parse(cls, text: str) -> FarHost:
+    def parse(cls, text: str) -> RemoteHost:
         """Parse `user@host`, or `user@host:/path/to/cockpit`. Raises ProblemError."""
         match = _HOST.fullmatch(text)
         if match is None or text.startswith("-") or (":" in match[1] and not _may_have_colon(match[1])):
@@ -126,7 +126,7 @@ def is_permanent(words: bytes) -> bool:
     return any(each in words for each in PERMANENT)
 
 
-def describe_failure(host: FarHost, status: int, words: bytes, told: bytes) -> Problem:
+def describe_failure(host: RemoteHost, status: int, words: bytes, told: bytes) -> Problem:
     """Why ssh ended, by its exit status. `words` are what ssh itself printed, `told` what came from there on stderr."""
     last = read_last_line(told)
     if status in (NOT_FOUND, NOT_EXECUTABLE):
@@ -153,7 +153,7 @@ def describe_failure(host: FarHost, status: int, words: bytes, told: bytes) -> P
     )
 
 
-def describe_refusal(host: FarHost, problem: Problem) -> Problem:
+def describe_refusal(host: RemoteHost, problem: Problem) -> Problem:
     """Why the cockpit there refused to answer a link, from what it printed with `--json`."""
     if problem.code == "request.usage":
         return Problem(

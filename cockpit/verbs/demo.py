@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from cockpit import far_names
+from cockpit import remote_names
 from cockpit.connection.submission import build_submission
 from cockpit.profiles.files import DEMO
 from cockpit.state.formatting import format_duration
@@ -62,7 +62,7 @@ def report(directory: RunDirectory, run: Run, as_json: bool) -> None:
         table(("ON THE SAME HELD-OUT ROWS", "BEFORE", "AFTER"), _rows(before, after))
         _print_replies(directory)
         print(f"\n{run.step} steps in {format_duration(run.ended - run.created)}, all in {directory.path}")
-        print(f"talk to it: {far_names.command} chat {run.id} --task triples")
+        print(f"talk to it: {remote_names.command} chat {run.id} --task triples")
     else:
         explain_end(run)
 

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 
-from cockpit import far_names
+from cockpit import remote_names
 from cockpit.state.formatting import format_duration
 from cockpit.verbs.output import emit, say, say_warning
 from engine.protocol.client import LOST, Client, find_engine
@@ -103,7 +103,7 @@ def _signal(connection: Connection, problem: Problem, force: bool) -> None:
     """End an engine that cannot be asked: by SIGTERM, with `force` at last by SIGKILL. Its jobs go on."""
     if not is_running(connection):
         return
-    start = f"{far_names.command} engine start"
+    start = f"{remote_names.command} engine start"
     say(f"{problem}\nIt is ended by a signal. Jobs go on; `{start}` adopts them, and they can be stopped.")
     os.kill(connection.pid, signal.SIGTERM)
     if not force:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from cockpit import far_names
+from cockpit import remote_names
 from cockpit.state.formatting import format_duration
 from cockpit.verbs.output import console, format_metric, say
 from engine.protocol import stages, states
@@ -75,7 +75,7 @@ def follow(client: Client, run_id: str) -> Run:
                     return run
     except KeyboardInterrupt:
         display.close()
-        command = far_names.command
+        command = remote_names.command
         say(f"\nDetached: {run_id} goes on.\n  watch it   {command}\n  stop it    {command} stop {run_id}")
         raise Detached from None
     finally:
@@ -85,7 +85,7 @@ def follow(client: Client, run_id: str) -> Run:
 
 def _show_entry(display: Display, entry: dict[str, Any]) -> None:
     if entry["kind"] == "warning":
-        hint = far_names.name_in(entry.get("hint", ""), far_names.command)
+        hint = remote_names.name_in(entry.get("hint", ""), remote_names.command)
         display.note(" → ".join(filter(None, (entry["message"], hint))))
     elif entry["kind"] == "phase":
         display.phase(entry.get("done", 0), entry.get("total", 0))

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from cockpit.far_names import HERE
+from cockpit.remote_names import HERE
 from cockpit.verbs.output import say
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError

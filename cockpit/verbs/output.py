@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from rich.table import Table
 
-from cockpit import far_names
+from cockpit import remote_names
 from engine.protocol.console import GuardedConsole, text
 from engine.protocol.messages import Problem, ProblemError, ServiceEvent
 from engine.protocol.terminal import escape_json, show_controls
@@ -57,7 +57,7 @@ def show_problem(problem: Problem) -> None:
     if problem.cause:
         say(problem.cause)
     if problem.hint:
-        say(f"→ {far_names.name_in(problem.hint, far_names.command)}", "cyan")
+        say(f"→ {remote_names.name_in(problem.hint, remote_names.command)}", "cyan")
 
 
 def say_warning(client: Client) -> None:

@@ -7,8 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from cockpit.far_names import STDIN_NAME
 from cockpit.profiles.files import list_profiles, user_folder
+from cockpit.remote_names import STDIN_NAME
 from cockpit.verbs.output import emit, say, table
 from engine.config import launch_files
 from engine.config.form import build_schema

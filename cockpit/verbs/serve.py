@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cockpit import far_names
+from cockpit import remote_names
 from cockpit.connection.submission import shell_environment
 from cockpit.exit_status import INTERRUPTED
 from cockpit.verbs.output import console, emit, format_progress, say, say_warning, show_problem, table
@@ -111,7 +111,7 @@ def _report_start(client: Client, service: str, started: dict[str, Any], options
     if started["note"]:
         say(started["note"], "dim")
     if options.detach:
-        say(f"It keeps running without this terminal. Stop it with: {far_names.command} serve --stop {service}")
+        say(f"It keeps running without this terminal. Stop it with: {remote_names.command} serve --stop {service}")
         return 0
     say("ctrl+c stops it.", "dim")
     try:
@@ -219,9 +219,9 @@ def _list(home: Home, as_json: bool) -> int:
         for each in servers:
             if each.problem:
                 show_problem(each.problem)
-                say(f"→ {far_names.command} serve --stop {each.id} takes it off this list", "cyan")
+                say(f"→ {remote_names.command} serve --stop {each.id} takes it off this list", "cyan")
     else:
-        say(f"No server is running. Start one with: {far_names.command} serve TARGET")
+        say(f"No server is running. Start one with: {remote_names.command} serve TARGET")
     return 0
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from typing import Any, NoReturn
 
-from cockpit import far_names
+from cockpit import remote_names
 from cockpit.verbs.profile import load_profile
 from engine.protocol.client import build_engine_environment
 from engine.protocol.home import Home
@@ -88,7 +88,7 @@ def _run_worker(worker: str, options: argparse.Namespace, *arguments: str) -> No
     to watch its reader stays, and ends the worker with itself."""
     shared = ["--home", str(Home.locate(options.home).root), *(["--json"] if options.json else [])]
     command = [sys.executable, "-P", "-m", f"engine.workers.{worker}", *arguments, *shared]
-    if far_names.ends_with_reader:
+    if remote_names.ends_with_reader:
         sys.exit(_run_watched(command))
     os.execve(sys.executable, command, build_engine_environment())
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from cockpit import far_names
+from cockpit import remote_names
 from cockpit.connection.submission import build_submission, resume_environment
 from cockpit.verbs.follow import follow
 from cockpit.verbs.output import emit, format_metric, say, say_warning, show_problem
@@ -176,15 +176,15 @@ def explain_end(run: Run) -> None:
     if run.problem is not None:
         show_problem(run.problem)
     elif run.state == states.STOPPED:
-        say(f"continue it with: {far_names.command} resume {run.id}")
+        say(f"continue it with: {remote_names.command} resume {run.id}")
     elif run.state == states.COMPLETED and run.kind == "train":
         if run.method == "reward":
-            say(f"it scores replies; list its checkpoints with: {far_names.command} show {run.id}")
+            say(f"it scores replies; list its checkpoints with: {remote_names.command} show {run.id}")
         elif read_report(run).get("recurrent"):
             checkpoint = RunDirectory(Path(run.directory)).checkpoint(run.step)
             say(f"a recurrent model cannot chat here: load {checkpoint} with transformers, and use its generate()")
         else:
-            say(f"talk to it with: {far_names.command} chat {run.id}")
+            say(f"talk to it with: {remote_names.command} chat {run.id}")
 
 
 def exit_status(run: Run) -> int:

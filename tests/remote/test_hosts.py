@@ -27,7 +27,7 @@ from cockpit.connection.attach import log_in, make_engines
 from cockpit.connection.attachment import Attachment
 from cockpit.connection.link import Link
 from cockpit.connection.service_client import ServiceClient
-from cockpit.connection.ssh import FarHost
+from cockpit.connection.ssh import RemoteHost
 from cockpit.connection.submission import build_submission
 from cockpit.profiles.check import check_profile
 from cockpit.profiles.files import ProfileFile
@@ -152,7 +152,7 @@ async def test_a_lost_host_is_told_once_and_tried_again_less_and_less_often(monk
 
     monkeypatch.setattr("cockpit.connection.attachment.FIRST_WAIT", 0.2)
     engine = two_fakes()[1][0]
-    gone = Attachment(refuse, "gone", Link(FarHost.parse("gone")))
+    gone = Attachment(refuse, "gone", Link(RemoteHost.parse("gone")))
     async with open_app([engine, gone]) as pilot:
         await until(pilot, lambda: len(tried) >= 4, 10.0)
         waits = [later - earlier for earlier, later in pairwise(tried)]
@@ -182,7 +182,7 @@ class ScriptedLink:
     """A link that does what a test says when the terminal is left to ssh."""
 
     act: Callable[[], None]
-    host: FarHost = field(default_factory=lambda: FarHost.parse("gone"))
+    host: RemoteHost = field(default_factory=lambda: RemoteHost.parse("gone"))
     command: str = "cockpit --on gone"
     is_connected: bool = False
     found: Found | None = None

@@ -20,7 +20,7 @@ import pytest
 from cockpit.connection import link as link_module
 from cockpit.connection.agent import Found
 from cockpit.connection.link import Link, check_versions
-from cockpit.connection.ssh import FarHost
+from cockpit.connection.ssh import RemoteHost
 from engine.protocol import sockets, wire
 from engine.protocol.client import Client, find_engine
 from engine.protocol.home import Home
@@ -33,7 +33,7 @@ from tests.scripted.bench import ROOT, Engine, wait_for
 
 @pytest.fixture
 def link(far: Loopback) -> Iterator[Link]:
-    link = Link(FarHost.parse("alpha"))
+    link = Link(RemoteHost.parse("alpha"))
     yield link
     link.close()
     assert not list_links()
@@ -94,7 +94,7 @@ def test_the_far_engine_is_started(far: Loopback) -> None:
     home = Home(far.home("beta"))
     end_processes_of(home)
     assert find_engine(home) is None
-    link = Link(FarHost.parse("beta"))
+    link = Link(RemoteHost.parse("beta"))
     try:
         with Client(link) as client:
             assert client.request("hello").home == str(home.root)
@@ -128,8 +128,8 @@ def test_no_port_is_opened_and_the_sockets_are_the_owners_alone(far: Loopback, a
 def test_ssh_ends_with_a_cockpit_that_is_killed(far: Loopback, alpha: Engine) -> None:
     """And what it left in /tmp is removed by the next one."""
     program = (
-        "import sys, time\nfrom cockpit.connection.link import Link\nfrom cockpit.connection.ssh import FarHost\n"
-        "link = Link(FarHost.parse('alpha'))\nlink.start()\nprint(link._folder, flush=True)\ntime.sleep(60)"
+        "import sys, time\nfrom cockpit.connection.link import Link\nfrom cockpit.connection.ssh import RemoteHost\n"
+        "link = Link(RemoteHost.parse('alpha'))\nlink.start()\nprint(link._folder, flush=True)\ntime.sleep(60)"
     )
     owner = subprocess.Popen(
         [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
@@ -141,7 +141,7 @@ def test_ssh_ends_with_a_cockpit_that_is_killed(far: Loopback, alpha: Engine) ->
     owner.kill()
     owner.wait()
     wait_for(lambda: not far.find_clients(), 10.0, "the end of ssh")
-    next_link = Link(FarHost.parse("nowhere"))
+    next_link = Link(RemoteHost.parse("nowhere"))
     with pytest.raises(ProblemError):
         next_link.start()
     assert not folder.exists()
@@ -158,7 +158,7 @@ def far_script(far: Loopback, *lines: str) -> str:
 
 def test_what_start_up_files_print_is_passed_over(far: Loopback, alpha: Engine) -> None:
     name = far_script(far, "echo 'Welcome to alpha'", "echo '{\"id\": 1}'", f'exec {far.cockpit} "$@"')
-    link = Link(FarHost.parse(name))
+    link = Link(RemoteHost.parse(name))
     try:
         assert link.start() is None
     finally:
@@ -190,7 +190,7 @@ FAR_SIDES = {
 def test_another_version_is_told_with_the_side_to_update(name: str) -> None:
     there, hint = FAR_SIDES[name]
     with pytest.raises(ProblemError) as raised:
-        check_versions(FarHost.parse("alpha"), there)
+        check_versions(RemoteHost.parse("alpha"), there)
     assert raised.value.problem.code == "engine.protocol_mismatch"
     assert hint in raised.value.problem.hint
 
@@ -199,7 +199,7 @@ def test_another_version_is_noticed_on_the_link(far: Loopback) -> None:
     """The far side's record is faked: it answers the first request as a newer cockpit would, and is asked for no
     engine."""
     reply = msgspec.json.encode(without_engine(PROTOCOL + 1)).decode()
-    link = Link(FarHost.parse(far_script(far, f"read line; echo '{reply}'", "cat >/dev/null")))
+    link = Link(RemoteHost.parse(far_script(far, f"read line; echo '{reply}'", "cat >/dev/null")))
     with pytest.raises(ProblemError) as raised:
         link.start()
     assert raised.value.problem.code == "engine.protocol_mismatch"
@@ -218,7 +218,7 @@ ENDS = {
 @pytest.mark.parametrize("code", ENDS)
 def test_a_far_side_that_does_not_answer(far: Loopback, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "LOGIN", 2.0)
-    link = Link(FarHost.parse(far_script(far, *ENDS[code])))
+    link = Link(RemoteHost.parse(far_script(far, *ENDS[code])))
     with pytest.raises(ProblemError) as raised:
         link.start()
     assert raised.value.problem.code == code
@@ -232,7 +232,7 @@ def test_forwarding_that_the_far_side_forbids(far: Loopback, alpha: Engine, monk
     configuration.write_text(f"AllowStreamLocalForwarding no\n{before}")
     far.stop()
     far.restart()
-    link = Link(FarHost.parse("alpha"))
+    link = Link(RemoteHost.parse("alpha"))
     try:
         with pytest.raises(ProblemError) as raised:
             Client(link)
@@ -260,20 +260,20 @@ HOSTS = {
 @pytest.mark.parametrize("text", HOSTS)
 def test_hosts_are_written_as_for_ssh(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COCKPIT_REMOTE", raising=False)
-    host = FarHost.parse(text)
+    host = RemoteHost.parse(text)
     assert (host.destination, host.cockpit, host.text) == (*HOSTS[text], text)
 
 
 @pytest.mark.parametrize("text", ["gpu7:", "gpu7:22", "ssh://gpu7:", "gpu7:~$(x)/cockpit", "gpu7:~", "a b", "-x", ""])
 def test_what_is_no_host_is_refused(text: str) -> None:
     with pytest.raises(ProblemError) as raised:
-        FarHost.parse(text)
+        RemoteHost.parse(text)
     assert raised.value.problem.code == "remote.host_invalid"
 
 
 @pytest.mark.parametrize("ask", [True, False])
 def test_every_connection_is_given_up_when_nothing_comes(ask: bool) -> None:
-    line = FarHost.parse("gpu7").build_ssh("-T", command="cockpit runs", ask=ask)
+    line = RemoteHost.parse("gpu7").build_ssh("-T", command="cockpit runs", ask=ask)
     for option in ("ServerAliveInterval=5", "ServerAliveCountMax=3", "ConnectTimeout=15", "RemoteCommand=none"):
         assert line[line.index(option) - 1] == "-o"
     assert ("BatchMode=yes" in line) is not ask
@@ -282,7 +282,7 @@ def test_every_connection_is_given_up_when_nothing_comes(ask: bool) -> None:
 @pytest.mark.parametrize("ssh", ["ssh '", "/no/such/ssh", "/"])
 def test_an_ssh_that_cannot_be_started_is_a_problem(ssh: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COCKPIT_SSH", ssh)
-    link = Link(FarHost.parse("gpu7"))
+    link = Link(RemoteHost.parse("gpu7"))
     for act in (link.start, lambda: link.connect(ask=False)):
         with pytest.raises(ProblemError):
             act()
@@ -296,7 +296,7 @@ def test_a_full_tmp_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(link_module, "open_private", refuse)
-    link = Link(FarHost.parse("gpu7"))
+    link = Link(RemoteHost.parse("gpu7"))
     with pytest.raises(ProblemError) as raised:
         link.start()
     assert raised.value.problem.cause == "No space left on device"

@@ -28,12 +28,12 @@ from typing import IO
 
 import msgspec
 
-from cockpit import far_names
+from cockpit import remote_names
 from cockpit.connection.ssh import (
     FAILED,
     NOT_EXECUTABLE,
     NOT_FOUND,
-    FarHost,
+    RemoteHost,
     can_answer,
     describe_failure,
     is_permanent,
@@ -41,9 +41,9 @@ from cockpit.connection.ssh import (
     read_last_line,
 )
 from cockpit.exit_status import DONE
-from cockpit.far_names import CALLED, HANG_UP, STDIN_NAME
-from cockpit.verbs.far_arguments import find_profile_argument, reads_stdin, remove_on
+from cockpit.remote_names import CALLED, HANG_UP, STDIN_NAME
 from cockpit.verbs.output import say
+from cockpit.verbs.remote_arguments import find_profile_argument, reads_stdin, remove_on
 from engine.protocol.messages import Problem, ProblemError
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
@@ -60,7 +60,7 @@ TAIL = 4096
 
 def run(options: argparse.Namespace) -> int:
     """Do the verb of `options` on the host that it names. Returns its exit status."""
-    if (named := far_names.count_hosts(options.arguments)) > 1:
+    if (named := remote_names.count_hosts(options.arguments)) > 1:
         raise ProblemError(
             Problem(
                 code="remote.one_host",
@@ -68,11 +68,11 @@ def run(options: argparse.Namespace) -> int:
                 hint="name one; the app, without a verb, takes several",
             )
         )
-    host = FarHost.parse(options.on[0])
+    host = RemoteHost.parse(options.on[0])
     arguments = remove_on(options.arguments)
     _refuse(host, options, arguments)
-    far = _Far(host, options.home)
-    far_names.command = far.command
+    far = _RemoteCockpit(host, options.home)
+    remote_names.command = far.command
     if options.function in STARTING and not options.detach:
         return _start_and_watch(far, arguments, options)
     if options.function == "train:watch":
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     return done.status
 
 
-def _refuse(host: FarHost, options: argparse.Namespace, arguments: list[str]) -> None:
+def _refuse(host: RemoteHost, options: argparse.Namespace, arguments: list[str]) -> None:
     """Raises ProblemError for a verb that does not work on another host, with the line to run instead."""
     asked = shlex.join(["cockpit", "--on", host.text, *arguments])
     match options.function:
@@ -98,7 +98,7 @@ def _refuse(host: FarHost, options: argparse.Namespace, arguments: list[str]) ->
             instead = f"{asked} --detach; then `ssh -L 8000:127.0.0.1:8000 {host}` brings its address here"
         case "engine:connect":
             cause = "it is the far end of --on itself"
-            instead = f"{far_names.name_command(host.text, options.home)} engine start"
+            instead = f"{remote_names.name_command(host.text, options.home)} engine start"
         case _:
             return
     raise ProblemError(
@@ -133,7 +133,7 @@ def _has_terminal() -> bool:
 # ── verbs that follow ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _start_and_watch(far: _Far, arguments: list[str], options: argparse.Namespace) -> int:
+def _start_and_watch(far: _RemoteCockpit, arguments: list[str], options: argparse.Namespace) -> int:
     """Start a run there, then follow it: the one happens once, the other again whenever the link drops."""
     text, arguments, name = _take_profile(arguments, options)
     end = arguments.index("--") if "--" in arguments else len(arguments)
@@ -146,7 +146,7 @@ def _start_and_watch(far: _Far, arguments: list[str], options: argparse.Namespac
     return _watch(far, done.output.decode().split()[-1], options)
 
 
-def _watch(far: _Far, run_id: str, options: argparse.Namespace) -> int:
+def _watch(far: _RemoteCockpit, run_id: str, options: argparse.Namespace) -> int:
     try:
         return far.call_again([*_shared(options), "watch", run_id], terminal=_has_terminal())
     except (KeyboardInterrupt, ProblemError):
@@ -157,7 +157,7 @@ def _watch(far: _Far, run_id: str, options: argparse.Namespace) -> int:
         raise
 
 
-def _follow_log(far: _Far, run_id: str, options: argparse.Namespace) -> int:
+def _follow_log(far: _RemoteCockpit, run_id: str, options: argparse.Namespace) -> int:
     return far.call_again([*_shared(options), "logs", run_id, "--follow"], counted=True)
 
 
@@ -181,19 +181,19 @@ class _Done:
 
     @property
     def is_lost(self) -> bool:
-        """Whether ssh ended, and not the verb. One that a signal ended has its shell's status (see `_Far.call`)."""
+        """Whether ssh ended, and not the verb. One that a signal ended has its shell's status (see `_RemoteCockpit.call`)."""
         return self.status == FAILED or self.status < 0
 
-    def describe(self, host: FarHost) -> Problem:
+    def describe(self, host: RemoteHost) -> Problem:
         return describe_failure(host, self.status, self.words, self.told)
 
 
-class _Far:
+class _RemoteCockpit:
     """Calls of the cockpit on `host`."""
 
-    def __init__(self, host: FarHost, home: str | None) -> None:
+    def __init__(self, host: RemoteHost, home: str | None) -> None:
         self.host = host
-        self.command = far_names.name_command(host.text, home)
+        self.command = remote_names.name_command(host.text, home)
         """How the user calls it."""
         self._ask = can_answer()
 
@@ -367,7 +367,7 @@ def end_with_reader() -> None:
     """End this process as by ctrl+c when whoever reads its output has gone. A verb without a terminal would not notice
     that its ssh connection has ended."""
     os.environ.pop(HANG_UP, None)
-    far_names.ends_with_reader = True
+    remote_names.ends_with_reader = True
     threading.Thread(target=_interrupt_when_unread, name="reader", daemon=True).start()
 
 

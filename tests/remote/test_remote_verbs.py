@@ -13,11 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cockpit import far_names
+from cockpit import remote_names
 from cockpit.cli import VERBS, build_parser, choose_function, main
-from cockpit.verbs import far as far_module
-from cockpit.verbs.far_arguments import find_profile_argument, reads_stdin, remove_on
+from cockpit.verbs import remote as far_module
 from cockpit.verbs.output import show_problem
+from cockpit.verbs.remote_arguments import find_profile_argument, reads_stdin, remove_on
 from engine.protocol.messages import Problem, Run, Stop
 from tests.remote.loopback import Loopback
 from tests.scripted.bench import ROOT, Engine, wait_for
@@ -258,7 +258,7 @@ def test_the_profile_is_found_on_the_command_line(name: str) -> None:
     arguments = PROFILES[name]
     options = build_parser().parse_args(arguments)
     options.on, options.arguments = ["alpha"], arguments
-    assert choose_function(options) == "far:run"
+    assert choose_function(options) == "remote:run"
     expected = max(at for at, each in enumerate(arguments) if each == options.profile)
     assert find_profile_argument(arguments, options) == expected
 
@@ -296,7 +296,7 @@ def fake_cockpit(folder: Path, *lines: str) -> str:
 def faked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("COCKPIT_SSH", fake_ssh(tmp_path))
     monkeypatch.setenv("COCKPIT_REMOTE", str(tmp_path / "cockpit.sh"))
-    monkeypatch.setattr(far_names, "command", "cockpit")
+    monkeypatch.setattr(remote_names, "command", "cockpit")
     return tmp_path
 
 
@@ -358,11 +358,11 @@ def test_a_link_that_is_cut_within_a_character(capsys: Output) -> None:
 
 
 def test_suggested_commands_name_host_and_home(faked: Path, capsys: Output) -> None:
-    assert {verb.name for verb in VERBS} == set(far_names.VERBS)
-    assert far_names.name_in("`cockpit stop r`, or the cockpit there", "cockpit --on a") == (
+    assert {verb.name for verb in VERBS} == set(remote_names.VERBS)
+    assert remote_names.name_in("`cockpit stop r`, or the cockpit there", "cockpit --on a") == (
         "`cockpit --on a stop r`, or the cockpit there"
     )
-    far_names.read_command("/my home")
+    remote_names.read_command("/my home")
     show_problem(Problem(title="No", hint="cockpit stop r"))
     assert "→ cockpit --home '/my home' stop r" in capsys.readouterr().err
     fake_cockpit(faked, 'echo "$COCKPIT_CALLED"')
