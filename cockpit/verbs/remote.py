@@ -181,7 +181,7 @@ class _Done:
 
     @property
     def is_lost(self) -> bool:
-        """Whether ssh ended, and not the verb. One that a signal ended has its shell's status (see `_RemoteCockpit.call`)."""
+        """Whether ssh ended, and not the verb. One that a signal ended has its shell's status."""
         return self.status == FAILED or self.status < 0
 
     def describe(self, host: RemoteHost) -> Problem:
