@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engine.config import forecasts
-from engine.config.profile import parse
+from engine.config.profile import load, parse
 from engine.protocol.messages import Device, ProblemError
 from engine.workers import forecast as worker
 from engine.workers import launch_forecast
@@ -30,7 +30,9 @@ class Journal:
 
 
 def _forecast(home: Any, profile: Path, capfd: Any, *overrides: str, **how: Any) -> tuple[int, dict[str, Any]]:
-    arguments = {"profile": str(profile), "overrides": list(overrides), "card": None, "cards": None} | how
+    text = load(profile, overrides).to_yaml()
+    arguments = {"profile": str(profile), "text": text, "directory": str(profile.parent), "card": None, "cards": None}
+    arguments |= how
     status = worker._forecast(home, arguments, True)
     return status, json.loads(capfd.readouterr().out.splitlines()[-1])
 
