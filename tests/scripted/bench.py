@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -57,6 +58,7 @@ class Engine:
         if self.cold or (self.path and not self.warm):
             forking = {"PYTHONPATH": str(ROOT)}
         environment = os.environ | forking
+        environment["PYTHONFAULTHANDLER"] = "1"
         environment["PYTHONPATH"] = os.pathsep.join([*map(str, self.path), environment["PYTHONPATH"]])
         command = [
             sys.executable,
@@ -71,8 +73,21 @@ class Engine:
         with open(self.home.engine_log, "ab") as log:
             start = subprocess.Popen if self.cold or self.path else warm_engine.popen
             process = start(command, env=environment, start_new_session=True, stdout=log, stderr=log, cwd="/")
-        wait_for(lambda: (found := find_engine(self.home)) and found.pid == process.pid, what="the engine")
+        try:
+            wait_for(lambda: (found := find_engine(self.home)) and found.pid == process.pid, what="the engine")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; {self._describe(process)}") from None
         return process
+
+    def _describe(self, process: subprocess.Popen[bytes] | warm.Forked) -> str:
+        """What a supervisor that is not found has logged, and what it does now."""
+        ended = process.poll()
+        if ended is None:
+            process.send_signal(signal.SIGABRT)  # the fault handler writes each thread's stack
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+        state = "it ran and was aborted" if ended is None else f"it had ended with {ended}"
+        return f"{state}; found {find_engine(self.home)}; engine.log:\n{self.home.engine_log.read_text()}"
 
     def kill(self) -> None:
         """kill -9, as the kernel would."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import faulthandler
 import functools
 import gc
 import importlib
@@ -319,6 +320,8 @@ def _work(request: dict[str, Any], files: list[int]) -> None:
         os.umask(request.get("umask", 0o022))
         os.environ.clear()
         os.environ.update(request["environment"])
+        if os.environ.get("PYTHONFAULTHANDLER"):
+            faulthandler.enable()
         sys.path += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in sys.path]
         sys.argv = [request["module"], *request["arguments"]]
         importlib.import_module("tests.warm_engine").install(request["module"])
