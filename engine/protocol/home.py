@@ -213,15 +213,16 @@ class RunDirectory:
         return sorted(int(match[1]) for entry, match in named if match and entry.is_dir())
 
 
-def write_private(path: Path, content: bytes) -> None:
+def write_private(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write a file that only its owner can read, complete or not at all: temporary name, fsync, rename. Raises OSError,
-    and then leaves nothing behind."""
+    and then leaves nothing behind. Without `durable`, a power cut may lose it: for what means nothing after one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         try:
             write_all(descriptor, content)
-            os.fsync(descriptor)
+            if durable:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
         temporary.replace(path)

@@ -110,11 +110,12 @@ def write_connection(home: Home, connection: Connection) -> Path:
     OSError."""
     content = msgspec.json.encode(connection)
     try:
-        write_private(home.connection, content)
+        # An engine must not take seconds to start because something else fills the disk's queue.
+        write_private(home.connection, content, durable=False)
         return home.connection
     except OSError:
         path = sockets.make_spare(home) / home.connection.name
-        write_private(path, content)
+        write_private(path, content, durable=False)
         return path
 
 
