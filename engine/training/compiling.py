@@ -8,6 +8,7 @@ compiled: their shapes change with every token.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from engine.models.memory import is_out_of_memory
@@ -67,6 +68,37 @@ def _find_layers(model: Any) -> Iterator[Any]:
             yield from module.children() if getattr(module, "gradient_checkpointing", False) else (module,)
 
 
+def _find_collector() -> Any:
+    """The variable that transformers' hooks on each layer and attention ask whether hidden states are wanted."""
+    from transformers.utils import output_capturing
+
+    return getattr(output_capturing, "_active_collector", None)
+
+
+@contextmanager
+def _traceable(collector: Any) -> Iterator[None]:
+    """Let torch trace the hooks while nothing is collected. They would else end a program at each hook: transformers
+    expects to be compiled as a whole model, not layer by layer."""
+    if collector is None:
+        yield
+        return
+    before, collector.compiling = collector.compiling, True
+    try:
+        yield
+    finally:
+        collector.compiling = before
+
+
+def _require_gradient(arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Let the hidden states of the first layer require a gradient, as those of the others do: it would else be compiled
+    separately."""
+    given = arguments[0] if arguments else named.get("hidden_states")
+    if given is None or given.requires_grad or not given.is_floating_point():
+        return arguments, named
+    required = given.detach().requires_grad_()
+    return ((required, *arguments[1:]), named) if arguments else (arguments, named | {"hidden_states": required})
+
+
 class CompiledLayers:
     """The compiled layers of one model. While not `enabled`, and after a failure, all of them run as they are."""
 
@@ -86,11 +118,17 @@ class CompiledLayers:
             plain, backend=BACKEND, mode=self._mode if BACKEND == "inductor" else None, dynamic=True
         )
 
+        collector = _find_collector()
+        trained = any(weight.requires_grad for weight in layer.parameters())
+
         def call(*arguments: Any, **named: Any) -> Any:
-            if not self.enabled or not layer.training:
+            if not self.enabled or not layer.training or (collector and collector.get()):
                 return plain(*arguments, **named)
+            if trained and torch.is_grad_enabled():
+                arguments, named = _require_gradient(arguments, named)
             try:
-                return compiled(*arguments, **named)
+                with _traceable(collector):
+                    return compiled(*arguments, **named)
             except Exception as error:
                 # The layer itself would raise the same again; what else a compiler, Triton or a driver raises has many
                 # classes, and the layer has changed nothing yet.

@@ -180,7 +180,9 @@ def test_compiled_layers_lose_what_plain_ones_do(
     monkeypatch.setattr(compiling, "BACKEND", counted)
     more = (f"training.gradient_checkpointing={str(checkpointing).lower()}",)
     plain, compiled = both(tmp_path, prepared, more, (*more, "training.compile=true"))
-    assert calls
+    # The layers share their programs, which end at the attention alone: twice as many if the first layer, whose input
+    # comes from frozen embeddings, had its own, and two more for each of transformers' hooks.
+    assert 0 < len(calls) <= 5
     assert compiled == pytest.approx(plain, rel=1e-5)
 
 
