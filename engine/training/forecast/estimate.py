@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import tempfile
 from collections.abc import Callable
@@ -41,7 +42,13 @@ class Given:
     tokenizer: Any
     measured: bool
     process: int
-    """Resident memory of this process after it has imported the libraries, as a rank has."""
+    """Resident memory of a process that has imported the libraries, as a rank has."""
+    cancelled: Callable[[], bool] = lambda: False
+    """Asked before each traced step whether nobody waits for the forecast any more."""
+
+
+class Abandoned(Exception):
+    """The forecast is not wanted any more."""
 
 
 def gather(
@@ -68,12 +75,21 @@ def gather(
         own = tokenizer if profile.model.tokenizer is not None else None
         lock = {"lock": {"eos_token_ids": [loaded.eos_token_id]}}
         made = simulated.write_rows(profile, place, ranks) | lock | {"base": base, "tokenizer": own}
-        return Given(home, made, loaded, False, psutil.Process().memory_info().rss)
-    return Given(home, found, loaded, True, psutil.Process().memory_info().rss)
+        return Given(home, made, loaded, False, measure_process())
+    return Given(home, found, loaded, True, measure_process())
+
+
+@functools.cache
+def measure_process() -> int:
+    """Resident memory of this process when it has imported the libraries, and before it has traced anything."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
-    """The forecast as it is printed and kept, without a verdict. Raises ProblemError for what a run would refuse."""
+    """The forecast as it is printed and kept, without a verdict. Raises ProblemError for what a run would refuse, and
+    Abandoned."""
+    if given.cancelled():
+        raise Abandoned
     world = host.cards
     options = profile.launch.model_copy(update={"processes": world})
     profile = replace(profile, launch=options)
