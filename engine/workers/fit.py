@@ -47,7 +47,7 @@ class Fit:
                 self._assumed[key] = found
         verdict = forecasts.judge_all(found, host.card_bytes, host.host_bytes)  # more or less may be free by now
         shown = {name: value for name, value in found.items() if name not in _LEFT_OUT}
-        return {**shown, "verdict": verdict, "room_bytes": host.card_bytes if host.kind != "cpu" else host.host_bytes}
+        return {**shown, "verdict": verdict}
 
     def fit(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The ways in which a profile fits, each with all the settings that it takes. Raises ProblemError."""
@@ -95,7 +95,7 @@ class Fit:
 
 def main() -> None:
     arguments = build_parser().parse_args()
-    os.nice(10)  # runs on this host come first
+    os.nice(5)  # runs on this host come first
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     cancelled: set[str] = set()
