@@ -168,14 +168,14 @@ def memory_row(history: RunHistory) -> tuple[str, str]:
     sizes = {source: entry[key] for source, entry in entries.items() if entry.get(key)}
     if not sizes:
         return "", ""
-    unit, size = ("GB", 1e9) if max(sizes.values()) >= 1e9 else ("MB", 1e6)
-    digits = 1 if unit == "GB" else 0
-    parts = (f"{_PEAKS[source]} {value / size:.{digits}f}" for source, value in sizes.items())
-    return f"memory {unit}", " · ".join(parts)
+    unit, size, digits = ("GB", 1e9, 1) if max(sizes.values()) >= 1e9 else ("MB", 1e6, 0)
+    written = [f"{_PEAKS[source]}{value / size:.{digits}f}" for source, value in sizes.items()]
+    written[0] += f" {unit}"
+    return "forecast" if "forecast" in sizes else "memory", ", ".join(written)
 
 
-_PEAKS = {"forecast": "forecast", "rehearsed": "tried", "actual": "peak"}
-"""Source of a figure of memory -> how the panel calls it."""
+_PEAKS = {"forecast": "", "rehearsed": "tried ", "actual": "peak "}
+"""Source of a figure of memory -> what is written before it."""
 
 
 def evaluation_rows(history: RunHistory, *, short: bool = False) -> list[tuple[str, str | Content]]:

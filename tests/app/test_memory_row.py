@@ -25,9 +25,9 @@ def test_the_figures_are_of_the_card_and_of_one_attempt() -> None:
     assert memory_row(history) == ("", "")
     for each in (entry("forecast", 14.2, 31), entry("rehearsed", 14.0, 30), entry("actual", 14.4, 30)):
         history = add_entry(history, each)
-    assert memory_row(history) == ("memory GB", "forecast 14.2 · tried 14.0 · peak 14.4")
+    assert memory_row(history) == ("forecast", "14.2 GB, tried 14.0, peak 14.4")
     history = add_entry(history, entry("rehearsed", None, 0.75, attempt=2))
-    assert memory_row(history) == ("memory MB", "tried 750")
+    assert memory_row(history) == ("memory", "tried 750 MB")
 
 
 @pytest.mark.parametrize("size", [HIGH, LOW])
@@ -37,7 +37,7 @@ async def test_the_dashboard_shows_them_side_by_side(size: tuple[int, int]) -> N
     async with run_app(engine, size) as pilot:
         for each in (entry("forecast", None, 3.1), entry("rehearsed", None, 3.0), entry("actual", None, 3.2)):
             engine.say(Told(run=run.id, entry=each))
-        await until(pilot, lambda: "memory GB" in screen_text(pilot) and "forecast 3.1" in screen_text(pilot))
+        await until(pilot, lambda: "3.1 GB, tried 3" in screen_text(pilot))
         if size == HIGH:
-            assert "forecast 3.1 · tried 3.0 · peak 3.2" in screen_text(pilot)
+            assert "forecast  3.1 GB, tried 3.0, peak 3.2" in screen_text(pilot)
         assert_fits(pilot)
