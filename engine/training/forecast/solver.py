@@ -103,10 +103,10 @@ def spread(profile: Profile, host: Host) -> Change:
     if training.tokens_per_batch:
         passes, rest = divmod(training.accumulation * processes, host.cards)
         return {} if rest or not passes else {"training.accumulation": passes}
-    rows, rest = divmod(training.micro_batch * training.accumulation * processes, host.cards)
+    rows, rest = divmod(training.rows * training.accumulation * processes, host.cards)
     if rest or not rows:
         return {}
-    micro = next(size for size in range(min(training.micro_batch, rows), 0, -1) if rows % size == 0)
+    micro = next(size for size in range(min(training.rows, rows), 0, -1) if rows % size == 0)
     return {"training.micro_batch": micro, "training.accumulation": rows // micro}
 
 
