@@ -105,7 +105,7 @@ def find_ways(
 ) -> tuple[Host, dict[str, Any], list[dict[str, Any]]]:
     """The host of `wanted` cards (`8x80GB`, `auto`), the settings that keep the global batch there, and the ways in
     which the profile fits with these, the best first. Raises ProblemError, ProfileError, Abandoned."""
-    from engine.training.forecast import estimate, hosts, solver
+    from engine.training.forecast import estimate, hosts, solver, ways
 
     cards, size = (None, None) if wanted == "auto" else hosts.parse_size(wanted)
     host = hosts.find(profile, None if size is None else f"{size / 1e6:.0f}MB", cards)
@@ -113,7 +113,7 @@ def find_ways(
     profile = estimate.replace_settings(profile, spread)
     with ExitStack() as stack, explain_failures():
         given = replace(estimate.gather(profile, home, stack, ranks=host.cards), cancelled=cancelled)
-        found = solver.solve(profile, host, given)
+        found = ways.solve(profile, host, given)
         if cancelled():
             raise estimate.Abandoned
     return host, spread, found
@@ -194,15 +194,19 @@ def _fit(home: Home, arguments: dict[str, Any], as_json: bool) -> int:
     if as_json:
         print(to_json({"cards": host.cards, "card_bytes": host.card_bytes, "ways": found}))
     else:
-        table = Table("CHANGES", "A CARD", "HOST", "TIME", "", box=None, pad_edge=False, header_style="bold")
-        for way in found:
-            table.add_row(*map(text, _describe_way(way)))
+        table = Table("", "CHANGES", "A CARD", "HOST", "TIME", "", box=None, pad_edge=False, header_style="bold")
+        for number, way in enumerate(found, 1):
+            table.add_row(*map(text, (str(number), *_describe_way(way))))
         GuardedConsole(width=None if sys.stdout.isatty() else 200).print(table)
     if not found:
         ERR.print("no settings were found with which it fits", style="bold red")
         return TOO_LARGE
     if arguments["apply"]:
-        way = {**found[0], "settings": {**spread, "launch.processes": host.cards, **found[0]["settings"]}}
+        chosen = found[arguments.get("way", 1) - 1 : arguments.get("way", 1)]
+        if not chosen:
+            ERR.print(f"--way {arguments['way']}: there are {len(found)}", style="bold red")
+            return WRONG
+        way = {**chosen[0], "settings": {**spread, "launch.processes": host.cards, **chosen[0]["settings"]}}
         apply.write_copy(Path(arguments["profile"]), Path(arguments["apply"]), way, arguments["overrides"])
         ERR.print(f"written to {arguments['apply']}", soft_wrap=True)
     return FITS
@@ -211,7 +215,7 @@ def _fit(home: Home, arguments: dict[str, Any], as_json: bool) -> int:
 def _describe_way(way: dict[str, Any]) -> tuple[str, ...]:
     settings = ", ".join(f"{key}={json.dumps(value)}" for key, value in way["settings"].items())
     device = forecasts.format_size(way["device_bytes"]) if way["device_bytes"] else "–"
-    near = "hardly" if way["verdict"] == "near" else ""
+    near = way.get("grows", "hardly" if way["verdict"] == "near" else "")
     return settings or "as it is", device, forecasts.format_size(way["host_bytes"]), f"× {way['time']:g}", near
 
 

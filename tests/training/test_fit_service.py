@@ -33,7 +33,9 @@ def test_a_forecast_is_computed_once_and_given_up_when_cancelled(bare_home, argu
     cancelled: set[str] = set()
     service = Fit(bare_home, cancelled)
     found = service.forecast(arguments)
-    assert found["verdict"] == "fits" and found["host_bytes"] > 0 and not found["rows_measured"] and "terms" not in found
+    assert (
+        found["verdict"] == "fits" and found["host_bytes"] > 0 and not found["rows_measured"] and "terms" not in found
+    )
     assert forecasts.summarize(found).endswith("time unknown")
     assert len(traced) == 1 and service.forecast(arguments) == found and len(traced) == 1
     cancelled.add("2")

@@ -80,5 +80,5 @@ def test_the_margin_is_left_on_a_card_and_on_the_host(monkeypatch):
 
 
 def test_it_needs_the_rehearsal():
-    with pytest.raises(ProfileError, match="training.rehearsal"):
+    with pytest.raises(ProfileError, match=r"training\.rehearsal"):
         parse(PROFILE.format(base="a/b"), "test", "/", ["training.micro_batch=auto", "training.rehearsal=false"])

@@ -203,14 +203,6 @@ def _is_possible(profile: Profile, host: Host) -> bool:
     return not list(check_combinations(sections, Path(profile.directory), None))
 
 
-def solve(profile: Profile, host: Host, given: Given) -> list[Change]:
-    """The ways in which a profile fits, the fastest first, all with the same global batch: as it is, and with
-    changes."""
-    profile = replace_auto(profile)
-    unchanged = try_change(profile, host, given, {"settings": {}, "time": 1.0})
-    return [*filter(None, [unchanged]), *find_changes(profile, host, given, count=2 * ENOUGH)]
-
-
 def replace_auto(profile: Profile) -> Profile:
     """The profile with the first strategy in the place of `auto`."""
     if profile.launch.strategy != AUTO:
