@@ -127,8 +127,9 @@ async def test_the_chosen_settings_that_fit_are_put_into_the_text(size: tuple[in
         for wanted in ("A CARD", "23.0 GB", "as it is", "hardly fits", "9.0 GB", "× 1.33", "training.micro_batch: 2"):
             assert wanted in screen_text(pilot)
         assert_fits(pilot)
-        places = {line.find(name) for line in screen_text(pilot).splitlines() for name in ("training.micro_batch: 2",
-                  "training.accumulation: 4", "launch.strategy: zero2", "CHANGES", "as it is") if name in line}  # fmt: skip
+        names = ("training.micro_batch: 2", "training.accumulation: 4", "launch.strategy: zero2", "CHANGES", "as it is")
+        lines = [(line, name) for line in screen_text(pilot).splitlines() for name in names if name in line]
+        places = {line.find(name) for line, name in lines}
         assert len(places) == 1
         await pilot.press("down", "enter")
         await until(pilot, lambda: "zero2" in screen.editor.text)
