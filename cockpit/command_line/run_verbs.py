@@ -69,7 +69,8 @@ START_VERBS = (
                 "--cards", metavar="NxSIZE", default="auto", help="e.g. 1x24GB or 8x80GB (auto: those of this host)"
             ),
             SET,
-            option("--apply", metavar="FILE", help="write the profile with the fastest of them there"),
+            option("--apply", metavar="FILE", help="write the profile with one of them there"),
+            option("--way", type=int, metavar="N", default=1, help="which of them --apply writes (1, the fastest)"),
         ),
     ),
     Verb("prepare", "read, check and tokenize a profile's data, nothing more", "train:prepare", (PROFILE, SET, DETACH)),

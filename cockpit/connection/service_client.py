@@ -30,7 +30,7 @@ class ServiceClient:
     async def ask(self, question: str, arguments: dict[str, Any], request: str = "") -> Any:
         """The result of a question. Its progress is published as `ServiceEvent` with this `request`. Raises
         ProblemError."""
-        await self._open()
+        await asyncio.shield(self._open())  # a question that is given up must not leave a service that nobody closes
         ask = Ask(service=self.id, request=request or uuid.uuid4().hex, question=question, arguments=arguments)
         try:
             return (await self._request("service_ask", ask, ANSWER_TIMEOUT)).result

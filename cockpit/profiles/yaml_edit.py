@@ -6,6 +6,7 @@ ruamel composes the text into nodes with a start and an end; an edit replaces ex
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -62,6 +63,13 @@ def set_value(text: str, key: str, value: str) -> str:
     if read_yaml(changed) and value_at(read_yaml(changed), key) == expected:
         return changed
     raise ValueError(f"cannot write {value} there; edit the YAML instead")
+
+
+def set_values(text: str, settings: Mapping[str, Any]) -> str:
+    """The text with these settings, given as plain data. Raises ValueError as `set_value` does."""
+    for key, value in settings.items():
+        text = set_value(text, key, value if isinstance(value, str) else json.dumps(value))
+    return text
 
 
 def clear_value(text: str, key: str) -> str:

@@ -85,6 +85,7 @@ HELP: dict[str, Sentences] = {
             "save": "Save to this or another file; another file is not replaced unasked.",
             "launch": "Check the profile once more and launch it.",
             "next_problem": "Go to the next problem in the text.",
+            "fit": "List the settings with which it fits, or which use the memory that is left.",
             "leave": "Leave the text, then the screen. What is not saved is kept as a draft.",
         },
     },

@@ -19,9 +19,11 @@ from cockpit.connection.submission import build_submission
 from cockpit.content import Content
 from cockpit.profiles.check import ProfileCheck, check_profile, summarize_launch
 from cockpit.profiles.files import ProfileFile, list_profiles, user_folder
-from cockpit.profiles.yaml_edit import clear_value, set_value
+from cockpit.profiles.yaml_edit import clear_value, set_value, set_values
 from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.widgets.confirm import Confirm
+from cockpit.widgets.fit_dialog import FitDialog
+from cockpit.widgets.forecast_line import ForecastLine
 from cockpit.widgets.form import Form
 from cockpit.widgets.prompt import Prompt
 from cockpit.widgets.yaml_editor import YamlEditor
@@ -41,6 +43,8 @@ class ProfileScreen(CockpitScreen):
     Pick a profile, then change it in the form (Enter edits, ← → step through choices, Backspace restores the default)
     or in the text; comments are kept. ● marks settings that the file has.
     Built-in profiles are read-only: ctrl+s saves a copy.
+    The second line says what the profile takes on the engine's host, by a traced step without weights; `F` lists
+    settings with which it fits.
     """
     DEFAULT_CSS = """
     ProfileScreen #body { height: 1fr; }
@@ -60,6 +64,7 @@ class ProfileScreen(CockpitScreen):
         ("ctrl+s", "save", "Save as"),
         ("ctrl+l", "launch", "Launch"),
         ("ctrl+g", "next_problem", "Next problem"),
+        Binding("F", "fit", "What fits"),
         Binding("escape", "leave", "Back", show=False),
     ]
 
@@ -76,6 +81,7 @@ class ProfileScreen(CockpitScreen):
 
     def compose_body(self) -> ComposeResult:
         yield Static(id="status")
+        yield ForecastLine()
         yield Static(id="notes")
         with Horizontal(id="body"):
             yield OptionList(id="files")
@@ -94,6 +100,10 @@ class ProfileScreen(CockpitScreen):
     @property
     def form(self) -> Form:
         return self.query_one("#form", Form)
+
+    @property
+    def forecast(self) -> ForecastLine:
+        return self.query_one(ForecastLine)
 
     def on_mount(self) -> None:
         self.load_files(None)
@@ -213,6 +223,7 @@ class ProfileScreen(CockpitScreen):
         self.query_one("#status", Static).update(
             Content.assemble(status, "  ", (self.file.name, "bold"), (f"  {place}", "dim"))
         )
+        self.forecast.follow(result.profile)
         notes = self.query_one("#notes", Static)
         notes.display = bool(result.notes)
         notes.update(Content("\n".join(result.notes)))
@@ -261,6 +272,21 @@ class ProfileScreen(CockpitScreen):
             self.notify(str(error), severity="error")
             return
         self.editor.replace(text, (0, 0), self.editor.document.end, maintain_selection_offset=False)
+
+    @opens_dialog
+    @work(exclusive=True, group="fit")
+    async def action_fit(self) -> None:
+        """Show settings with which the profile fits, and put the chosen ones into the text."""
+        result = await self._check()
+        if result is None:
+            return
+        if result.profile is None:
+            self.notify("fix the problems first: ctrl+g goes to each", severity="error")
+            return
+        text = result.text
+        settings = await self.app.push_screen_wait(FitDialog(self.forecast, self.forecast.describe(result.profile)))
+        if settings and text == self.editor.text:
+            self._edit(lambda text: set_values(text, settings))
 
     @opens_dialog
     @work(exclusive=True, group="save")

@@ -50,6 +50,8 @@ class RunHistory:
     phase: Entry | None = None
     bad_batch: Entry | None = None
     """The newest batch that was held back."""
+    memory: Mapping[str, Entry] = field(default_factory=dict)
+    """What this attempt takes, by the source of the figure: `forecast`, `rehearsed`, `actual`."""
 
 
 _LISTS = {
@@ -181,6 +183,9 @@ def add_entry(history: RunHistory, entry: Entry) -> RunHistory:
         changed[name] = (*getattr(history, name), entry)[-MAX_ENTRIES:]
     elif kind in ("start", "phase", "bad_batch"):
         changed[kind] = entry
+    elif kind == "memory":
+        same = {source: each for source, each in history.memory.items() if each["attempt"] == entry["attempt"]}
+        changed[kind] = {**same, entry["source"]: entry}
     return replace(history, **changed)
 
 

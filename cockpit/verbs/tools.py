@@ -47,7 +47,9 @@ def forecast(options: argparse.Namespace) -> NoReturn:
 
 
 def fit(options: argparse.Namespace) -> NoReturn:
-    _run_forecast(options, "fit", {"cards": options.cards, "apply": options.apply})
+    if options.way < 1:
+        raise ValueError("--way counts from 1")
+    _run_forecast(options, "fit", {"cards": options.cards, "apply": options.apply, "way": options.way})
 
 
 def _run_forecast(options: argparse.Namespace, action: str, arguments: dict[str, Any]) -> NoReturn:

@@ -145,6 +145,7 @@ def fact_rows(run: Run, history: RunHistory) -> list[tuple[str, str | Content]]:
         )
     if run.global_batch:
         rows.append(("batch", f"{run.global_batch} global, {run.processes} rank{'s'[: run.processes > 1]}"))
+    rows.append(memory_row(history))
     rows.append(("base", run.base.rsplit("/", 1)[-1]))
     rows.append(("method", " · ".join(part for part in (run.method, run.adapter) if part)))
     types = [str(further[key]) for key in ("dtype", "quantization", "compute_dtype") if further.get(key)]
@@ -156,6 +157,25 @@ def fact_rows(run: Run, history: RunHistory) -> list[tuple[str, str | Content]]:
         )
     rows += [(key, str(further[key])) for key in ("device", "torch") if key in further]
     return [(name, value) for name, value in rows if value]
+
+
+def memory_row(history: RunHistory) -> tuple[str, str]:
+    """The run's peak as it was forecast, as the rehearsal took it, and as it was in the end: of the fullest card, or
+    without cards of the host. Empty before any of these is known."""
+    entries = {source: history.memory[source] for source in _PEAKS if source in history.memory}
+    on_card = any(entry.get("device_bytes") for entry in entries.values())
+    key = "device_bytes" if on_card else "host_bytes"
+    sizes = {source: entry[key] for source, entry in entries.items() if entry.get(key)}
+    if not sizes:
+        return "", ""
+    unit, size, digits = ("GB", 1e9, 1) if max(sizes.values()) >= 1e9 else ("MB", 1e6, 0)
+    written = [f"{_PEAKS[source]}{value / size:.{digits}f}" for source, value in sizes.items()]
+    written[0] += f" {unit}"
+    return "forecast" if "forecast" in sizes else "memory", ", ".join(written)
+
+
+_PEAKS = {"forecast": "", "rehearsed": "tried ", "actual": "peak "}
+"""Source of a figure of memory -> what is written before it."""
 
 
 def evaluation_rows(history: RunHistory, *, short: bool = False) -> list[tuple[str, str | Content]]:

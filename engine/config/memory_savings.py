@@ -8,7 +8,7 @@ from engine.config.profile import Profile
 def list_memory_savings(profile: Profile) -> list[str]:
     """Changes of settings that take less memory, with the profile's own figures; the first keeps the global batch."""
     training, savings = profile.training, []
-    rows, steps = training.micro_batch, training.accumulation
+    rows, steps = training.rows, training.accumulation
     if budget := training.tokens_per_batch:
         savings.append(
             f"training.tokens_per_batch={max(1, budget // 2)} with training.accumulation={steps * 2} "

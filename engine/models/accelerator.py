@@ -59,6 +59,19 @@ def read_peak() -> int | None:
     return _read_statistics(torch).get("allocated_bytes.all.peak") if _chosen is not None else None
 
 
+def read_room() -> int | None:
+    """The memory of this process's device in bytes, without what others hold of it; None where that is unknown."""
+    import torch
+
+    if _chosen is None:
+        return None
+    try:
+        free = int(torch.accelerator.get_memory_info(_chosen)[0])
+    except (RuntimeError, NotImplementedError):
+        return None
+    return free + _read_statistics(torch).get("reserved_bytes.all.current", 0)
+
+
 def release() -> None:
     """Return unused memory to the device. Has no effect where nothing has been allocated."""
     import torch

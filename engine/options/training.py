@@ -23,7 +23,12 @@ class TrainingOptions(Options):
     max_steps: int | None = option(
         None, help="Stop after this many optimiser steps; takes precedence over epochs.", unit="steps", ge=1
     )
-    micro_batch: int = option(1, help="Rows per process and forward pass.", unit="rows", ge=1)
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = option(
+        1,
+        help="Rows per process and forward pass; auto: as many as fit, found out before the first step. accumulation "
+        "then says how many rows of a process make up a global batch.",
+        unit="rows",
+    )
     tokens_per_batch: int | None = option(
         None,
         help="Tokens per process and forward pass, at most: as many rows as fit. Takes the place of micro_batch, which "
@@ -98,6 +103,11 @@ class TrainingOptions(Options):
         "auto", help="Use Liger's kernels; auto: on CUDA where the package liger-kernel is installed."
     )
     optimizations: bool = option(True, help="false: only the libraries' own code paths, nothing compiled, no Liger.")
+
+    @property
+    def rows(self) -> int:
+        """`micro_batch` as a number: with `auto`, what a run begins with."""
+        return 1 if self.micro_batch == "auto" else self.micro_batch
 
 
 class CheckpointOptions(Options):

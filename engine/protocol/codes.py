@@ -241,6 +241,10 @@ CODES: dict[str, str] = {
     ),
     "forecast.card_size": "The size of a card cannot be read. Write `24GB`, or `8x80GB`.",
     "forecast.strategy": ("The message names the strategy that has replaced `launch.strategy: auto`. Nothing to do."),
+    "memory.batch_found": (
+        "The message names the micro-batch that has replaced `training.micro_batch: auto`. Nothing to do, unless it "
+        "says that it could not be searched for."
+    ),
     "memory.batch_cut": (
         "A micro-batch did not fit. The run goes on with smaller ones and the same global batch; nothing to do."
     ),

@@ -34,7 +34,7 @@ from engine.supervisor.launchers.local import build_command
 from engine.supervisor.processes import Leader
 from engine.supervisor.run_record import read_log_tail
 
-KINDS = ("chat", "data", "evaluate", "export", "generate", "serve")
+KINDS = ("chat", "data", "evaluate", "export", "fit", "generate", "serve")
 """The modules of `engine.workers` that may be opened as a service."""
 INDEPENDENT = ("serve",)
 """Kinds that go on when the client that opened them has left."""

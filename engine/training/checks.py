@@ -140,6 +140,11 @@ def _check_training(training: Any, adapter: Any, data: Any, method: Any) -> Iter
                 f"is for rows whose tokens are known before training, and method.kind {method.kind} samples its "
                 "replies: set training.micro_batch",
             )
+    if training.micro_batch == AUTO and not training.rehearsal:
+        yield (
+            "training.rehearsal",
+            "must be true with training.micro_batch auto: that is when the number of rows that fit is found out",
+        )
     if method and method.rows != "tokens":
         for name in ("label_smoothing", "neftune", "router_aux_loss"):
             if getattr(training, name):

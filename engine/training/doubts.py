@@ -41,7 +41,7 @@ def describe_small_batches(profile: Any, device_kind: str, lengths: Sequence[int
             return "", ""
         hint = "raise training.tokens_per_batch"
         return f"a micro-batch has at most {budget} tokens: the device computes them faster than it gets the next", hint
-    rows, accumulation = profile.training.micro_batch, profile.training.accumulation
+    rows, accumulation = profile.training.rows, profile.training.accumulation
     tokens = round(rows * sum(lengths) / max(1, len(lengths)))
     if device_kind == "cpu" or tokens >= FEW_TOKENS:
         return "", ""

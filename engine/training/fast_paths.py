@@ -94,7 +94,7 @@ def try_compiled(loop: TrainingLoop, compiled: CompiledLayers) -> None:
     before = copy.deepcopy(loop.checkpointer.snapshot())
     weights = [weight for weight in model.parameters() if weight.requires_grad][:_GRADIENTS]
     settings = loop.profile.training
-    rows = range(min(2, 2 if settings.tokens_per_batch else settings.micro_batch, len(method.rows)))
+    rows = range(min(2, 2 if settings.tokens_per_batch else settings.rows, len(method.rows)))
     batch = method.to_device(method.longest_batch([method.rows[row] for row in rows]))
     config = model.config.get_text_config()
     name = f"compiled layers of {config.model_type} {config.hidden_size} wide, {loop.profile.adapter.kind}"

@@ -63,6 +63,8 @@ class Job:
     """Loads the base, as `engine.models.base.load` does. A forecast takes its shape alone."""
     memory: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What the run takes, by `engine.training.memory_report`'s names."""
+    grows: bool = False
+    """Whether the rehearsal looks for the largest micro-batch that fits."""
     simulated: bool = False
     """Whether this is a forecast: nothing is tried on a device then, as nothing is computed."""
 

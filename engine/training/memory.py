@@ -52,7 +52,7 @@ def smaller_micro_batch(profile: Profile, longest: int = 0) -> Profile | None:
 
     An odd micro-batch is divided by its smallest divisor, so that the product stays the same: 9 × 1 becomes 3 × 3.
     """
-    rows = profile.training.micro_batch
+    rows = profile.training.rows
     if budget := profile.training.tokens_per_batch:
         if budget <= longest:
             return None

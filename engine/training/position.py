@@ -46,7 +46,7 @@ def keep_global_batch(job: Job) -> None:
         return
     micro, accumulation, ranks = _read_shape(job)
     training, world = job.profile.training, job.ranks.world
-    if ranks == world or (training.micro_batch, training.accumulation) != (micro, accumulation):
+    if ranks == world or (training.rows, training.accumulation) != (micro, accumulation):
         return
     share, rest = divmod(micro * accumulation * ranks, world)
     if rest or isinstance(job.profile.method, OnlineOptions):
@@ -111,7 +111,7 @@ def _read_shape(job: Job) -> Sequence[int]:
     ranks = json.loads((inner / resume.FILE).read_text())["ranks"]
     default = job.profile.training
     return (
-        kept.get("training.micro_batch", default.micro_batch),
+        kept.get("training.micro_batch", default.rows),
         kept.get("training.accumulation", default.accumulation),
         ranks,
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from engine.models import accelerator
 from engine.protocol.codes import Pause
 from engine.storage.atomic import write_folder
-from engine.training import checkpoints, memory_report, optimizer_factory
+from engine.training import checkpoints, growth, memory_report, optimizer_factory
 from engine.training.checkpointer import describe_failed_write
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ checkpoints."""
 
 def rehearse(loop: TrainingLoop, *, fresh: bool) -> None:
     """Run the preflight, on every rank, just before the first step. Raises what a step, an evaluation or a save would
-    raise later, and RestartFrom when smaller micro-batches may help."""
+    raise later, and RestartFrom when smaller micro-batches may help, or larger ones fit."""
     if not loop.method.rehearsable:
         return
     loop.reporter.set_phase("rehearsing", "the longest batch")
@@ -40,6 +40,7 @@ def rehearse(loop: TrainingLoop, *, fresh: bool) -> None:
     rates = [group["lr"] for group in loop.optimizer.param_groups]
     try:
         _step(loop, update=fresh)
+        growth.grow(loop)
         if fresh:
             _evaluate(loop)
             _save(loop)

@@ -29,6 +29,7 @@ from engine.training import (
     doubts,
     exhausted,
     finishing,
+    growth,
     lineage,
     live_settings,
     memory_report,
@@ -86,6 +87,7 @@ def train(
         step: metrics for step, metrics in checkpoints.list_with_metrics(run).items() if step in history.steps
     }
     job.written |= history.written
+    growth.begin(job)
     position.keep_global_batch(job)
     exhausted.apply_notes(job, inbox.step)
     _report_rewind(job, history, point, asked=from_step is not None)

@@ -12,10 +12,11 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -28,6 +29,9 @@ from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.terminal import guard, to_json
 from engine.protocol.text import first_line
+
+if TYPE_CHECKING:
+    from engine.training.forecast.hosts import Host
 
 ERR = GuardedConsole(stderr=True)
 FITS, TOO_LARGE, WRONG = 0, 1, 2
@@ -68,17 +72,18 @@ def _report(problem: Problem, as_json: bool) -> int:
     return WRONG
 
 
-def _make(
+def make(
     profile: Profile,
     home: Home,
     host: Any,
     report: Callable[[dict[str, Any], Profile], bool],
     prepared: dict[str, Any] | None = None,
     limit: int = 120,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, Any], Profile]:
     """The forecast and the chosen profile. `report` gets them before the changes of one that does not fit are looked
     for, for about `limit` seconds, if it returns true. Raises ProblemError, also where the libraries cannot trace the
-    model."""
+    model, and Abandoned once it is `cancelled`."""
     from transformers.utils import logging as library_logging
 
     from engine.training.forecast import estimate, verdict
@@ -86,16 +91,45 @@ def _make(
     library_logging.set_verbosity_error()
     library_logging.disable_progress_bar()
     with ExitStack() as stack:
-        try:
+        with explain_failures():
             given = estimate.gather(profile, home, stack, prepared, ranks=host.cards)
+            given = replace(given, cancelled=cancelled)
             found, chosen = verdict.forecast(profile, host, given)
-        except (ProblemError, ProfileError):
-            raise
-        except Exception as error:
-            raise _explain(error) from error
         if report(found, chosen) and found["verdict"] == "too_large":
             verdict.add_changes(found, (profile, chosen), host, given, limit)
         return found, chosen
+
+
+def find_ways(
+    profile: Profile, home: Home, wanted: str, cancelled: Callable[[], bool] = lambda: False
+) -> tuple[Host, dict[str, Any], list[dict[str, Any]]]:
+    """The host of `wanted` cards (`8x80GB`, `auto`), the settings that keep the global batch there, and the ways in
+    which the profile fits with these, the best first. Raises ProblemError, ProfileError, Abandoned."""
+    from engine.training.forecast import estimate, hosts, solver, ways
+
+    cards, size = (None, None) if wanted == "auto" else hosts.parse_size(wanted)
+    host = hosts.find(profile, None if size is None else f"{size / 1e6:.0f}MB", cards)
+    spread = solver.spread(profile, host)
+    profile = estimate.replace_settings(profile, spread)
+    with ExitStack() as stack, explain_failures():
+        given = replace(estimate.gather(profile, home, stack, ranks=host.cards), cancelled=cancelled)
+        found = ways.solve(profile, host, given)
+        if cancelled():
+            raise estimate.Abandoned
+    return host, spread, found
+
+
+@contextmanager
+def explain_failures() -> Iterator[None]:
+    """Context that says, of whatever the libraries raise, why there is no forecast."""
+    from engine.training.forecast.estimate import Abandoned
+
+    try:
+        yield
+    except (ProblemError, ProfileError, Abandoned):
+        raise
+    except Exception as error:
+        raise _explain(error) from error
 
 
 def _explain(error: Exception) -> ProblemError:
@@ -124,7 +158,7 @@ def _forecast(home: Home, arguments: dict[str, Any], as_json: bool) -> int:
             _print_forecast(found, profile, chosen)
         return True
 
-    found, _ = _make(profile, home, host, report)
+    found, _ = make(profile, home, host, report)
     if as_json:
         print(to_json(found))
     if found["verdict"] != "too_large":
@@ -153,34 +187,26 @@ def _print_forecast(found: dict[str, Any], profile: Profile, chosen: Profile) ->
 
 
 def _fit(home: Home, arguments: dict[str, Any], as_json: bool) -> int:
-    from engine.training.forecast import apply, estimate, hosts, solver
+    from engine.training.forecast import apply
 
     profile = _read_profile(home, arguments)
-    wanted = arguments["cards"]
-    cards, size = (None, None) if wanted == "auto" else hosts.parse_size(wanted)
-    host = hosts.find(profile, None if size is None else f"{size / 1e6:.0f}MB", cards)
-    spread = solver.spread(profile, host)
-    profile = estimate.replace_settings(profile, spread)
-    with ExitStack() as stack:
-        try:
-            given = estimate.gather(profile, home, stack, ranks=host.cards)
-            found = solver.solve(profile, host, given)
-        except (ProblemError, ProfileError):
-            raise
-        except Exception as error:
-            raise _explain(error) from error
+    host, spread, found = find_ways(profile, home, arguments["cards"])
     if as_json:
         print(to_json({"cards": host.cards, "card_bytes": host.card_bytes, "ways": found}))
     else:
-        table = Table("CHANGES", "A CARD", "HOST", "TIME", "", box=None, pad_edge=False, header_style="bold")
-        for way in found:
-            table.add_row(*map(text, _describe_way(way)))
+        table = Table("", "CHANGES", "A CARD", "HOST", "TIME", "", box=None, pad_edge=False, header_style="bold")
+        for number, way in enumerate(found, 1):
+            table.add_row(*map(text, (str(number), *_describe_way(way))))
         GuardedConsole(width=None if sys.stdout.isatty() else 200).print(table)
     if not found:
         ERR.print("no settings were found with which it fits", style="bold red")
         return TOO_LARGE
     if arguments["apply"]:
-        way = {**found[0], "settings": {**spread, "launch.processes": host.cards, **found[0]["settings"]}}
+        chosen = found[arguments.get("way", 1) - 1 : arguments.get("way", 1)]
+        if not chosen:
+            ERR.print(f"--way {arguments['way']}: there are {len(found)}", style="bold red")
+            return WRONG
+        way = {**chosen[0], "settings": {**spread, "launch.processes": host.cards, **chosen[0]["settings"]}}
         apply.write_copy(Path(arguments["profile"]), Path(arguments["apply"]), way, arguments["overrides"])
         ERR.print(f"written to {arguments['apply']}", soft_wrap=True)
     return FITS
@@ -189,7 +215,7 @@ def _fit(home: Home, arguments: dict[str, Any], as_json: bool) -> int:
 def _describe_way(way: dict[str, Any]) -> tuple[str, ...]:
     settings = ", ".join(f"{key}={json.dumps(value)}" for key, value in way["settings"].items())
     device = forecasts.format_size(way["device_bytes"]) if way["device_bytes"] else "–"
-    near = "hardly" if way["verdict"] == "near" else ""
+    near = way.get("grows", "hardly" if way["verdict"] == "near" else "")
     return settings or "as it is", device, forecasts.format_size(way["host_bytes"]), f"× {way['time']:g}", near
 
 
@@ -230,7 +256,7 @@ def _forecast_run(home: Home, run_id: str) -> int:
         sys.stdout.flush()
         return forecasts.is_hopeless(found, largest, total)
 
-    found, chosen = _make(profile, home, host, report, json.loads(run.prepared.read_bytes()), 20)
+    found, chosen = make(profile, home, host, report, json.loads(run.prepared.read_bytes()), 20)
     if "changes" in found:
         report(found, chosen)
     return FITS

@@ -254,6 +254,8 @@ class FakeEngine:
                 return run
             case "delete":
                 return Nothing()
+            case "service_open":
+                raise ProblemError(Problem(code="service.unknown_kind", title="There are no services here"))
         await asyncio.sleep(self.delay)
         return Taken(run=run.id, state=run.state, step=run.step)
 

@@ -61,7 +61,8 @@ def write_copy(source: Path, target: Path, way: dict[str, Any], overrides: Seque
         for section, names in _PATHS.items():
             _make_absolute(document.get(section), names, source.parent.absolute())
     needed = format_size(way["device_bytes"] or way["host_bytes"])
-    reason = f"so that it fits: {needed}, {way['time']:g} times as long a step"
+    why = way.get("grows", "so that it fits")
+    reason = f"{why}: {needed}, {way['time']:g} times as long a step"
     for key, value in way["settings"].items():
         section, _, name = key.partition(".")
         if not isinstance(document.get(section), dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import tempfile
 from collections.abc import Callable
@@ -41,7 +42,13 @@ class Given:
     tokenizer: Any
     measured: bool
     process: int
-    """Resident memory of this process after it has imported the libraries, as a rank has."""
+    """Resident memory of a process that has imported the libraries, as a rank has."""
+    cancelled: Callable[[], bool] = lambda: False
+    """Asked before each traced step whether nobody waits for the forecast any more."""
+
+
+class Abandoned(Exception):
+    """The forecast is not wanted any more."""
 
 
 def gather(
@@ -64,16 +71,30 @@ def gather(
     template = (found or {}).get("template")
     loaded = load_tokenizer(tokenizer, profile.model.trust_remote_code, template)
     if found is None:
-        place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         own = tokenizer if profile.model.tokenizer is not None else None
         lock = {"lock": {"eos_token_ids": [loaded.eos_token_id]}}
-        made = simulated.write_rows(profile, place, ranks) | lock | {"base": base, "tokenizer": own}
-        return Given(home, made, loaded, False, psutil.Process().memory_info().rss)
-    return Given(home, found, loaded, True, psutil.Process().memory_info().rss)
+        given = Given(home, lock | {"base": base, "tokenizer": own}, loaded, False, measure_process())
+        return assume_rows(profile, given, stack, ranks=ranks)
+    return Given(home, found, loaded, True, measure_process())
+
+
+def assume_rows(profile: Profile, given: Given, stack: ExitStack, *, ranks: int = 1) -> Given:
+    """The same with made-up rows, all as long as the profile allows. `stack` keeps them."""
+    place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    return replace(given, prepared={**given.prepared, **simulated.write_rows(profile, place, ranks)}, measured=False)
+
+
+@functools.cache
+def measure_process() -> int:
+    """Resident memory of this process when it has imported the libraries, and before it has traced anything."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
-    """The forecast as it is printed and kept, without a verdict. Raises ProblemError for what a run would refuse."""
+    """The forecast as it is printed and kept, without a verdict. Raises ProblemError for what a run would refuse, and
+    Abandoned."""
+    if given.cancelled():
+        raise Abandoned
     world = host.cards
     options = profile.launch.model_copy(update={"processes": world})
     profile = replace(profile, launch=options)
@@ -155,7 +176,7 @@ def _list_device_terms(
         peaks["load"] = traced.load // host.cards + traced.weights
     workspace = 0
     if host.kind != "cpu":
-        workspace = terms.attention_workspace(_read_config(given, profile), traced.tokens)
+        workspace = terms.attention_workspace(read_config(given, profile), traced.tokens)
         peaks["step"] += workspace
     offloaded = terms.offloaded(profile, traced, sharded=sharded and host.kind != "cpu")
     away = {"states": terms.paged_states(profile, traced), **offloaded}
@@ -188,7 +209,7 @@ _REST = {
 """What is left of a phase's peak when the known parts are taken away."""
 
 
-def _read_config(given: Given, profile: Profile) -> Any:
+def read_config(given: Given, profile: Profile) -> Any:
     from transformers import AutoConfig, LlamaConfig
 
     from engine.models import scratch

@@ -121,7 +121,7 @@ def write_rows(profile: Profile, folder: Path, world: int = 1) -> dict[str, Any]
     are trained."""
     from datasets import Dataset
 
-    rows = profile.training.micro_batch
+    rows = profile.training.rows
     if budget := profile.training.tokens_per_batch:
         rows = max(1, -(-budget // profile.data.max_length))
     count = max(2 * rows * profile.training.accumulation * world, 4)

@@ -103,10 +103,10 @@ def spread(profile: Profile, host: Host) -> Change:
     if training.tokens_per_batch:
         passes, rest = divmod(training.accumulation * processes, host.cards)
         return {} if rest or not passes else {"training.accumulation": passes}
-    rows, rest = divmod(training.micro_batch * training.accumulation * processes, host.cards)
+    rows, rest = divmod(training.rows * training.accumulation * processes, host.cards)
     if rest or not rows:
         return {}
-    micro = next(size for size in range(min(training.micro_batch, rows), 0, -1) if rows % size == 0)
+    micro = next(size for size in range(min(training.rows, rows), 0, -1) if rows % size == 0)
     return {"training.micro_batch": micro, "training.accumulation": rows // micro}
 
 
@@ -201,14 +201,6 @@ def _is_possible(profile: Profile, host: Host) -> bool:
     sections = {"model": profile.model, "adapter": profile.adapter, "data": profile.data, "method": profile.method}
     sections |= {"training": profile.training, "launch": launch}
     return not list(check_combinations(sections, Path(profile.directory), None))
-
-
-def solve(profile: Profile, host: Host, given: Given) -> list[Change]:
-    """The ways in which a profile fits, the fastest first, all with the same global batch: as it is, and with
-    changes."""
-    profile = replace_auto(profile)
-    unchanged = try_change(profile, host, given, {"settings": {}, "time": 1.0})
-    return [*filter(None, [unchanged]), *find_changes(profile, host, given, count=2 * ENOUGH)]
 
 
 def replace_auto(profile: Profile) -> Profile:

@@ -26,7 +26,7 @@ def make_global_batches(
     if budget := settings.tokens_per_batch:
         plan = plan or TokenPlan(budget, settings.accumulation * world)
         return TokenBatches(lengths, plan, budget, settings.accumulation, rank, world, settings.seed, padded=padded)
-    shape = (lengths, settings.micro_batch, settings.accumulation, rank, world, settings.seed)
+    shape = (lengths, settings.rows, settings.accumulation, rank, world, settings.seed)
     if isinstance(method, OnlineOptions):
         return PromptBatches(*shape, method.generations, method.iterations)
     return GlobalBatches(*shape)

@@ -23,7 +23,7 @@ def check_online(sections: Mapping[str, Any], directory: Path, home: Any) -> Ite
         return
     yield from _check_task(method.reward)
     if training := sections.get("training"):
-        share = training.micro_batch * training.accumulation
+        share = training.rows * training.accumulation
         if share % method.generations:
             yield (
                 "training.micro_batch",

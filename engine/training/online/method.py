@@ -147,7 +147,7 @@ class OnlineMethod(ReferenceMethod):
                 prompts,
                 sampling,
                 self.job.prepared["lock"]["eos_token_ids"],
-                DECODED_PER_ROW * self.profile.training.micro_batch,
+                DECODED_PER_ROW * self.profile.training.rows,
                 self._report_progress,
             )
 
@@ -196,7 +196,7 @@ class OnlineMethod(ReferenceMethod):
     def longest_batch(self, rows: list[Row]) -> Batch:
         """A full micro-batch of replies of maximum length to these prompts."""
         reply = [self.job.tokenizer.pad_token_id or 0] * self.options.max_new_tokens
-        rows = [rows[index % len(rows)] for index in range(self.profile.training.micro_batch)]
+        rows = [rows[index % len(rows)] for index in range(self.profile.training.rows)]
         found = [Rollout(row["prompt_ids"], reply, True, 1.0) for row in rows]
         self._add_log_probs(found)
         return self._collate_rollouts(found)

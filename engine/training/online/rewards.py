@@ -45,7 +45,7 @@ def make_reward(job: Job) -> Reward:
 def _make_model_reward(job: Job) -> Reward:
     """A reward model's score of prompt and reply, rendered with the template that the reward model was trained with."""
     scorer = _load_scorer(job)
-    size = job.profile.training.micro_batch
+    size = job.profile.training.rows
     longest = int(getattr(scorer.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
 
     def render(row: dict[str, Any], reply: str) -> list[int]:

@@ -1,0 +1,119 @@
+"""The line that says what the profile being edited takes, computed by the engine's host while one types."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from textual import work
+
+from cockpit.connection.engine_app import EngineApp
+from cockpit.connection.service_client import ServiceClient
+from cockpit.content import Content
+from cockpit.widgets.line import MUTED, Line
+from engine.protocol.messages import Problem, ProblemError
+
+if TYPE_CHECKING:
+    from engine.config.profile import Profile
+
+DEBOUNCE = 1.0
+"""Seconds without a change after which a profile is forecast."""
+IDLE = 120.0
+"""Seconds after the last forecast until the process that makes them ends: it has the training libraries in memory."""
+VERDICTS = {
+    "fits": ("✓ ", "$text-success", ""),
+    "near": ("! hardly fits: ", "$text-warning", " · F finds what does"),
+    "too_large": ("✗ does not fit: ", "$text-error", " · F finds what does"),
+}
+"""Verdict -> mark, colour and advice; for any other, there is nothing to say."""
+
+
+class ForecastLine(Line):
+    """Asks for one forecast at a time. When the profile changes, the one under way is cancelled and its answer
+    ignored."""
+
+    DEFAULT_CSS = """
+    ForecastLine { height: 1; padding: 0 1; background: $surface; text-wrap: nowrap; text-overflow: ellipsis; }
+    """
+
+    if TYPE_CHECKING:
+        app: EngineApp  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__(id="forecast")
+        self.service = ServiceClient(self.app, "fit")
+        self._asked: tuple[str, str] | None = None
+        """Profile and directory of what is shown, or is being computed."""
+
+    def on_mount(self) -> None:
+        self._idle = self.set_timer(IDLE, self._end_service, pause=True)
+
+    async def on_unmount(self) -> None:
+        await self.service.close()
+
+    def follow(self, profile: Profile | None) -> None:
+        """Show the forecast of this profile, None for one that has problems, as soon as it is there."""
+        if profile is None:
+            self._forget("no forecast before the problems are mended")
+        elif profile.launch.via != "local":
+            self._forget("no forecast: the cards of other hosts are not known before it is launched")
+        elif (wanted := self.describe(profile)) != self._asked:
+            self._asked = wanted
+            self.show(Content.styled("… computing what it takes", MUTED))
+            self._compute(wanted)
+
+    def describe(self, profile: Profile) -> tuple[str, str]:
+        """The profile's text as the engine's host gets it, and the directory of its relative paths there."""
+        engine = self.app.engine
+        return profile.to_yaml(), str(profile.directory) if engine.is_here else engine.directory
+
+    async def ask(self, question: str, wanted: tuple[str, str], request: str, **further: Any) -> Any:
+        """The answer of the service. Cancels the question when the caller is cancelled. Raises ProblemError."""
+        self._idle.pause()
+        answered = False
+        try:
+            answer = await self.service.ask(
+                question, {"profile": wanted[0], "directory": wanted[1], **further}, request
+            )
+            answered = True
+            return answer
+        finally:
+            if not answered and self.is_attached and self.app.client is not None:
+                self.run_worker(self.service.cancel(request), group="cancel")
+            self._idle.reset()
+            self._idle.resume()
+
+    def _forget(self, why: str) -> None:
+        self._asked = None
+        self.workers.cancel_group(self, "forecast")
+        self.show(Content.styled(f"– {why}", MUTED))
+
+    @work(exclusive=True, group="forecast")
+    async def _compute(self, wanted: tuple[str, str]) -> None:
+        await asyncio.sleep(DEBOUNCE)
+        try:
+            found = await self.ask("forecast", wanted, uuid.uuid4().hex)
+        except ProblemError as error:
+            found = error.problem
+        if wanted != self._asked or not self.is_attached:
+            return
+        if isinstance(found, Problem):
+            self._asked = None  # the next change asks again
+            self.show(Content.styled(f"– no forecast: {found.cause or found.title}", MUTED))
+        else:
+            self.show(format_forecast(found))
+
+    async def _end_service(self) -> None:
+        await self.service.close()
+
+
+def format_forecast(found: dict[str, Any]) -> Content:
+    """The forecast in a line, with its verdict."""
+    from engine.config.forecasts import summarize  # pydantic: not before the first paint
+
+    if "host_bytes" not in found:
+        return Content.styled("– no forecast", MUTED)
+    mark, colour, advice = VERDICTS.get(found["verdict"], ("", "$text", ""))
+    assumed = "" if found.get("rows_measured") else " · longest rows assumed"
+    return Content.assemble((mark, colour), (summarize(found), "$text"), (advice, colour), (assumed, MUTED))

@@ -1,0 +1,101 @@
+"""The ways in which a profile fits: as it is, with changes that take less, and, where it leaves much memory, with a
+larger micro-batch, longer rows or a higher rank."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+from engine.config.profile import Profile
+from engine.options.tables import AUTO
+from engine.training.forecast import estimate, solver
+from engine.training.forecast.estimate import Given
+from engine.training.forecast.hosts import Host
+from engine.training.forecast.solver import Change
+
+SHARE = 0.7
+"""Of the memory that there is, what a profile takes at most for larger settings to be looked for."""
+SECONDS = 60
+"""Time that the search takes: nothing larger is tried after it."""
+HIGHEST_RANK = 256
+"""Rank up to which higher ones are tried."""
+
+
+def solve(profile: Profile, host: Host, given: Given) -> list[Change]:
+    """The ways in which a profile fits, the fastest first, all with the same global batch: as it is, and with changes.
+    Then larger settings that fit."""
+    profile = solver.replace_auto(profile)
+    unchanged = solver.try_change(profile, host, given, {"settings": {}, "time": 1.0})
+    changes = solver.find_changes(profile, host, given, count=2 * solver.ENOUGH)
+    larger = find_larger(profile, host, given, unchanged) if unchanged else []
+    return [*filter(None, [unchanged]), *changes, *larger]
+
+
+def find_larger(profile: Profile, host: Host, given: Given, unchanged: Change) -> list[Change]:
+    """For each of micro-batch, length and rank, the largest that fits, found by doubling; each row says in `grows` what
+    grows. None where `unchanged`, the profile as it is, leaves little."""
+    used, room = unchanged["device_bytes"] or unchanged["host_bytes"], host.card_bytes
+    room = room if unchanged["device_bytes"] else host.host_bytes
+    if room is None or unchanged["verdict"] != "fits" or used > SHARE * room:
+        return []
+    end, found = time.monotonic() + SECONDS, []
+    for larger in (_list_micro_batches(profile), _list_ranks(profile), _list_lengths(profile, given)):
+        largest = None
+        for change in larger:
+            if time.monotonic() > end or (traced := _try(profile, host, given, change)) is None:
+                break
+            largest = traced
+        if largest is not None:
+            found.append(largest)
+    return found
+
+
+def _try(profile: Profile, host: Host, given: Given, change: Change) -> Change | None:
+    with ExitStack() as stack:
+        if "data.max_length" in change["settings"]:
+            try:
+                changed = estimate.replace_settings(profile, change["settings"])
+            except ValueError:
+                return None
+            given = estimate.assume_rows(changed, given, stack, ranks=host.cards)  # the real ones are cut
+        traced = solver.try_change(profile, host, given, change)
+    return traced if traced is not None and traced["verdict"] == "fits" else None
+
+
+def _list_micro_batches(profile: Profile) -> Iterator[Change]:
+    """Larger micro-batches of the same global batch."""
+    training = profile.training
+    if training.micro_batch == AUTO:
+        return  # it grows by itself
+    key, size = "micro_batch", training.rows
+    if training.tokens_per_batch:
+        key, size = "tokens_per_batch", training.tokens_per_batch
+    passes, faster = training.accumulation, 1.0
+    while passes % 2 == 0:
+        size, passes, faster = 2 * size, passes // 2, faster / solver.SPEEDS["micro_batch"]
+        settings = {f"training.{key}": size, "training.accumulation": passes}
+        yield {"settings": settings, "time": round(faster, 2), "grows": "a larger micro-batch, the same global batch"}
+
+
+def _list_ranks(profile: Profile) -> Iterator[Change]:
+    """Higher ranks, scaled as the profile's is."""
+    adapter: Any = profile.adapter
+    rank, alpha, slower = getattr(adapter, "rank", None), getattr(adapter, "alpha", None), 1.0
+    if not isinstance(rank, int) or not isinstance(alpha, (int, float)):
+        return
+    while 2 * rank <= HIGHEST_RANK:
+        rank, alpha, slower = 2 * rank, 2 * alpha, slower * 1.02
+        settings = {"adapter.rank": rank, "adapter.alpha": alpha}
+        yield {"settings": settings, "time": round(slower, 2), "grows": "a higher rank, of the same scale"}
+
+
+def _list_lengths(profile: Profile, given: Given) -> Iterator[Change]:
+    """Longer rows, up to the positions that the base knows."""
+    most = getattr(estimate.read_config(given, profile), "max_position_embeddings", None)
+    length, slower = profile.data.max_length, 1.0
+    while isinstance(most, int) and 2 * length <= most:
+        length, slower = 2 * length, 2 * slower
+        words = "longer rows; the time is that of rows which are all so long"
+        yield {"settings": {"data.max_length": length}, "time": slower, "grows": words}

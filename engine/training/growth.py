@@ -1,0 +1,130 @@
+"""`training.micro_batch: auto`: as many rows in a forward pass as fit, found out before the first step.
+
+A run begins with one row in each pass. In the rehearsal the longest rows go through forward and backward passes in
+ever larger micro-batches, until a rank runs out of memory, the memory that is left would not hold the next one, or a
+pass has all rows of a rank's global batch. The global batch stays: what the micro-batch gains, the accumulation loses.
+The result is journaled and in every checkpoint, so a resumed run goes on with it and does not search again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import psutil
+
+from engine.config.profile import Profile
+from engine.models import accelerator
+from engine.options.tables import AUTO
+from engine.protocol.journal import Ledger
+from engine.training import live_settings, memory_report
+from engine.training.exceptions import RestartFrom
+
+if TYPE_CHECKING:
+    from engine.training.job import Job
+    from engine.training.loop import TrainingLoop
+
+MARGIN = 0.1
+"""Share of a device's memory, or of the host's, that is left over: the allocator's gaps grow in a long run."""
+
+
+def begin(job: Job) -> None:
+    """Give a run with `auto` one row in each pass to begin with; a run that has not trained yet will search."""
+    if job.profile.training.micro_batch != AUTO:
+        return
+    job.profile = live_settings.replace_setting(job.profile, "training.micro_batch", 1)
+    job.grows = job.resumed_from is None
+
+
+def grow(loop: TrainingLoop) -> None:
+    """In the rehearsal, after a step: find the largest micro-batch that fits. Raises RestartFrom with it, if it is not
+    the current one. Called on every rank."""
+    job = loop.job
+    if not job.grows:
+        return
+    job.grows = False
+    rows = _find_largest(loop) if loop.memory.recovers else 1
+    total = loop.profile.training.accumulation
+    live = live_settings.replace_setting(loop.profile, "training.micro_batch", rows)
+    live = live_settings.replace_setting(live, "training.accumulation", total // rows)
+    _report(job, live, recovers=loop.memory.recovers)
+    if rows > 1:
+        raise RestartFrom(live, None)
+
+
+def _find_largest(loop: TrainingLoop) -> int:
+    """The most rows, among the divisors of the accumulation, whose passes fit: doubled until they do not, then what
+    lies between."""
+    total, fits = loop.profile.training.accumulation, 1
+    divisors = [size for size in range(1, total + 1) if total % size == 0]
+    peak, before = memory_report.read_resident_peak() or 0, 0
+    while larger := next((size for size in divisors if size >= 2 * fits), None):
+        # Twice the rows take at most twice what the last doubling took. Where that did not show, it is not known.
+        if not _has_room(loop, 2 * (peak - before) or peak) or not _try(loop, larger):
+            break
+        fits, before, peak = larger, peak, memory_report.read_resident_peak() or 0
+    else:
+        return fits
+    for size in [size for size in divisors if fits < size < larger]:
+        if not _try(loop, size):
+            break
+        fits = size
+    return fits
+
+
+def _try(loop: TrainingLoop, rows: int) -> bool:
+    """Whether passes over the longest rows fit on every rank, with a margin."""
+    longest, method = _list_longest(loop, rows), loop.method
+    loop.memory.reset()
+    for _ in range(min(loop.profile.training.accumulation // rows, 2)):
+        with loop.memory.catch():
+            batch = method.longest_batch([method.rows[row] for row in longest])
+            loop.compute_gradients([batch], max(method.units(batch) * loop.ranks.world, 1.0))
+        loop.reporter.link.report_progress()
+    (failures,) = loop.ranks.sum([bool(loop.memory.error)])
+    loop.memory.reset()
+    if failures:
+        accelerator.release()
+    return not failures and _has_room(loop, 0)
+
+
+def _list_longest(loop: TrainingLoop, rows: int) -> list[int]:
+    lengths, skipped = loop.batches.lengths, loop.batches.skipped
+    kept = (row for row in range(len(lengths)) if row not in skipped)
+    return sorted(kept, key=lambda row: (-lengths[row], row))[:rows]
+
+
+def _has_room(loop: TrainingLoop, more: int) -> bool:
+    """Whether the margin is left on every rank's device. A rank without one must find `more` bytes and the margin free
+    in the host's memory: running out of that is no error that a rank could catch, the system ends a process."""
+    peak, room = accelerator.read_peak(), accelerator.read_room()
+    if peak is not None and room is not None:
+        enough = peak <= (1 - MARGIN) * room
+    else:
+        host = psutil.virtual_memory()
+        enough = more * loop.ranks.world <= host.available - MARGIN * host.total
+    (lacking,) = loop.ranks.sum([not enough])
+    return not lacking
+
+
+def _report(job: Job, live: Profile, *, recovers: bool) -> None:
+    """Journal the micro-batch that has been found."""
+    training = live.training
+    found = f"training.micro_batch auto: {training.micro_batch}, with training.accumulation {training.accumulation}"
+    why = "" if recovers else "; ranks that share the weights cannot search"
+    job.reporter.warn(
+        code="memory.batch_found",
+        step=0,
+        message=f"{found}: the same global batch{why}",
+        hint="nothing to do" if recovers else "name the number of rows; `cockpit fit` says how many fit",
+    )
+    for key, old in _list_changes(job, live):
+        new = live_settings.get_setting(live, key)
+        job.reporter.write(Ledger(attempt=job.attempt, code="mark.setting", step=0, name=key, old=old, new=new))
+
+
+def _list_changes(job: Job, live: Profile) -> Iterator[tuple[str, object]]:
+    yield "training.micro_batch", AUTO
+    before = job.profile.training.accumulation
+    if before != live.training.accumulation:
+        yield "training.accumulation", before

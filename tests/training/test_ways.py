@@ -1,0 +1,89 @@
+"""What `cockpit fit` finds, from its command line to its answer; and larger settings where there is room."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import Any
+
+import pytest
+
+from cockpit.cli import main
+from cockpit.verbs import tools
+from engine.config.profile import parse
+from engine.training.forecast import estimate, solver, ways
+from engine.training.forecast.hosts import Host
+from engine.workers import forecast as worker
+from tests.training.harness import PROFILE
+
+GB = 10**9
+
+
+@pytest.fixture
+def run_here(monkeypatch):
+    """The verbs' worker runs in this process."""
+
+    def run(name: str, options: Any, *arguments: str) -> None:
+        shared = ["--home", str(options.home), *(["--json"] if options.json else [])]
+        monkeypatch.setattr(sys, "argv", [name, *arguments, *shared])
+        try:
+            raise SystemExit(worker.main())
+        finally:
+            logging.disable(logging.NOTSET)
+
+    monkeypatch.setattr(tools, "_run_worker", run)
+
+
+@pytest.mark.slow
+def test_fit_for_eight_cards_from_the_command_line(bare_home, tiny, tmp_path, run_here, capfd):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"w{n} w{n + 1}"}) + "\n" for n in range(20)))
+    file, copy = tmp_path / "own.yaml", tmp_path / "copy.yaml"
+    text = PROFILE.format(base=tiny).replace("triples/train.jsonl", str(rows))
+    file.write_text(text.replace("micro_batch: 4", "micro_batch: 4, accumulation: 16"))
+    arguments = ["--home", str(bare_home.root), "--json", "fit", str(file), "--cards", "8x80GB", "--apply", str(copy)]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--set", "launch.processes=1", "--way", "1"])
+    assert ended.value.code == 0
+    found = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert (found["cards"], found["card_bytes"]) == (8, 80 * GB)
+    first = found["ways"][0]
+    assert first["settings"] == {} and first["verdict"] == "fits" and 0 < first["device_bytes"] < GB
+    written = parse(copy.read_text(), "copy", tmp_path)
+    training = written.training
+    assert training.micro_batch * training.accumulation * written.launch.processes == 64
+    grown = {way["grows"].split(",")[0]: way["settings"] for way in found["ways"] if "grows" in way}
+    assert grown["a larger micro-batch"] == {"training.micro_batch": 8, "training.accumulation": 1}
+    assert set(grown) >= {"a larger micro-batch", "a higher rank"}
+    assert all(way["verdict"] == "fits" for way in found["ways"] if "grows" in way)
+
+
+def test_each_setting_is_doubled_while_it_fits(monkeypatch):
+    """Memory is a number of GB by the settings, on a card of 20 GB; all rows are as they are made up."""
+    profile = parse(
+        PROFILE.format(base="a/b"),
+        "test",
+        "/",
+        ["training.micro_batch=1", "training.accumulation=12", "data.max_length=1024", "adapter.rank=8"],
+    )
+    host = Host("cuda", "a card", 1, 20 * GB, None)
+
+    def fake(changed: Any, host: Any, given: Any) -> dict[str, Any]:
+        rank = changed.adapter.rank / 8 * 0.1
+        needed = 3 + changed.training.micro_batch * changed.data.max_length / 1024 * 2 + rank
+        return {"device_bytes": int(needed * GB), "host_bytes": GB, "error_percent": 10.0}
+
+    monkeypatch.setattr(solver, "estimate", fake)
+    monkeypatch.setattr(estimate, "assume_rows", lambda changed, given, stack, ranks: given)
+    monkeypatch.setattr(estimate, "read_config", lambda *_: type("Config", (), {"max_position_embeddings": 4096}))
+    unchanged = solver.try_change(profile, host, None, {"settings": {}, "time": 1.0})
+    found = [way["settings"] for way in ways.find_larger(profile, host, None, unchanged)]
+    alpha = profile.adapter.alpha
+    assert found == [
+        {"training.micro_batch": 4, "training.accumulation": 3},
+        {"adapter.rank": 256, "adapter.alpha": alpha * 32},
+        {"data.max_length": 4096},
+    ]
+    assert ways.find_larger(profile, host, None, unchanged | {"device_bytes": 15 * GB}) == []
+    assert ways.find_larger(profile, host, None, unchanged | {"verdict": "near"}) == []
