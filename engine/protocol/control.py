@@ -134,9 +134,13 @@ class SeriesQuery(RunRef, kw_only=True):
     last: int | None = None
 
 
+CLOCK = "clock/time"
+"""A series of every run: when each step was recorded, in seconds since the epoch."""
+
+
 class Series(Message, kw_only=True):
     """One metric in buckets of ascending steps, as parallel lists of equal length: the step range of each bucket, its
-    lowest, highest and last value."""
+    lowest, highest, last and mean value, and how many points it has."""
 
     name: str
     first_step: list[int]
@@ -144,6 +148,8 @@ class Series(Message, kw_only=True):
     low: list[float]
     high: list[float]
     last: list[float]
+    mean: list[float] = []
+    count: list[int] = []
     total: int = 0
     """How many points the range has before the reduction."""
 
