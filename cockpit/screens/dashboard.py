@@ -87,6 +87,7 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
         Binding("v", "replies", "Replies"),
         Binding("w", "history", "History"),
         Binding("E", "evaluations", "Results"),
+        Binding("m", "metrics", "Metrics"),
         Binding("X", "export", "Export", show=False),
         Binding("left_square_bracket", "neighbour(-1)", "Newer run", key_display="[", show=False),
         Binding("right_square_bracket", "neighbour(1)", "Older run", key_display="]", show=False),
@@ -292,7 +293,7 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
         if action == "bad_batch":
             run = self.current_run if self.is_mounted else None
             return run is not None and self.app.state.histories.get(run.id, RunHistory()).bad_batch is not None
-        if action in ("replies", "history", "evaluations"):
+        if action in ("replies", "history", "evaluations", "metrics"):
             return self.is_mounted and self.current_run is not None
         return super().check_action(action, parameters)
 

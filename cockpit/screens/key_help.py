@@ -23,6 +23,7 @@ HELP: dict[str, Sentences] = {
         "Look closer": {
             "replies": "Show how the sampled replies have changed.",
             "history": "Show what has been changed, and what was warned of.",
+            "metrics": "Show all its metrics in panels, alone or with other runs.",
             "evaluations": "Open the evaluations of this run.",
             "export": "Export the best checkpoint for other programs.",
             "copy": "Copy the run's state and figures.",
@@ -72,9 +73,29 @@ HELP: dict[str, Sentences] = {
             "queue(-1)": "Move it towards the start of the queue.",
         },
         "Compare losses": {
-            "overlay": "Mark it; two marked runs are drawn in one chart.",
+            "overlay": "Mark it; the losses of marked runs are drawn in one chart.",
+            "metrics": "Show all metrics of the marked runs, or of the one under the cursor.",
             "log_scale": "Switch between a linear and a logarithmic axis.",
             "zoom(1)": "Zoom in on the last steps.",
+            "zoom(-1)": "Zoom out.",
+        },
+    },
+    "MetricsScreen": {
+        "Panels": {
+            "maximise": "Let the panel have the screen, or give it back.",
+            "filter": "Show the metrics with these words in their names.",
+            "overlay": "Draw another run over these, or take one away.",
+            "move(-1)": "Move the panel forward.",
+            "move(1)": "Move the panel back.",
+            "hide": "Hide the panel; a hidden one that a filter shows comes back.",
+            "unhide": "Show all hidden panels.",
+            "page(1)": "Go to the next panels.",
+            "page(-1)": "Go to the previous panels.",
+            "leave": "Close the filter, then give a maximised panel back, then leave.",
+        },
+        "The panel with the focus": {
+            "log_scale": "Switch between a linear and a logarithmic axis.",
+            "zoom(1)": "Zoom all panels in: around the crosshair, else on the newest steps.",
             "zoom(-1)": "Zoom out.",
         },
     },

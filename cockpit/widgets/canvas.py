@@ -13,6 +13,18 @@ from textual.widget import Widget
 
 from cockpit.widgets.chart_raster import INVERSE, ROLES, SHADED, Row
 
+RUN_COLOURS = (
+    ("$accent", "$accent"),
+    ("#56b4e9", "#0072b2"),
+    ("#00b386", "#00694f"),
+    ("#d980b4", "#9c3d74"),
+    ("#f0e442", "#6b6200"),
+    ("#e8743b", "#a83c00"),
+    ("#7c8cf8", "#3a45b8"),
+    ("$foreground", "$foreground"),
+)
+"""The colours of runs in one chart on dark and on light themes: those that Okabe and Ito chose to be told apart with any
+colour vision, lighter or darker as the background needs."""
 JOIN = 6
 """Unchanged cells between two changed ones that are cheaper to repaint than to skip."""
 
@@ -35,22 +47,12 @@ class Canvas(Widget):
         & > .canvas--cross { color: $foreground 60%; }
         & > .canvas--readout { color: $foreground; background: $panel; }
         & > .canvas--shade { color: $primary 45%; background: $primary 45%; }
-        & > .canvas--run0 { color: $accent; }
-        & > .canvas--run1 { color: #56b4e9; }
-        & > .canvas--run2 { color: #00b386; }
-        & > .canvas--run3 { color: #d980b4; }
-        & > .canvas--run4 { color: #f0e442; }
-        & > .canvas--run5 { color: #e8743b; }
-        & > .canvas--run6 { color: #7c8cf8; }
-        & > .canvas--run7 { color: $foreground; }
-        &:light > .canvas--run1 { color: #0072b2; }
-        &:light > .canvas--run2 { color: #00694f; }
-        &:light > .canvas--run3 { color: #9c3d74; }
-        &:light > .canvas--run4 { color: #6b6200; }
-        &:light > .canvas--run5 { color: #a83c00; }
-        &:light > .canvas--run6 { color: #3a45b8; }
     }
     """
+    DEFAULT_CSS += "".join(
+        f"Canvas > .canvas--run{at} {{ color: {dark}; }} Canvas:light > .canvas--run{at} {{ color: {light}; }}\n"
+        for at, (dark, light) in enumerate(RUN_COLOURS)
+    )
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id, classes=classes)

@@ -69,9 +69,13 @@ class Chart(Canvas, can_focus=True):
         title: str,
         *,
         smoothing: float = 0.0,
+        legend: bool = True,
+        frame: float = FRAME,
         id: str | None = None,  # noqa: A002 - Textual's word
     ) -> None:
+        """`legend`: name the curves and the smoothing in the frame; `frame`: seconds between two frames."""
         super().__init__(id=id)
+        self.legend = legend
         self.heading = title
         self.traces: dict[str, raster.Trace] = {}
         self.axes: Named[str, Named[str, axes.Mapping]] = {}
@@ -92,7 +96,7 @@ class Chart(Canvas, can_focus=True):
         self._edge = 0.0
         self._range: tuple[float, float] | None = None
         self._view: axes.View | None = None
-        self._throttle = Throttle(self, self.draw, FRAME)
+        self._throttle = Throttle(self, self.draw, frame)
 
     # ── content ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -175,7 +179,7 @@ class Chart(Canvas, can_focus=True):
 
     def _look(self, window: Window) -> None:
         self.window, self._range = window, None
-        self.draw()
+        self._change()
 
     def _change(self) -> None:
         self.draw()
@@ -223,7 +227,7 @@ class Chart(Canvas, can_focus=True):
             self.window = self.window.panned(1 if at > last else -1, whole, self._least())
             first, last = self.span()
         self.cross = max(first, min(last, at))
-        self.draw()
+        self._change()
 
     def action_range(self) -> None:
         """Begin a range at the crosshair, then show the range up to it."""
@@ -239,6 +243,15 @@ class Chart(Canvas, can_focus=True):
 
     def action_clear(self) -> None:
         self.cross = self._anchor = None
+        self._change()
+
+    def share_view(self, other: Chart) -> None:
+        """Look at the same part as another chart, over the same axis, with the crosshair at the same place."""
+        if other.kind != self.kind:
+            self.show_kind(other.kind)
+        if self.kind == other.kind and (self.window, self.cross) != (other.window, other.cross):
+            self._range = self._range if self.window == other.window else None
+            self.window, self.cross = other.window, other.cross
         self.draw()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
@@ -327,7 +340,7 @@ class Chart(Canvas, can_focus=True):
         nothing that changes with every point: setting a title repaints the whole widget, even when it is the same."""
         parts = [Content(self.heading)]
         colours = {raster.LINE: "$accent", raster.SECOND: "$success"}
-        room = self.size.width >= 44
+        room = self.legend and self.size.width >= 44
         several = len(self.traces) > 1
         for name, trace in self.traces.items() if room and several else ():
             line = f"{trace.mark} " if trace.mark else "╍╍ " if trace.dashed else "━━ "

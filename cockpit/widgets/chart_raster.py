@@ -34,7 +34,7 @@ GUTTER = 7
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 """Braille bits by row and column of a cell's dots."""
 _EIGHTHS = " ▁▂▃▄▅▆▇"
-_LEAST = 4
+_LEAST = 3
 """Eighths of a cell from which a line in it stands on the shade, and a band of its own is drawn as one."""
 
 
