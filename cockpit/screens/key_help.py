@@ -75,9 +75,18 @@ HELP: dict[str, Sentences] = {
         "Compare losses": {
             "overlay": "Mark it; the losses of marked runs are drawn in one chart.",
             "metrics": "Show all metrics of the marked runs, or of the one under the cursor.",
+            "compare": "Say how the marked runs differ: settings, data, batches, results, cost.",
             "log_scale": "Switch between a linear and a logarithmic axis.",
             "zoom(1)": "Zoom in on the last steps.",
             "zoom(-1)": "Zoom out.",
+        },
+    },
+    "CompareScreen": {
+        "The comparison": {
+            "metrics": "Draw the runs' metrics over each other.",
+            "reload": "Read everything again.",
+            "copy": "Copy the comparison.",
+            "leave": "Go back.",
         },
     },
     "MetricsScreen": {

@@ -40,7 +40,7 @@ NARROW = {"": 1, "state": 11, "run": 0, "progress": 12, "loss": 6, "age": 6}
 
 
 class RunsScreen(RunActionsScreen):
-    HELP_TEXT = "All runs of this engine, and the servers of `cockpit serve`. Mark runs with o to draw their losses over each other; m draws all their metrics."
+    HELP_TEXT = "All runs of this engine, and the servers of `cockpit serve`. Mark runs with o to draw their losses over each other; m draws all their metrics, C says how they differ."
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "Open"),
         Binding("slash", "filter", "Filter", key_display="/"),
@@ -52,6 +52,7 @@ class RunsScreen(RunActionsScreen):
         Binding("t", "sort", "Sort"),
         Binding("o", "overlay", "Overlay"),
         Binding("m", "metrics", "Metrics"),
+        Binding("C", "compare", "Compare"),
         Binding("E", "evaluations", "Results"),
         Binding("X", "export", "Export", show=False),
         Binding("j", "cursor(1)", "Down", show=False),
@@ -212,6 +213,15 @@ class RunsScreen(RunActionsScreen):
 
     def _run_colour(self, at: int) -> str:
         return RUN_COLOURS[max(0, at)][not self.app.current_theme.dark]
+
+    def action_compare(self) -> None:
+        """Say how the marked runs differ."""
+        from cockpit.screens.compare import CompareScreen
+
+        if len(self._marked) < 2:
+            self.notify("mark two runs or more with o", severity="warning")
+        elif len(self.app.screen_stack) == 1:
+            self.app.push_screen(CompareScreen(list(self._marked)))
 
     def chosen_runs(self) -> list[str]:
         return list(self._marked) or super().chosen_runs()

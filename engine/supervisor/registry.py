@@ -266,8 +266,15 @@ class Registry:
             (now - HOUR, now - HOUR, MINUTE),
         )
 
-    def read_telemetry(self, since: float) -> list[Telemetry]:
-        rows = self._db.execute("SELECT sample FROM telemetry WHERE time >= ? ORDER BY time", (since,)).fetchall()
+    def read_telemetry(self, since: float, until: float | None = None, points: int = 0) -> list[Telemetry]:
+        """The samples between two moments, oldest first; with `points`, every so many-th of them."""
+        within = (since, until if until is not None else 1e300)
+        (count,) = self._db.execute("SELECT count(*) FROM telemetry WHERE time BETWEEN ? AND ?", within).fetchone()
+        rows = self._db.execute(
+            "SELECT sample FROM (SELECT sample, time, row_number() OVER (ORDER BY time) AS number FROM telemetry "
+            "WHERE time BETWEEN ? AND ?) WHERE number % ? = 0 ORDER BY time",
+            (*within, max(1, -(-count // points)) if points > 0 else 1),
+        ).fetchall()
         found = []
         for (sample,) in rows:
             with contextlib.suppress(msgspec.MsgspecError, TypeError):
