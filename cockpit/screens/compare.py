@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,8 +29,8 @@ from engine.protocol.messages import ProblemError, TelemetryQuery
 
 SAMPLES = 2000
 """Samples of the devices' power that are requested for each run."""
-NAME = 34
-"""Cells of the first column at most."""
+LEAST = 6
+"""Cells that a column has at least."""
 
 
 class CompareScreen(CockpitScreen):
@@ -41,7 +42,8 @@ The difference between evaluations has a 95 % interval; one that contains 0 is n
         Binding("m", "metrics", "Curves"),
         Binding("r", "reload", "Reload"),
         Binding("c", "copy", "Copy"),
-        Binding("escape,q", "leave", "Back", key_display="Esc"),
+        Binding("escape", "leave", "Back", key_display="Esc"),
+        Binding("q", "leave", "Back", show=False),
     ]
     DEFAULT_CSS = """
     CompareScreen VerticalScroll { height: 1fr; padding: 0 1; scrollbar-size-vertical: 1; }
@@ -111,7 +113,10 @@ The difference between evaluations has a 95 % interval; one that contains 0 is n
         if self._problem:
             blocks.append(Content.styled(self._problem, "$text-warning"))
         if self._sides:
-            blocks += [_section(section, len(self.runs), width) for section in compare_sides(self._sides)]
+            blocks += [
+                _section(section, 0 if section.sentences else len(self.runs), width)
+                for section in compare_sides(self._sides)
+            ]
             blocks += self._evaluations(width)
         elif not self._problem:
             blocks.append(Content.styled("reading …", "$text-muted"))
@@ -167,15 +172,18 @@ def _section(section: Section, runs: int, width: int, head: Sequence[str] = ()) 
     if not rows:
         return title
     count = len(rows[0])
-    if not head and count == runs + 1:
+    if not head and count == runs + 1 and runs > 1:
         head = ("", *RUN_MARKS[:runs])
+    if count == 2 and not head:  # sentences
+        lines = [Content.assemble((f"{name}  ", "bold $text"), text).wrap(width) for name, text in rows]
+        return Content("\n").join([title, *itertools.chain(*lines)])
     listed = [tuple(head), *rows] if head else rows
-    name = min(NAME if count > 2 else width, max(cell_len(row[0]) for row in listed))
-    room = max(6, (width - name) // max(1, count - 1) - 2)
-    widths = [min(room, max(cell_len(row[at]) for row in listed)) for at in range(1, count)]
+    widths = [max(cell_len(row[at]) for row in listed) for at in range(count)]
+    while sum(widths) + 2 * (count - 1) > width and max(widths) > LEAST:
+        widths[widths.index(max(widths))] -= 1
     lines = [title]
     for at, row in enumerate(listed):
-        cells = [_fit(row[0], name), *(_fit(text, cells) for text, cells in zip(row[1:], widths, strict=True))]
+        cells = [_fit(text, room) for text, room in zip(row, widths, strict=True)]
         lines.append(Content.styled("  ".join(cells).rstrip(), "$text-muted" if head and not at else "$text"))
     return Content("\n").join(lines)
 

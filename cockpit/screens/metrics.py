@@ -53,7 +53,8 @@ scale and smoothing are a panel's own. Several runs differ in colour and in thei
         Binding("pageup", "page(-1)", "Previous", show=False),
         Binding("plus,equals_sign", "zoom(1)", "Zoom in", key_display="+", show=False),
         Binding("minus", "zoom(-1)", "Zoom out", key_display="-", show=False),
-        Binding("escape,q", "leave", "Back", key_display="Esc"),
+        Binding("escape", "leave", "Back", key_display="Esc"),
+        Binding("q", "leave", "Back", show=False),
     ]
     DEFAULT_CSS = """
     MetricsScreen #legend { height: 1; background: $surface; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }

@@ -40,7 +40,8 @@ NARROW = {"": 1, "state": 11, "run": 0, "progress": 12, "loss": 6, "age": 6}
 
 
 class RunsScreen(RunActionsScreen):
-    HELP_TEXT = "All runs of this engine, and the servers of `cockpit serve`. Mark runs with o to draw their losses over each other; m draws all their metrics, C says how they differ."
+    HELP_TEXT = "All runs of this engine, and the servers of `cockpit serve`. "
+        "Mark runs with o to draw their losses over each other; m draws all their metrics, C says how they differ."
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "Open"),
         Binding("slash", "filter", "Filter", key_display="/"),

@@ -50,6 +50,8 @@ class Section:
     title: str
     rows: Sequence[tuple[str, ...]] = ()
     note: str = ""
+    sentences: bool = False
+    """Whether each row is a run and a sentence about it."""
 
 
 def flatten(value: Any, path: str = "") -> dict[str, Any]:
@@ -158,7 +160,7 @@ def compare_sides(sides: Sequence[Side]) -> list[Section]:
     return [
         Section("settings that differ", settings, notes or ("" if settings else "none")),
         Section("data that differ", files, "" if files else _same_data(sides)),
-        Section(f"first batch that differs from {first.run}'s", batches),
+        Section(f"first batch that differs from {first.run}'s", batches, sentences=True),
         Section("newest values", metrics, "" if metrics else "no metrics yet"),
         Section("cost", cost_rows(sides)),
     ]

@@ -60,7 +60,7 @@ def _print(sides: list[Side], compared: dict[str, Any]) -> None:
     for section in compare_sides(sides):
         print(f"{section.title}{': ' if section.note else ''}{section.note}")
         if section.rows:
-            heads = runs if len(section.rows[0]) == len(runs) + 1 else [""] * (len(section.rows[0]) - 1)
+            heads = [""] if section.sentences else runs
             table(("", *heads), section.rows)
         print()
     for other, each in compared.items():

@@ -23,8 +23,8 @@ RUN_COLOURS = (
     ("#7c8cf8", "#3a45b8"),
     ("$foreground", "$foreground"),
 )
-"""The colours of runs in one chart on dark and on light themes: those that Okabe and Ito chose to be told apart with any
-colour vision, lighter or darker as the background needs."""
+"""The colours of runs in one chart on dark and on light themes: those that Okabe and Ito chose to be told apart with
+any colour vision, lighter or darker as the background needs."""
 JOIN = 6
 """Unchanged cells between two changed ones that are cheaper to repaint than to skip."""
 

@@ -23,7 +23,7 @@ class Column(NamedTuple):
     high: float
     mean: float
     smooth: float
-    count: float
+    points: float
 
 
 class _Open(NamedTuple):
@@ -35,7 +35,7 @@ class _Open(NamedTuple):
     low: float = 0.0
     high: float = 0.0
     total: float = 0.0
-    count: float = 0.0
+    points: float = 0.0
 
 
 class Columns:
@@ -79,7 +79,7 @@ class Columns:
             if first > right:
                 continue
             level_before, weight_before = level, weight
-            level, weight = ema(level, weight, bucket.middle, bucket.count, smoothing)
+            level, weight = ema(level, weight, bucket.middle, bucket.points, smoothing)
             if last < left:
                 continue
             start = max(0, min(wide, round((first - left) * scaling)))
@@ -90,11 +90,11 @@ class Columns:
                 at, low, high, total, count = start, bucket.low, bucket.high, 0.0, 0.0
             elif bucket.low < low or bucket.high > high:
                 low, high = min(low, bucket.low), max(high, bucket.high)
-            total += bucket.middle * bucket.count
-            count += bucket.count
+            total += bucket.middle * bucket.points
+            count += bucket.points
             for between in range(start, stop):
                 kept.append(Column(between, low, high, total / count, level / (weight or 1.0), count))
-                low, high, total, count = bucket.low, bucket.high, bucket.middle * bucket.count, bucket.count
+                low, high, total, count = bucket.low, bucket.high, bucket.middle * bucket.points, bucket.points
             at = stop
         if at >= 0:
             kept.append(Column(at, low, high, total / count, level / (weight or 1.0), count))
@@ -131,5 +131,5 @@ def band_reach(columns: list[Column], smoothing: float, dots: int) -> int:
         return 0
     span = columns[-1].at - columns[0].at
     apart = max(1, -(-span // (len(columns) - 1)))
-    points = sum(column.count for column in columns) / max(1, span)
+    points = sum(column.points for column in columns) / max(1, span)
     return max(2 * apart, min(dots // 10, round(1 / (1 - smoothing) / max(points, 1e-9))))

@@ -1,6 +1,7 @@
 """A chart's annotations: thin vertical marks where something changed, dashed lines at bounds, and a crosshair. Pure.
 
-Marks and lines use only blank cells, so that they never hide a point, and shapes of their own, so that they need no colour.
+Marks and lines use only blank cells, so that they never hide a point, and shapes of their own, so that they need no
+colour.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def draw_crosshair(rows: Sequence[Row], x: int, lines: Sequence[str]) -> list[Ro
         characters, each = list(text), bytearray(roles)
         if 0 <= x < width and each[x] in FREE:
             characters[x], each[x] = "│", CROSS | each[x]
-        if y < len(lines) and inner > 0 and 0 <= at and at + inner + 2 <= width:
+        if y < len(lines) and inner > 0 and at >= 0 and at + inner + 2 <= width:
             words = f" {set_cell_size(lines[y], inner)} "
             if len(words) == inner + 2:  # one character for each cell
                 characters[at : at + inner + 2] = words

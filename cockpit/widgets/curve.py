@@ -19,7 +19,7 @@ class Bucket(NamedTuple):
     low: float
     high: float
     middle: float
-    count: float = 1
+    points: float = 1
 
 
 class Curve:
@@ -95,6 +95,6 @@ class Curve:
 
 def _merge(left: Bucket, right: Bucket) -> Bucket:
     """Both buckets as one."""
-    count = left.count + right.count
-    middle = (left.middle * left.count + right.middle * right.count) / count
+    count = left.points + right.points
+    middle = (left.middle * left.points + right.middle * right.points) / count
     return Bucket(left.first, right.last, min(left.low, right.low), max(left.high, right.high), middle, count)

@@ -148,8 +148,8 @@ def compare_folders(first: Path, second: Path) -> dict[str, Any]:
 
 
 def compare_newest(first: RunDirectory, other: RunDirectory) -> dict[str, Any] | None:
-    """`compare` on the newest evaluations of two runs that measured the same rows and kept the replies, with `first_step`,
-    `step` and `data`; None when there are no such."""
+    """`compare` on the newest evaluations of two runs that measured the same rows and kept the replies, with
+    `first_step`, `step` and `data`; None when there are no such."""
     sides = [[each for each in list_evaluations(run) if each["directory"]] for run in (first, other)]
     for one in reversed(sides[0]):
         for each in reversed(sides[1]):

@@ -176,8 +176,8 @@ class LogReply(Message, kw_only=True):
 
 
 class TelemetryQuery(Message, kw_only=True):
-    """Which samples of devices and host to return: of the last `seconds`; or, with `first`, those from `first` to `last`
-    (seconds since the epoch, now by default). With `points`, at most about so many, evenly spaced."""
+    """Which samples of devices and host to return: of the last `seconds`; or, with `first`, those from `first` to
+    `last` (seconds since the epoch, now by default). With `points`, at most about so many, evenly spaced."""
 
     seconds: float = 600.0
     first: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
@@ -53,7 +54,7 @@ def test_smoothing_is_the_debiased_average_of_all_points_and_columns_are_their_e
                 inside = [at for at, (step, _) in enumerate(known) if view.column(step, 90) == column.at
                           and view.first <= step <= view.last]  # fmt: skip
                 values = [known[at][1] for at in inside]
-                assert (column.low, column.high, column.count) == (min(values), max(values), len(values))
+                assert (column.low, column.high, column.points) == (min(values), max(values), len(values))
                 assert math.isclose(column.mean, sum(values) / len(values))
                 weights = [(1 - smoothing) * smoothing ** (inside[-1] - at) for at in range(inside[-1] + 1)]
                 expected = sum(w * value for w, (_, value) in zip(weights, known, strict=False)) / sum(weights)
@@ -77,7 +78,7 @@ def test_a_growing_curve_has_the_columns_of_one_that_is_read_anew(smoothing: flo
         anew = Columns().update(Curve([*curve.between(0, 10**9)]), view.first, view.last, 150, smoothing, mapping)
         assert len(grown) == len(anew)
         for one, other in zip(grown, anew, strict=True):
-            assert one[:3] == other[:3] and one.count == other.count
+            assert one[:3] == other[:3] and one.points == other.points
             assert math.isclose(one.mean, other.mean) and math.isclose(one.smooth, other.smooth)
 
 
@@ -114,7 +115,7 @@ def test_ticks_are_round_distinct_and_inside_on_every_scale() -> None:
         assert all(low - 1e-9 * abs(low) <= each <= high + 1e-9 * abs(high) for each in found)
         labels = write_ticks(found)
         assert all(len(label) <= 6 for label in labels)
-        assert all(one != other or not one for one, other in zip(labels, labels[1:], strict=False))
+        assert all(one != other or not one for one, other in itertools.pairwise(labels))
     for low, high in ((0.31, 0.52), (-0.2, 0.3), (2.71, 2.74), (-3.0, -2.9), (0.0, 0.95)):  # less than a decade
         found = ticks(low, high, 6, log=True)
         assert len(found) >= 3 and all(low - 1e-9 <= math.log10(each) <= high + 1e-9 for each in found)
