@@ -16,8 +16,8 @@ from cockpit.content import Content
 from cockpit.screens.run_actions import RunActionsScreen
 from cockpit.state.app_state import AppState, RunHistory
 from cockpit.state.formatting import STATES, format_age, format_number, format_percent
-from cockpit.widgets.chart import Chart, curve_from_series
 from cockpit.widgets.canvas import RUN_COLOURS
+from cockpit.widgets.chart import Chart, curve_from_series
 from cockpit.widgets.chart_axes import run_axes
 from cockpit.widgets.chart_raster import LINE, RUN, RUN_MARKS, RUNS, Trace
 from cockpit.widgets.servers import Servers
@@ -40,8 +40,9 @@ NARROW = {"": 1, "state": 11, "run": 0, "progress": 12, "loss": 6, "age": 6}
 
 
 class RunsScreen(RunActionsScreen):
-    HELP_TEXT = "All runs of this engine, and the servers of `cockpit serve`. "
-        "Mark runs with o to draw their losses over each other; m draws all their metrics, C says how they differ."
+    HELP_TEXT = """\
+All runs of this engine, and the servers of `cockpit serve`. Mark runs with o to draw their losses over each other;
+m draws all their metrics, C says how they differ."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "Open"),
         Binding("slash", "filter", "Filter", key_display="/"),

@@ -67,7 +67,7 @@ def test_differences_are_exactly_the_keys_whose_values_differ() -> None:
     for _ in range(300):
         tables = [{f"k{at}": draw.choice([1, 2.5, None, [1], "x"]) for at in range(8) if draw.random() < 0.8}
                   for _ in range(draw.choice([2, 3, 5]))]  # fmt: skip
-        found = dict((row[0], row[1:]) for row in differing(tables))
+        found = {row[0]: row[1:] for row in differing(tables)}
         for name in {name for table in tables for name in table}:
             assert (name in found) == any(table.get(name, ...) != tables[0].get(name, ...) for table in tables)
             assert name not in found or [cell == ABSENT for cell in found[name]] == [name not in t for t in tables]
