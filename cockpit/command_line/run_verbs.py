@@ -102,6 +102,15 @@ RUN_VERBS = (
         ),
     ),
     Verb(
+        "compare",
+        "say how runs differ: settings, data, batches, results, cost",
+        "compare:compare",
+        (
+            option("runs", nargs="+", metavar="RUN", help="two runs or more; the first is what the others are held to"),
+            option("--no-evaluations", action="store_true", help="do not compare evaluations, which starts the engine"),
+        ),
+    ),
+    Verb(
         "logs",
         "print the output of a run's processes",
         "runs:logs",

@@ -17,6 +17,7 @@ from cockpit.screens.run_actions import RunActionsScreen
 from cockpit.state.app_state import AppState, RunHistory, adjacent_run
 from cockpit.state.run_history import chart_marks
 from cockpit.widgets.chart import Chart, curve_from_series
+from cockpit.widgets.chart_axes import run_axes
 from cockpit.widgets.chart_raster import Trace
 from cockpit.widgets.devices import Devices
 from cockpit.widgets.line import MUTED, Line
@@ -32,6 +33,7 @@ from cockpit.widgets.run_panels import (
 )
 from cockpit.widgets.throttle import Throttle
 from engine.protocol.messages import (
+    CLOCK,
     LogQuery,
     Points,
     Run,
@@ -49,6 +51,8 @@ CURVES = {"train/loss": "loss", "train/learning_rate": "rate", "train/grad_norm"
 EVALUATION = "eval/loss"
 POINTS = 1000
 """Buckets requested of each curve: more than a terminal has dot columns."""
+SMOOTHING = 0.6
+"""The smoothing of noisy curves until the user changes it."""
 LOG_PERIOD = 1.0
 
 EMPTY = """\
@@ -66,7 +70,7 @@ In another terminal:
 
 class DashboardScreen(RunActionsScreen):
     HELP_TEXT = """\
-One run, live. The bright line is the smoothed loss, the dim band the measured one, ◆ an evaluation.
+One run, live. The bright line is the smoothed loss, the shade behind it the measured one, ◆ an evaluation.
 ┊ marks a step at which something changed (lr, clip, eval, save, end, batch, pause, skip, back): w lists the changes.
 ╌ is a threshold of the profile; ✓ and ✗ in the evaluation show which are reached."""
     CSS_PATH = "dashboard.tcss"
@@ -83,12 +87,14 @@ One run, live. The bright line is the smoothed loss, the dim band the measured o
         Binding("v", "replies", "Replies"),
         Binding("w", "history", "History"),
         Binding("E", "evaluations", "Results"),
+        Binding("m", "metrics", "Metrics"),
         Binding("X", "export", "Export", show=False),
         Binding("left_square_bracket", "neighbour(-1)", "Newer run", key_display="[", show=False),
         Binding("right_square_bracket", "neighbour(1)", "Older run", key_display="]", show=False),
         Binding("y", "log_scale", "Log"),
         Binding("plus,equals_sign", "zoom(1)", "Zoom in", key_display="+", show=False),
         Binding("minus", "zoom(-1)", "Zoom out", key_display="-", show=False),
+        Binding("enter", "maximise", "Maximise", show=False),
         Binding("c", "copy", "Copy", show=False),
     ]
 
@@ -113,10 +119,10 @@ One run, live. The bright line is the smoothed loss, the dim band the measured o
         yield Notice(id="notice")
         yield Devices()
         with Horizontal(id="curves"):
-            yield Chart("loss", id="loss")
+            yield Chart("loss", smoothing=SMOOTHING, id="loss")
             with Vertical(id="side"):
                 yield Chart("learning rate", id="rate")
-                yield Chart("gradient norm", id="grad")
+                yield Chart("gradient norm", smoothing=SMOOTHING, id="grad")
                 yield Line(id="facts", classes="panel")
         with Horizontal(id="foot"):
             with Vertical(id="log-panel", classes="panel") as panel:
@@ -184,16 +190,19 @@ One run, live. The bright line is the smoothed loss, the dim band the measured o
     @work(exclusive=True, group="curves")
     async def _load(self, run: str) -> None:
         self._loading, self._early = True, []
-        query = SeriesQuery(run=run, names=[*CURVES, EVALUATION], points=POINTS)
+        query = SeriesQuery(run=run, names=[*CURVES, EVALUATION, CLOCK], points=POINTS)
         detail, reply = await asyncio.gather(self.app.ask("show", RunRef(run=run)), self.app.ask("series", query))
         self._loading = False
         if detail is None or reply is None:
             return
         self._attempt = detail.run.attempt
         found = {series.name: series for series in reply.series}
+        start = next((entry for entry in reversed(detail.told) if entry["kind"] == "start"), None)
+        axes = run_axes(start, found[CLOCK].last_step, found[CLOCK].last)
         for name, chart in CURVES.items():
             curve = curve_from_series(found[name])
-            self.query_one(f"#{chart}", Chart).load({name: Trace(curve)} if len(curve) else {}, detail.run.max_steps)
+            traces = {name: Trace(curve)} if len(curve) else {}
+            self.query_one(f"#{chart}", Chart).load(traces, detail.run.max_steps, {name: axes})
         evaluations = found[EVALUATION]
         self.query_one("#loss", Chart).mark("eval", list(zip(evaluations.last_step, evaluations.last, strict=True)))
         self._log_offset = None
@@ -284,7 +293,7 @@ One run, live. The bright line is the smoothed loss, the dim band the measured o
         if action == "bad_batch":
             run = self.current_run if self.is_mounted else None
             return run is not None and self.app.state.histories.get(run.id, RunHistory()).bad_batch is not None
-        if action in ("replies", "history", "evaluations"):
+        if action in ("replies", "history", "evaluations", "metrics"):
             return self.is_mounted and self.current_run is not None
         return super().check_action(action, parameters)
 
@@ -305,6 +314,13 @@ One run, live. The bright line is the smoothed loss, the dim band the measured o
 
     def action_zoom(self, direction: int) -> None:
         self._chart().zoom_by(direction)
+
+    def action_maximise(self) -> None:
+        """Let the chart with the focus have the screen, or give the others their room back."""
+        if self.maximized is not None:
+            self.minimize()
+        else:
+            self.maximize(self._chart())
 
     def _chart(self) -> Chart:
         """The chart with the focus, else the loss."""

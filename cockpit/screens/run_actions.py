@@ -99,6 +99,18 @@ class RunActionsScreen(CockpitScreen):
         if run is not None and len(self.app.screen_stack) == 1:
             self.app.push_screen(EvaluationsScreen(run.id))
 
+    def action_metrics(self) -> None:
+        """Open the panels of all metrics of the run, or of the marked runs."""
+        from cockpit.screens.metrics import MetricsScreen
+
+        runs = self.chosen_runs()
+        if runs and len(self.app.screen_stack) == 1:
+            self.app.push_screen(MetricsScreen(runs))
+
+    def chosen_runs(self) -> list[str]:
+        """The runs that are looked at together: the current one alone, unless some are marked."""
+        return [self.current_run.id] if self.current_run is not None else []
+
     @opens_dialog
     @work(group="command")
     async def action_export(self) -> None:

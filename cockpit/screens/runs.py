@@ -14,13 +14,15 @@ from textual.widgets import DataTable, Input, Static
 
 from cockpit.content import Content
 from cockpit.screens.run_actions import RunActionsScreen
-from cockpit.state.app_state import AppState
+from cockpit.state.app_state import AppState, RunHistory
 from cockpit.state.formatting import STATES, format_age, format_number, format_percent
+from cockpit.widgets.canvas import RUN_COLOURS
 from cockpit.widgets.chart import Chart, curve_from_series
-from cockpit.widgets.chart_raster import LINE, SECOND, Trace
+from cockpit.widgets.chart_axes import run_axes
+from cockpit.widgets.chart_raster import LINE, RUN, RUN_MARKS, RUNS, Trace
 from cockpit.widgets.servers import Servers
 from cockpit.widgets.throttle import Throttle
-from engine.protocol.messages import Points, Run, RunChanged, RunRemoved, SeriesQuery, ServiceChanged, Snapshot
+from engine.protocol.messages import CLOCK, Points, Run, RunChanged, RunRemoved, SeriesQuery, ServiceChanged, Snapshot
 
 SORTS = {
     "newest": lambda run: -run.created,
@@ -38,9 +40,9 @@ NARROW = {"": 1, "state": 11, "run": 0, "progress": 12, "loss": 6, "age": 6}
 
 
 class RunsScreen(RunActionsScreen):
-    HELP_TEXT = (
-        "All runs of this engine, and the servers of `cockpit serve`. Mark two runs with o to compare their losses."
-    )
+    HELP_TEXT = """\
+All runs of this engine, and the servers of `cockpit serve`. Mark runs with o to draw their losses over each other;
+m draws all their metrics, C says how they differ."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "Open"),
         Binding("slash", "filter", "Filter", key_display="/"),
@@ -51,6 +53,8 @@ class RunsScreen(RunActionsScreen):
         Binding("d", "delete", "Delete"),
         Binding("t", "sort", "Sort"),
         Binding("o", "overlay", "Overlay"),
+        Binding("m", "metrics", "Metrics"),
+        Binding("C", "compare", "Compare"),
         Binding("E", "evaluations", "Results"),
         Binding("X", "export", "Export", show=False),
         Binding("j", "cursor(1)", "Down", show=False),
@@ -96,7 +100,7 @@ class RunsScreen(RunActionsScreen):
         with Container():
             yield DataTable(cursor_type="row", zebra_stripes=True)
         yield Static("No runs yet: press 3 and launch a profile, or run `cockpit demo`.", id="none")
-        yield Chart("loss", id="overlay")
+        yield Chart("loss", smoothing=0.6, id="overlay")
         yield Servers()
 
     def on_mount(self) -> None:
@@ -199,7 +203,7 @@ class RunsScreen(RunActionsScreen):
         at = self._marked.index(run.id) if run.id in self._marked else -1
         steps = format_percent(share) if self._narrow else f"{run.step:,}/{run.max_steps or '?'}"
         return {
-            "mark": Content.styled("◆◇"[at] if at >= 0 else " ", "$accent" if at == 0 else "$success"),
+            "mark": Content.styled(RUN_MARKS[at] if at >= 0 else " ", self._run_colour(at)),
             "state": Content.styled(f"{mark} {run.state} {run.position or ''}".rstrip(), colour),
             "run": Content(_cut(run.id, self._room)),
             "progress": Content.assemble(("━" * full, "$accent"), ("─" * (length - full), "$primary 50%"), " ", steps),
@@ -208,6 +212,21 @@ class RunsScreen(RunActionsScreen):
             "base": Content(_cut(run.base.rsplit("/", 1)[-1], 21)),
             "age": Content(f"{format_age(run.created):>6}"),
         }
+
+    def _run_colour(self, at: int) -> str:
+        return RUN_COLOURS[max(0, at)][not self.app.current_theme.dark]
+
+    def action_compare(self) -> None:
+        """Say how the marked runs differ."""
+        from cockpit.screens.compare import CompareScreen
+
+        if len(self._marked) < 2:
+            self.notify("mark two runs or more with o", severity="warning")
+        elif len(self.app.screen_stack) == 1:
+            self.app.push_screen(CompareScreen(list(self._marked)))
+
+    def chosen_runs(self) -> list[str]:
+        return list(self._marked) or super().chosen_runs()
 
     @on(DataTable.RowHighlighted)
     def _row_highlighted(self) -> None:
@@ -270,14 +289,14 @@ class RunsScreen(RunActionsScreen):
     # ── comparison ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def action_overlay(self) -> None:
-        """Mark the selected run. A third mark replaces the first."""
+        """Mark the selected run, or take its mark away. One more than can be told apart replaces the first."""
         run = self.current_run
         if run is None:
             return
         self._marked = (
             [name for name in self._marked if name != run.id]
             if run.id in self._marked
-            else [*self._marked, run.id][-2:]
+            else [*self._marked, run.id][-RUNS:]
         )
         self._show()
         self._overlay()
@@ -285,19 +304,17 @@ class RunsScreen(RunActionsScreen):
     @work(exclusive=True, group="overlay")
     async def _overlay(self) -> None:
         self.set_class(bool(self._marked), "-overlay")
-        traces = {}
+        traces, axes = {}, {}
+        several = len(self._marked) > 1
         for at, run in enumerate(self._marked):
-            reply = await self.app.ask("series", SeriesQuery(run=run, names=[LOSS], points=1000))
+            reply = await self.app.ask("series", SeriesQuery(run=run, names=[LOSS, CLOCK], points=1000))
             if reply is None:
                 return
-            second = at == 1
-            traces[run] = Trace(
-                curve_from_series(reply.series[0]), SECOND if second else LINE, band=not second, dashed=second
-            )
-        if len(traces) == 2:
-            for trace in traces.values():
-                trace.band = False
-        self.query_one("#overlay", Chart).load(traces)
+            role, mark = (RUN + at, RUN_MARKS[at]) if several else (LINE, "")
+            traces[run] = Trace(curve_from_series(reply.series[0]), role, band=not several, mark=mark)
+            start = self.app.state.histories.get(run, RunHistory()).start
+            axes[run] = run_axes(start, reply.series[1].last_step, reply.series[1].last)
+        self.query_one("#overlay", Chart).load(traces, axes=axes)
 
     def action_log_scale(self) -> None:
         self.query_one("#overlay", Chart).toggle_log()

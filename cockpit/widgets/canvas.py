@@ -11,8 +11,20 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
-from cockpit.widgets.chart_raster import ROLES, Row
+from cockpit.widgets.chart_raster import INVERSE, ROLES, SHADED, Row
 
+RUN_COLOURS = (
+    ("$accent", "$accent"),
+    ("#56b4e9", "#0072b2"),
+    ("#00b386", "#00694f"),
+    ("#d980b4", "#9c3d74"),
+    ("#f0e442", "#6b6200"),
+    ("#e8743b", "#a83c00"),
+    ("#7c8cf8", "#3a45b8"),
+    ("$foreground", "$foreground"),
+)
+"""The colours of runs in one chart on dark and on light themes: those that Okabe and Ito chose to be told apart with
+any colour vision, lighter or darker as the background needs."""
 JOIN = 6
 """Unchanged cells between two changed ones that are cheaper to repaint than to skip."""
 
@@ -21,7 +33,7 @@ class Canvas(Widget):
     """Subclasses make rows of the content's size and call `paint`. The colours come from component classes, and thus
     from the theme."""
 
-    COMPONENT_CLASSES = {f"canvas--{role}" for role in ROLES}
+    COMPONENT_CLASSES = {f"canvas--{role}" for role in (*ROLES, "shade")}
     DEFAULT_CSS = """
     Canvas {
         & > .canvas--axis { color: $foreground 35%; }
@@ -32,13 +44,21 @@ class Canvas(Widget):
         & > .canvas--marker { color: $error; text-style: bold; }
         & > .canvas--event { color: $secondary; }
         & > .canvas--bound { color: $success; }
+        & > .canvas--cross { color: $foreground 60%; }
+        & > .canvas--readout { color: $foreground; background: $panel; }
+        & > .canvas--shade { color: $primary 45%; background: $primary 45%; }
     }
     """
+    DEFAULT_CSS += "".join(
+        f"Canvas > .canvas--run{at} {{ color: {dark}; }} Canvas:light > .canvas--run{at} {{ color: {light}; }}\n"
+        for at, (dark, light) in enumerate(RUN_COLOURS)
+    )
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id, classes=classes)
         self._rows: list[Row] = []
-        self._styles: list[Style] | None = None
+        self._styles: dict[int, Style] = {}
+        """Role, with what is added to it -> style."""
 
     def paint(self, rows: list[Row]) -> None:
         """Show these rows, repainting only what differs from the rows before."""
@@ -56,22 +76,38 @@ class Canvas(Widget):
             self.refresh(*regions)
 
     def notify_style_update(self) -> None:
-        self._styles = None
+        self._styles = {}
         super().notify_style_update()
 
     def render_line(self, y: int) -> Strip:
         width = self.content_size.width
         if y >= len(self._rows):
             return Strip.blank(width, self.rich_style)
-        if self._styles is None:
-            self._styles = [self.get_component_rich_style(f"canvas--{role}") for role in ROLES]
         text, roles = self._rows[y]
         segments, at = [], 0
         for role, run in groupby(roles):
             length = len(list(run))
-            segments.append(Segment(text[at : at + length], self._styles[role]))
+            segments.append(Segment(text[at : at + length], self._styles.get(role) or self._style(role)))
             at += length
         return Strip(segments, len(text)).adjust_cell_length(width, self.rich_style)
+
+    @property
+    def has_shades(self) -> bool:
+        """Whether the terminal shows a shade between background and colour."""
+        return self.app.console.color_system in ("truecolor", "256") and not self.app.no_color
+
+    def _style(self, role: int) -> Style:
+        style = self.get_component_rich_style(f"canvas--{ROLES[role & (SHADED - 1)]}")
+        if role & (SHADED | INVERSE) or ROLES[role & (SHADED - 1)] == "band":
+            shade = self.get_component_rich_style("canvas--shade")
+            if role & INVERSE:
+                style = Style(color=self.rich_style.bgcolor, bgcolor=shade.bgcolor)
+            elif ROLES[role & (SHADED - 1)] == "band" and self.has_shades:
+                style = Style(color=shade.bgcolor, bgcolor=self.rich_style.bgcolor)
+            elif role & SHADED:
+                style += Style(bgcolor=shade.bgcolor)
+        self._styles[role] = style
+        return style
 
 
 def changed_spans(before: Row, now: Row) -> Iterator[tuple[int, int]]:

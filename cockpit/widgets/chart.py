@@ -1,28 +1,37 @@
-"""Charts of curves over steps, drawn live in braille, and small graphs of recent values."""
+"""Charts of curves, drawn live in braille, and small graphs of recent values."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping as Named
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar
+
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.message import Message
 
 from cockpit.content import Content
 from cockpit.state.formatting import format_number
+from cockpit.widgets import chart_axes as axes
 from cockpit.widgets import chart_notes as notes
 from cockpit.widgets import chart_raster as raster
 from cockpit.widgets.canvas import Canvas
+from cockpit.widgets.chart_columns import SMOOTHINGS
+from cockpit.widgets.chart_readout import describe_position, share_mapping
+from cockpit.widgets.chart_window import Window
 from cockpit.widgets.curve import Bucket, Curve
 from cockpit.widgets.throttle import Throttle
 from engine.protocol.messages import Series
 
 FRAME = 0.25
 """Seconds between two frames of a growing chart."""
-MAX_ZOOM = 10
-"""How many times the visible steps can be halved."""
 
 
 def curve_from_series(series: Series) -> Curve:
     """The curve of a series that the engine has reduced to buckets."""
-    columns = zip(series.first_step, series.last_step, series.low, series.high, series.last, strict=True)
+    means, counts = series.mean or series.last, series.count or [1] * len(series.last)
+    columns = zip(series.first_step, series.last_step, series.low, series.high, means, counts, strict=True)
     return Curve([Bucket(*column) for column in columns])
 
 
@@ -30,33 +39,77 @@ class Chart(Canvas, can_focus=True):
     """Curves by name. `load` and `mark` set them, `append` extends one; the picture is redrawn automatically, at most
     four times a second."""
 
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("left", "cross(-1)", "Crosshair left", show=False),
+        Binding("right", "cross(1)", "Crosshair right", show=False),
+        Binding("shift+left", "pan(-1)", "Earlier", show=False),
+        Binding("shift+right", "pan(1)", "Later", show=False),
+        Binding("space", "range", "Range", show=False),
+        Binding("home", "whole", "All of it", show=False),
+        Binding("end", "follow", "Follow", show=False),
+        Binding("comma", "smooth(-1)", "Smooth less", key_display=",", show=False),
+        Binding("full_stop", "smooth(1)", "Smooth more", key_display=".", show=False),
+        Binding("i", "x_axis", "X axis", show=False),
+        Binding("escape", "clear", "No crosshair", show=False),
+    ]
     DEFAULT_CSS = """
     Chart { border: round $primary; border-title-color: $accent; border-subtitle-color: $text-muted; min-height: 4; }
     Chart:focus { border: round $accent; }
     """
 
-    def __init__(self, title: str, *, id: str | None = None) -> None:  # noqa: A002 - Textual's word
+    class Changed(Message):
+        """The user has changed how the chart shows its curves."""
+
+        def __init__(self, chart: Chart) -> None:
+            super().__init__()
+            self.chart = chart
+
+    def __init__(
+        self,
+        title: str,
+        *,
+        smoothing: float = 0.0,
+        legend: bool = True,
+        frame: float = FRAME,
+        id: str | None = None,  # noqa: A002 - Textual's word
+    ) -> None:
+        """`legend`: name the curves and the smoothing in the frame; `frame`: seconds between two frames."""
         super().__init__(id=id)
+        self.legend = legend
         self.heading = title
         self.traces: dict[str, raster.Trace] = {}
+        self.axes: Named[str, Named[str, axes.Mapping]] = {}
+        """Curve -> kind of horizontal axis -> its steps on it."""
         self.marks: dict[int, float] = {}
         self.marks_name = ""
         self.events: tuple[notes.Mark, ...] = ()
         self.bounds: tuple[notes.Bound, ...] = ()
-        self.logarithmic, self.zoom = False, 0
+        self.logarithmic, self.smoothing, self.kind = False, smoothing, "step"
+        self.window = Window()
+        self.cross: float | None = None
+        """The position of the crosshair."""
         self.limit = 0
         """The last step of the run; 0 while it is not known."""
+        self._anchor: float | None = None
+        """Where the user has begun to choose a range."""
         self._title, self._subtitle = Content(""), ""
-        self._edge = 0
+        self._edge = 0.0
         self._range: tuple[float, float] | None = None
-        self._throttle = Throttle(self, self.draw, FRAME)
+        self._view: axes.View | None = None
+        self._throttle = Throttle(self, self.draw, frame)
 
     # ── content ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def load(self, traces: dict[str, raster.Trace], limit: int = 0) -> None:
-        """Replace all curves."""
-        self.traces, self.limit = traces, limit
-        self.marks, self._edge, self._range = {}, 0, None
+    def load(
+        self,
+        traces: dict[str, raster.Trace],
+        limit: int = 0,
+        axes: Named[str, Named[str, axes.Mapping]] | None = None,
+    ) -> None:
+        """Replace all curves. `axes` gives each its places on other horizontal axes than that of steps."""
+        self.traces, self.limit, self.axes = traces, limit, axes or {}
+        self.marks, self._edge, self._range = {}, 0.0, None
+        self._arrange()
         self.draw()
 
     def mark(self, name: str, points: Sequence[tuple[int, float]]) -> None:
@@ -74,29 +127,169 @@ class Chart(Canvas, can_focus=True):
     def append(self, name: str, points: Sequence[tuple[int, float]]) -> None:
         """Append points to the curve `name`. Points at or before its newest step are ignored."""
         if name not in self.traces:
-            self.traces[name] = raster.Trace(Curve())
+            self.traces[name] = raster.Trace(Curve(), smoothing=self.smoothing)
+            self._arrange()
         curve = self.traces[name].curve
         if sum(curve.append(step, value) for step, value in points):
             self._throttle.request()
 
+    def _arrange(self) -> None:
+        """Give all curves the smoothing and the horizontal axis of the chart."""
+        for name, trace in self.traces.items():
+            trace.smoothing = self.smoothing
+            trace.mapping = self.axes.get(name, {}).get(self.kind, axes.STEPS)
+
+    # ── the view ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def mapping(self) -> axes.Mapping:
+        """The horizontal axis of marks and of the first curve."""
+        return share_mapping(self.traces.values())
+
+    def kinds(self) -> list[str]:
+        """The horizontal axes that all curves can be shown on."""
+        shared = [set(self.axes.get(name, {})) for name in self.traces]
+        return [kind for kind in axes.X_AXES if kind == "step" or (shared and all(kind in each for each in shared))]
+
+    def extent(self) -> tuple[float, float]:
+        """The first position, and the right edge, which is a little beyond the last one while the run goes on."""
+        traces = [trace for trace in self.traces.values() if len(trace.curve)]
+        first = min((trace.first for trace in traces), default=0.0)
+        last = max((trace.last for trace in traces), default=0.0)
+        first = 0.0 if first <= max(self._least() / 4, last / 20) else first
+        limit = self.mapping.position(self.limit) if self.limit else 0.0
+        self._edge = axes.extend_edge(self._edge or last, first, last, limit, 2 * self._least())
+        return first, self._edge
+
+    def _least(self) -> float:
+        """The narrowest range: four steps."""
+        return abs(self.mapping.position(4) - self.mapping.position(0)) or 4.0
+
+    def span(self) -> tuple[float, float]:
+        """The first and the last visible position."""
+        return self.window.resolve(*self.extent(), self._least())
+
     def toggle_log(self) -> None:
         self.logarithmic, self._range = not self.logarithmic, None
-        self.draw()
+        self._change()
 
     def zoom_by(self, direction: int) -> None:
-        """+1 shows only the newer half of the visible steps, -1 twice as many."""
-        self.zoom = max(0, min(MAX_ZOOM, self.zoom + direction))
-        self._range = None
+        """+1 shows half of the visible range, -1 twice as much: around the crosshair, else the newest."""
+        self._look(self.window.zoomed(direction, self.extent(), self.cross, self._least()))
+
+    def _look(self, window: Window) -> None:
+        self.window, self._range = window, None
+        self._change()
+
+    def _change(self) -> None:
+        self.draw()
+        self.post_message(self.Changed(self))
+
+    def action_pan(self, direction: int) -> None:
+        self._look(self.window.panned(direction, self.extent(), self._least()))
+
+    def action_whole(self) -> None:
+        self._look(Window())
+
+    def action_follow(self) -> None:
+        self.cross = self._anchor = None
+        self._look(self.window.following())
+
+    def action_smooth(self, direction: int) -> None:
+        at = min(range(len(SMOOTHINGS)), key=lambda index: abs(SMOOTHINGS[index] - self.smoothing)) + direction
+        self.smoothing = SMOOTHINGS[max(0, min(len(SMOOTHINGS) - 1, at))]
+        self._arrange()
+        self._change()
+
+    def action_x_axis(self) -> None:
+        """Show the next horizontal axis that the curves have."""
+        kinds = self.kinds()
+        self.show_kind(kinds[(kinds.index(self.kind) + 1) % len(kinds)] if self.kind in kinds else "step")
+        self._change()
+
+    def show_kind(self, kind: str) -> None:
+        """Show this horizontal axis, where the curves have it."""
+        self.kind = kind if kind in self.kinds() else "step"
+        self.window, self.cross, self._anchor, self._edge = Window(), None, None, 0.0
+        self._arrange()
+
+    def action_cross(self, direction: int) -> None:
+        """Move the crosshair by a cell; without one, put it at the newest value."""
+        first, last = self.span()
+        cell = (last - first) / max(1, self.content_size.width - raster.GUTTER)
+        newest = max((trace.last for trace in self.traces.values()), default=0.0)
+        at = min(newest, last) if self.cross is None else self.cross + direction * cell
+        self._put_cross(at)
+
+    def _put_cross(self, at: float) -> None:
+        whole, (first, last) = self.extent(), self.span()
+        if self.window.range is not None and not first <= at <= last:
+            self.window = self.window.panned(1 if at > last else -1, whole, self._least())
+            first, last = self.span()
+        self.cross = max(first, min(last, at))
+        self._change()
+
+    def action_range(self) -> None:
+        """Begin a range at the crosshair, then show the range up to it."""
+        if self.cross is None:
+            self.action_cross(0)
+        if self._anchor is None or self.cross is None:
+            self._anchor = self.cross
+            self.draw()
+            return
+        window = self.window.on(self._anchor, self.cross, self.extent(), self._least())
+        self.cross = self._anchor = None
+        self._look(window)
+
+    def action_clear(self) -> None:
+        self.cross = self._anchor = None
+        self._change()
+
+    def share_view(self, other: Chart) -> None:
+        """Look at the same part as another chart, over the same axis, with the crosshair at the same place."""
+        if other.kind != self.kind:
+            self.show_kind(other.kind)
+        if self.kind == other.kind and (self.window, self.cross) != (other.window, other.cross):
+            self._range = self._range if self.window == other.window else None
+            self.window, self.cross = other.window, other.cross
         self.draw()
 
-    def span(self) -> tuple[int, int]:
-        """The first and the last visible step."""
-        curves = [trace.curve for trace in self.traces.values() if len(trace.curve)]
-        first = min((curve.first for curve in curves), default=0)
-        last = max((curve.last for curve in curves), default=0)
-        first = 0 if first <= max(1, last // 20) else first
-        self._edge = raster.extend_edge(self._edge or last, first, last, self.limit)
-        return self._edge - max(4, (self._edge - first) >> self.zoom) if self.zoom else first, self._edge
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return self.cross is not None if action == "clear" else True
+
+    # ── the mouse ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _position_at(self, event: events.MouseEvent) -> float | None:
+        offset = event.get_content_offset(self)
+        if offset is None or offset.x < raster.GUTTER or self._view is None:
+            return None
+        return self._view.position(2 * (offset.x - raster.GUTTER), 2 * (self.content_size.width - raster.GUTTER))
+
+    def on_mouse_down(self, event: events.MouseDown) -> None:
+        at = self._position_at(event)
+        if at is not None:
+            self._anchor = at
+            self._put_cross(at)
+
+    def on_mouse_up(self, event: events.MouseUp) -> None:
+        at = self._position_at(event)
+        anchor, self._anchor = self._anchor, None
+        first, last = self.span()
+        if at is None or anchor is None or abs(at - anchor) < (last - first) / 40:
+            self.draw()
+            return
+        self.cross = None
+        self._look(self.window.on(anchor, at, self.extent(), self._least()))
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        self._scroll(event, 1)
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        self._scroll(event, -1)
+
+    def _scroll(self, event: events.MouseEvent, direction: int) -> None:
+        event.stop()
+        self._look(self.window.zoomed(direction, self.extent(), self._position_at(event), self._least()))
 
     # ── drawing ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -106,18 +299,38 @@ class Chart(Canvas, can_focus=True):
         if not width or not height:
             return
         first, last = self.span()
-        marks = sorted(self.marks.items())
-        value_range = raster.extremes(self.traces.values(), marks, first, last, self.logarithmic)
+        mapping = self.mapping
+        marks = [(mapping.position(step), value) for step, value in sorted(self.marks.items())]
+        plot = max(1, width - raster.GUTTER)
+        value_range = raster.extremes(self.traces.values(), marks, first, last, self.logarithmic, plot)
         if value_range is None:
             waiting = "no points yet".center(width)[:width]
             blank = (" " * width, bytes(width))
             line = (waiting, bytes([raster.LABEL]) * width)
             self.paint([line if row == height // 2 else blank for row in range(height)])
             return
-        self._range = raster.stable_range(self._range, *notes.widen(*value_range, self.bounds, self.logarithmic))
-        view = raster.View(first, last, *self._range, self.logarithmic)
-        note = partial(notes.annotate, marks=self.events, bounds=self.bounds, view=view)
-        self.paint(raster.chart(list(self.traces.values()), marks, view, width, height, note))
+        self._range = axes.stable_range(self._range, *notes.widen(*value_range, self.bounds, self.logarithmic))
+        view = self._view = axes.View(first, last, *self._range, self.logarithmic)
+        changes = [(mapping.position(step), word) for step, word in self.events]
+        note = partial(self._note, changes=changes, view=view, marks=marks)
+        shades = self.has_shades
+        self.paint(raster.chart(list(self.traces.values()), marks, view, width, height, note, shades, self.kind))
+
+    def _note(
+        self,
+        rows: Sequence[raster.Row],
+        changes: Sequence[notes.Mark],
+        view: axes.View,
+        marks: Sequence[tuple[float, float]],
+    ) -> list[raster.Row]:
+        found = notes.annotate(rows, changes, self.bounds, view)
+        for at in (self._anchor, self.cross):
+            if at is not None and view.first <= at <= view.last:
+                lines = (
+                    [] if at != self.cross else describe_position(self.traces, at, self.kind, self.marks_name, marks)
+                )
+                found = notes.draw_crosshair(found, view.column(at, 2 * len(rows[0][0])) >> 1, lines)
+        return found
 
     def on_resize(self) -> None:
         self.draw()
@@ -127,18 +340,27 @@ class Chart(Canvas, can_focus=True):
         nothing that changes with every point: setting a title repaints the whole widget, even when it is the same."""
         parts = [Content(self.heading)]
         colours = {raster.LINE: "$accent", raster.SECOND: "$success"}
-        room = self.size.width >= 44
-        for name, trace in self.traces.items() if room else ():
-            if len(self.traces) > 1:
-                parts.append(Content.assemble(("╍╍ " if trace.dashed else "━━ ", colours[trace.role]), (name, "$text")))
+        room = self.legend and self.size.width >= 44
+        several = len(self.traces) > 1
+        for name, trace in self.traces.items() if room and several else ():
+            line = f"{trace.mark} " if trace.mark else "╍╍ " if trace.dashed else "━━ "
+            colour = (
+                colours.get(trace.role) or self.get_component_styles(f"canvas--{raster.ROLES[trace.role]}").color.hex
+            )
+            parts.append(Content.assemble((line, colour), (name, "$text")))
         if room and any(trace.band for trace in self.traces.values()):
-            parts += [Content.styled("━ smoothed", "$accent"), Content.styled("⣿ measured", "$primary")]
+            smoothed = "━ smoothed" if self.smoothing else "━ mean"
+            parts += [Content.styled(smoothed, "$accent"), Content.styled("▒ measured", "$primary")]
         if room and self.marks:
             newest = self.marks[max(self.marks)]
             parts.append(Content.styled(f"◆ {self.marks_name} {format_number(newest)}", "$error"))
         title = Content("  ").join(parts)
-        notes = ["log"] if self.logarithmic else []
-        notes += [f"newest 1/{2**self.zoom}"] if self.zoom else []
+        notes = [f"smoothed {self.smoothing:g}"] if self.smoothing else []
+        notes += ["log"] if self.logarithmic else []
+        notes += [f"over {self.kind}"] if self.kind != "step" else []
+        notes += [f"newest 1/{2**self.window.zoom}"] if self.window.zoom and self.window.range is None else []
+        if self.window.range is not None:
+            notes.append(" … ".join(axes.write_position(each, self.kind) for each in self.window.range))
         subtitle = " · ".join(notes)
         if not title.is_same(self._title) or subtitle != self._subtitle:
             self._title, self._subtitle = title, subtitle

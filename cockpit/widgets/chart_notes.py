@@ -1,6 +1,7 @@
-"""A chart's annotations: thin vertical marks where something changed, and dashed lines at bounds. Pure.
+"""A chart's annotations: thin vertical marks where something changed, dashed lines at bounds, and a crosshair. Pure.
 
-They use only blank cells, so that they never hide a point, and shapes of their own, so that they need no colour.
+Marks and lines use only blank cells, so that they never hide a point, and shapes of their own, so that they need no
+colour.
 """
 
 from __future__ import annotations
@@ -8,15 +9,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 
-from cockpit.widgets.chart_raster import BLANK, BOUND, EVENT, Row, View, scale
+from rich.cells import cell_len, set_cell_size
+
+from cockpit.widgets.chart_axes import View, scale
+from cockpit.widgets.chart_raster import BLANK, BOUND, CROSS, EVENT, READOUT, SHADED, Row
 
 UPRIGHT, DASH = "┊", "╌"
 MAX_WIDENING = 1.0
 """How far a bound may widen the range of values, in multiples of the range. A more distant bound is an arrow at the
 edge."""
 
-Mark = tuple[int, str]
-"""A step and a short name."""
+FREE = frozenset((BLANK, BLANK | SHADED))
+"""Roles of cells that hold no dots; an annotation may stand on the band's shade."""
+
+Mark = tuple[float, str]
+"""A position on the horizontal axis and a short name."""
 Bound = tuple[float, str]
 """A value and its label."""
 
@@ -40,11 +47,11 @@ def annotate(rows: Sequence[Row], marks: Sequence[Mark], bounds: Sequence[Bound]
 
     def put(x: int, y: int, text: str, role: int) -> None:
         for at, character in enumerate(text, x):
-            if roles[y][at] == BLANK:
-                texts[y][at], roles[y][at] = character, role
+            if roles[y][at] in FREE:
+                texts[y][at], roles[y][at] = character, role | roles[y][at]
 
     def free(x: int, y: int, length: int) -> bool:
-        return x >= 0 and x + length <= width and not any(roles[y][x : x + length])
+        return x >= 0 and x + length <= width and FREE.issuperset(roles[y][x : x + length])
 
     upright: dict[int, list[str]] = {}
     for step, word in marks:
@@ -79,3 +86,25 @@ def annotate(rows: Sequence[Row], marks: Sequence[Mark], bounds: Sequence[Bound]
     for y in dashed:
         put(0, y, DASH * width, BOUND)
     return [("".join(text), bytes(each)) for text, each in zip(texts, roles, strict=True)]
+
+
+def draw_crosshair(rows: Sequence[Row], x: int, lines: Sequence[str]) -> list[Row]:
+    """The plot's rows with an upright at the cell column x and, on the side with more room, a box of lines. The first
+    line is about the position, the others about curves."""
+    if not rows:
+        return list(rows)
+    width = len(rows[0][0])
+    inner = min(max(map(cell_len, lines), default=0), max(0, max(x, width - x - 1) - 3))
+    at = x + 2 if width - x - 1 > x else x - inner - 3
+    found = []
+    for y, (text, roles) in enumerate(rows):
+        characters, each = list(text), bytearray(roles)
+        if 0 <= x < width and each[x] in FREE:
+            characters[x], each[x] = "│", CROSS | each[x]
+        if y < len(lines) and inner > 0 and at >= 0 and at + inner + 2 <= width:
+            words = f" {set_cell_size(lines[y], inner)} "
+            if len(words) == inner + 2:  # one character for each cell
+                characters[at : at + inner + 2] = words
+                each[at : at + inner + 2] = bytes([READOUT]) * (inner + 2)
+        found.append(("".join(characters), bytes(each)))
+    return found

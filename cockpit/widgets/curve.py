@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 CAPACITY = 2048
@@ -11,13 +12,14 @@ CAPACITY = 2048
 
 
 class Bucket(NamedTuple):
-    """The steps first…last: their extremes, and a middle value for the smoothed line."""
+    """The steps first…last: their extremes, their mean or newest value for the line, and how many points they have."""
 
     first: int
     last: int
     low: float
     high: float
     middle: float
+    points: float = 1
 
 
 class Curve:
@@ -29,6 +31,10 @@ class Curve:
         """Points in a full bucket. It doubles when neighbours are merged."""
         self._filled = 1
         """Points in the newest bucket."""
+        self.merges = 0
+        """How often neighbours were merged: until then only the newest bucket changes, and new ones follow it."""
+        self.version = 0
+        """How many points were appended."""
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -50,8 +56,9 @@ class Curve:
         if self._buckets and step <= self.last:
             return False
         point = Bucket(step, step, value, value, value)
+        self.version += 1
         if self._filled < self._span and self._buckets:
-            self._buckets[-1] = _merge(self._buckets[-1], point, self._filled)
+            self._buckets[-1] = _merge(self._buckets[-1], point)
             self._filled += 1
             return True
         self._buckets.append(point)
@@ -59,18 +66,35 @@ class Curve:
         if len(self._buckets) > CAPACITY:
             pairs = zip(self._buckets[::2], self._buckets[1::2], strict=False)
             rest = self._buckets[-1:] if len(self._buckets) % 2 else []
-            self._buckets = [_merge(left, right, 1) for left, right in pairs] + rest
+            self._buckets = [_merge(left, right) for left, right in pairs] + rest
             self._span *= 2
+            self.merges += 1
         return True
 
-    def between(self, first: int, last: int) -> Iterator[Bucket]:
+    def __getitem__(self, at: int) -> Bucket:
+        return self._buckets[at]
+
+    def find(self, step: float) -> int:
+        """The index of the first bucket that does not end before `step`."""
+        return bisect_left(self._buckets, step, key=lambda bucket: bucket.last)
+
+    def between(self, first: float, last: float) -> Iterator[Bucket]:
         """The buckets that overlap the steps first…last."""
-        start = bisect_left(self._buckets, first, key=lambda bucket: bucket.last)
         stop = bisect_right(self._buckets, last, key=lambda bucket: bucket.first)
-        return iter(self._buckets[start:stop])
+        return iter(self._buckets[self.find(first) : stop])
+
+    def buckets_from(self, at: int) -> Iterator[Bucket]:
+        return islice(self._buckets, at, None)
+
+    def nearest(self, step: float) -> Bucket | None:
+        """The bucket closest to `step`; None for an empty curve."""
+        at = self.find(step)
+        near = self._buckets[max(0, at - 1) : at + 1]
+        return min(near, key=lambda each: max(each.first - step, step - each.last, 0), default=None)
 
 
-def _merge(left: Bucket, right: Bucket, weight: int) -> Bucket:
-    """Both buckets as one. `weight` is the weight of the left middle, in points of `right`."""
-    middle = (left.middle * weight + right.middle) / (weight + 1)
-    return Bucket(left.first, right.last, min(left.low, right.low), max(left.high, right.high), middle)
+def _merge(left: Bucket, right: Bucket) -> Bucket:
+    """Both buckets as one."""
+    count = left.points + right.points
+    middle = (left.middle * left.points + right.middle * right.points) / count
+    return Bucket(left.first, right.last, min(left.low, right.low), max(left.high, right.high), middle, count)

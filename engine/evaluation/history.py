@@ -147,5 +147,20 @@ def compare_folders(first: Path, second: Path) -> dict[str, Any]:
     return compare(read_tallies(first, task), read_tallies(second, task), task)
 
 
+def compare_newest(first: RunDirectory, other: RunDirectory) -> dict[str, Any] | None:
+    """`compare` on the newest evaluations of two runs that measured the same rows and kept the replies, with
+    `first_step`, `step` and `data`; None when there are no such."""
+    sides = [[each for each in list_evaluations(run) if each["directory"]] for run in (first, other)]
+    for one in reversed(sides[0]):
+        for each in reversed(sides[1]):
+            if all(one[name] == each[name] for name in ("sha256", "task", "data")):
+                try:
+                    found = compare_folders(Path(one["directory"]), Path(each["directory"]))
+                except ValueError:
+                    continue
+                return found | {"first_step": one["step"], "step": each["step"], "data": one["data"]}
+    return None
+
+
 def _cut(text: str) -> str:
     return text if len(text) <= _CUT else text[: _CUT - 1] + "…"

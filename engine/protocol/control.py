@@ -134,9 +134,13 @@ class SeriesQuery(RunRef, kw_only=True):
     last: int | None = None
 
 
+CLOCK = "clock/time"
+"""A series of every run: when each step was recorded, in seconds since the epoch."""
+
+
 class Series(Message, kw_only=True):
     """One metric in buckets of ascending steps, as parallel lists of equal length: the step range of each bucket, its
-    lowest, highest and last value."""
+    lowest, highest, last and mean value, and how many points it has."""
 
     name: str
     first_step: list[int]
@@ -144,6 +148,8 @@ class Series(Message, kw_only=True):
     low: list[float]
     high: list[float]
     last: list[float]
+    mean: list[float] = []
+    count: list[int] = []
     total: int = 0
     """How many points the range has before the reduction."""
 
@@ -170,9 +176,13 @@ class LogReply(Message, kw_only=True):
 
 
 class TelemetryQuery(Message, kw_only=True):
-    """How many seconds of the past to return."""
+    """Which samples of devices and host to return: of the last `seconds`; or, with `first`, those from `first` to
+    `last` (seconds since the epoch, now by default). With `points`, at most about so many, evenly spaced."""
 
     seconds: float = 600.0
+    first: float | None = None
+    last: float | None = None
+    points: int = 0
 
 
 class TelemetryHistory(Message, kw_only=True):

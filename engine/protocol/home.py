@@ -7,6 +7,7 @@
       evaluations/        evaluations of models that are no runs
       forecasts/          what profiles were forecast to take, and how runs compared with it
       chats/              conversations that the app has saved
+      charts.json         how the app's panels of metrics are arranged, for each profile
       drafts/             what the app has not saved yet: profiles, conversations, prompts
       app.log             exceptions of the app
       votes.jsonl         votes and ratings of models that are no runs
@@ -78,6 +79,10 @@ class Home:
     def chats(self) -> Path:
         """Saved conversations, a JSON file each. The folder is made with the first."""
         return self.root / "chats"
+
+    @property
+    def charts(self) -> Path:
+        return self.root / "charts.json"
 
     @property
     def drafts(self) -> Path:

@@ -9,6 +9,7 @@ of messages) and `problem`; this module gathers them.
 """
 
 from engine.protocol.control import (
+    CLOCK,
     OPERATIONS,
     Answer,
     Ask,
@@ -91,6 +92,7 @@ from engine.protocol.worker_messages import (
 )
 
 __all__ = [
+    "CLOCK",
     "OPERATIONS",
     "PROTOCOL",
     "Answer",

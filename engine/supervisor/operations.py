@@ -245,8 +245,13 @@ def log(server: Server, caller: Caller, message: LogQuery) -> None:
 
 
 def telemetry(server: Server, caller: Caller, message: TelemetryQuery) -> None:
-    since = (server.telemetry.time if server.telemetry else server.started) - message.seconds
-    server.reply_later(caller, lambda: TelemetryHistory(samples=server.registry.read_telemetry(since)), index=True)
+    newest = server.telemetry.time if server.telemetry else server.started
+    since = newest - message.seconds if message.first is None else message.first
+
+    def read() -> TelemetryHistory:
+        return TelemetryHistory(samples=server.registry.read_telemetry(since, message.last, message.points))
+
+    server.reply_later(caller, read, index=True)
 
 
 def shutdown(server: Server, caller: Caller, message: Shutdown) -> Nothing:

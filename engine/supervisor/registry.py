@@ -32,7 +32,7 @@ CREATE TABLE IF NOT EXISTS points (
     run INTEGER, name INTEGER, step INTEGER, value REAL, PRIMARY KEY (run, name, step)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS buckets (
     run INTEGER, name INTEGER, span INTEGER, bucket INTEGER,
-    first INTEGER, last INTEGER, low REAL, high REAL, final REAL, count INTEGER,
+    first INTEGER, last INTEGER, low REAL, high REAL, final REAL, count INTEGER, sum REAL,
     PRIMARY KEY (run, name, span, bucket)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS told (run INTEGER, offset INTEGER, line BLOB, PRIMARY KEY (run, offset)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS telemetry (time REAL PRIMARY KEY, span REAL, sample BLOB) WITHOUT ROWID;
@@ -40,18 +40,18 @@ CREATE TABLE IF NOT EXISTS telemetry (time REAL PRIMARY KEY, span REAL, sample B
 
 _FROM_POINTS = """
 INSERT OR REPLACE INTO buckets
-SELECT :run, :name, :span, g.bucket, g.first, g.last, g.low, g.high, p.value, g.count
+SELECT :run, :name, :span, g.bucket, g.first, g.last, g.low, g.high, p.value, g.count, g.sum
 FROM (SELECT step / :span AS bucket, min(step) AS first, max(step) AS last, min(value) AS low, max(value) AS high, \
-count(*) AS count
+count(*) AS count, total(value) AS sum
       FROM points WHERE run = :run AND name = :name AND step BETWEEN :first AND :last GROUP BY step / :span) AS g
 JOIN points AS p ON p.run = :run AND p.name = :name AND p.step = g.last
 """
 _FROM_BUCKETS = """
 INSERT OR REPLACE INTO buckets
-SELECT :run, :name, :span, g.bucket, g.first, g.last, g.low, g.high, b.final, g.count
+SELECT :run, :name, :span, g.bucket, g.first, g.last, g.low, g.high, b.final, g.count, g.sum
 FROM (SELECT bucket * :below / :span AS bucket, min(first) AS first, max(last) AS last, min(low) AS low, \
 max(high) AS high,
-             sum(count) AS count, max(bucket) AS newest
+             sum(count) AS count, total(sum) AS sum, max(bucket) AS newest
       FROM buckets WHERE run = :run AND name = :name AND span = :below \
 AND bucket BETWEEN :first / :below AND :last / :below
       GROUP BY bucket * :below / :span) AS g
@@ -237,13 +237,13 @@ class Registry:
         span = max((level for level in LEVELS if level * 4 <= width), default=0)
         if span:
             query = (
-                "SELECT first, last, low, high, final, count FROM buckets WHERE run = ? AND name = ? AND span = ? "
+                "SELECT first, last, low, high, final, count, sum FROM buckets WHERE run = ? AND name = ? AND span = ? "
                 "AND bucket BETWEEN ? AND ?"
             )
             rows = self._db.execute(query, (run, number, span, lowest // span, highest // span))
         else:
             query = (
-                "SELECT step, step, value, value, value, 1 FROM points WHERE run = ? AND name = ? "
+                "SELECT step, step, value, value, value, 1, value FROM points WHERE run = ? AND name = ? "
                 "AND step BETWEEN ? AND ?"
             )
             rows = self._db.execute(query, (run, number, lowest, highest))
@@ -266,8 +266,15 @@ class Registry:
             (now - HOUR, now - HOUR, MINUTE),
         )
 
-    def read_telemetry(self, since: float) -> list[Telemetry]:
-        rows = self._db.execute("SELECT sample FROM telemetry WHERE time >= ? ORDER BY time", (since,)).fetchall()
+    def read_telemetry(self, since: float, until: float | None = None, points: int = 0) -> list[Telemetry]:
+        """The samples between two moments, oldest first; with `points`, every so many-th of them."""
+        within = (since, until if until is not None else 1e300)
+        (count,) = self._db.execute("SELECT count(*) FROM telemetry WHERE time BETWEEN ? AND ?", within).fetchone()
+        rows = self._db.execute(
+            "SELECT sample FROM (SELECT sample, time, row_number() OVER (ORDER BY time) AS number FROM telemetry "
+            "WHERE time BETWEEN ? AND ?) WHERE number % ? = 0 ORDER BY time",
+            (*within, max(1, -(-count // points)) if points > 0 else 1),
+        ).fetchall()
         found = []
         for (sample,) in rows:
             with contextlib.suppress(msgspec.MsgspecError, TypeError):
@@ -332,7 +339,7 @@ def _decode_lines(lines: Iterable[bytes]) -> list[dict[str, Any]]:
     return found
 
 
-def _reduce(series: Series, rows: list[tuple[int, int, float, float, float, int]], points: int) -> Series:
+def _reduce(series: Series, rows: list[tuple[int, int, float, float, float, int, float]], points: int) -> Series:
     """Merge neighbouring rows into at most `points` buckets, each of about the same number of rows."""
     size = max(1, -(-len(rows) // max(points, 1)))
     for start in range(0, len(rows), size):
@@ -342,5 +349,7 @@ def _reduce(series: Series, rows: list[tuple[int, int, float, float, float, int]
         series.low.append(min(row[2] for row in group))
         series.high.append(max(row[3] for row in group))
         series.last.append(group[-1][4])
-    series.total = sum(row[5] for row in rows)
+        series.count.append(sum(row[5] for row in group))
+        series.mean.append(sum(row[6] for row in group) / series.count[-1])
+    series.total = sum(series.count)
     return series

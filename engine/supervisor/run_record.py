@@ -17,7 +17,7 @@ from engine.protocol import journal, states
 from engine.protocol.file_channel import SupervisorFiles
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Checkpoint, End, Evaluation, Ledger, Metrics, Phase, Start
-from engine.protocol.messages import Instruction, Problem, Rank, Run
+from engine.protocol.messages import CLOCK, Instruction, Problem, Rank, Run
 from engine.supervisor.hang_detector import Heartbeats
 from engine.supervisor.processes import Leader
 
@@ -215,6 +215,7 @@ class Record:
             self.points += [(name, entry.step, value) for name, value in known.items()]
             run.metrics |= known
         if isinstance(entry, Metrics):
+            self.points.append((CLOCK, entry.step, entry.time))
             run.step, run.epoch = entry.step, entry.epoch
             return
         self.entries.append((offset, line))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from engine.evaluation.reward_scoring import PairScorer
     from engine.inference.loaded_model import LoadedModel
 
-QUESTIONS = ("evaluate", "listed", "replies", "reply", "compare")
+QUESTIONS = ("evaluate", "listed", "replies", "reply", "compare", "compare_runs")
 _EVERY = 0.1
 """Seconds between two progress events."""
 
@@ -129,6 +129,11 @@ class Evaluate:
 
     def compare(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return history.compare_folders(Path(arguments["first"]), Path(arguments["second"]))
+
+    def compare_runs(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Each further run against the first one: the newest evaluations of both on the same rows."""
+        first, *others = (self.home.run(run) for run in arguments["runs"])
+        return {"compared": {other.id: history.compare_newest(first, other) for other in others}}
 
 
 def _name_folder(out: str | None, target: str) -> str:

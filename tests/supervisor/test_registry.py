@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 
@@ -39,11 +40,11 @@ def test_reduced_series_agree_with_the_points(registry: Registry, count: int) ->
     assert len(series.low) <= 100
     assert series.total == count
     by_step = dict(values)
-    for first, last, low, high, final in zip(
-        series.first_step, series.last_step, series.low, series.high, series.last, strict=True
-    ):
+    columns = (series.first_step, series.last_step, series.low, series.high, series.last, series.mean, series.count)
+    for first, last, low, high, final, mean, size in zip(*columns, strict=True):
         inside = [by_step[step] for step in range(first, last + 1)]
-        assert (low, high, final) == (min(inside), max(inside), by_step[last])
+        assert (low, high, final, size) == (min(inside), max(inside), by_step[last], len(inside))
+        assert mean == pytest.approx(sum(inside) / len(inside))
     assert series.first_step[0] == 1 and series.last_step[-1] == count
 
 
@@ -73,3 +74,12 @@ def test_the_ledger_is_whole_however_many_entries_came_after(registry: Registry)
     )
     assert [(entry["step"], entry["new"]) for entry in registry.read_ledger("a")] == [(3, 0.2)]
     assert registry.read_ledger("b") == []
+
+
+def test_telemetry_of_a_span_is_thinned_evenly(registry: Registry) -> None:
+    for second in range(1_000):
+        registry.add_telemetry(Telemetry(time=float(second), host=Host()))
+    found = [sample.time for sample in registry.read_telemetry(100.0, 899.0, 100)]
+    assert len(found) == 100 and found[0] >= 100 and found[-1] == 899.0
+    assert {after - before for before, after in itertools.pairwise(found)} == {8.0}
+    assert len(registry.read_telemetry(990.0)) == 10 and registry.read_telemetry(2_000.0, 3_000.0, 5) == []
