@@ -522,19 +522,24 @@ def page() -> str:
 Every problem, warning, pause and mark has a code. Scripts compare the code, in `--json` output and
 in journals; the words beside it are for people, and may change. An error under `--json` is
 `{"error": {"code", "title", "cause", "hint", "place"}}`. A code that an older version did not send
-is `unknown`.
+is `unknown`. `cockpit explain CODE` prints a section of this page.
 
 This page is generated: `python -m engine.protocol.codes > docs/codes.md`.
 """
+    from engine.protocol.explanations import read_explanations  # it reads the table above
+
     parts = [head]
     family = ""
-    for code, meaning in sorted(CODES.items()):
+    for code, explanation in sorted(read_explanations().items()):
         if (first := code.partition(".")[0]) != family:
             family = first
-            parts.append(f"\n## {family}\n\n")
-        parts.append(
-            textwrap.fill(f"- `{code}`: {meaning}", 100, subsequent_indent="  ", break_on_hyphens=False) + "\n"
+            parts.append(f"\n## {family}\n")
+        how, mend = f"*How it comes about:* {explanation.how}", f"*What mends it:* {explanation.mend}"
+        paragraphs = (
+            textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+            for text in (explanation.meaning, how, mend)
         )
+        parts.append("\n\n".join([f"\n### {code}", *paragraphs]) + "\n")
     return "".join(parts)
 
 
