@@ -205,7 +205,7 @@ def _summarize(
     state = clean(states[-1]) if states else {"state": "queued"}
     lines = [f"# {run}", "", f"- state: {state['state']}" + (f" ({state['code']})" if state.get("code") else "")]
     for kind, keys in (("start", ("max_steps", "processes", "global_batch", "parameters")), ("metrics", ("step",))):
-        last = next((entry for entry in reversed(events) if entry["kind"] == kind), {})
+        last: dict[str, Any] = next((entry for entry in reversed(events) if entry["kind"] == kind), {})
         lines += [f"- {key}: {last[key]}" for key in keys if key in last]
     ends = [entry.get("problem") for entry in [*events, *states] if entry.get("problem")]
     if ends:

@@ -120,6 +120,8 @@ def _clean_setting(key: str, value: Any, redactor: Redactor, with_rows: bool, wi
         return [_clean_setting(key, each, redactor, with_rows, with_paths) for each in value]
     if not isinstance(value, str) or with_rows:
         return redactor.clean(value) if isinstance(value, str) else value
+    if value in ("auto", "none"):
+        return value
     if key == "base" and _HUB.fullmatch(value) and not Path(value).exists():
         return redactor.clean(value)
     if _TEXT_KEYS.search(key) and not (with_paths and "/" in value):
@@ -186,7 +188,8 @@ def list_rows(home: Home, run: RunDirectory) -> Iterator[Any]:
     profile = load(run.profile)
     yield [value for key, value in _walk_settings("", profile) if re.search(r"system|prompt|probe|description", key)]
     directory = Path(load(run.path / "job.json").get("directory") or "/")
-    data = profile.get("data") if isinstance(profile.get("data"), dict) else {}
+    data: Any = profile.get("data")
+    data = data if isinstance(data, dict) else {}
     for part in ("train", "validation", "test"):
         for source in data.get(part) or []:
             named = source.get("source", "") if isinstance(source, dict) else str(source)

@@ -51,7 +51,7 @@ _ADDRESS = re.compile(
     r"|(?<![\w:])(?:[0-9a-f]{1,4}:){3,7}[0-9a-f]{1,4}(?![\w:])|(?<![\w:])(?:[0-9a-f]{1,4}:){1,6}:[0-9a-f]{0,4}(?![\w:])",
     re.IGNORECASE,
 )
-_QUOTED = re.compile(r"(?<!File )(?:'[^'\n]{30,}'|\"[^\"\n]{30,}\"|“[^”\n]{30,}”|`[^`\n]{60,}`)")
+_QUOTED = re.compile(r"(?<!File )(?<![\w'\"`])(?:'[^'\n]{30,}'|\"[^\"\n]{30,}\"|“[^”\n]{30,}”|`[^`\n]{60,}`)(?!\w)")
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 _ESCAPE = re.compile(r"\\[abfnrtv'\"\\/]")
 _UNICODE = re.compile(r"\\u([0-9a-fA-F]{4})")
