@@ -11,6 +11,7 @@ HELP_VERBS = (
         "explain:explain",
         (option("code", nargs="?", metavar="CODE", help="a code, e.g. memory.exhausted; without one, list them all"),),
     ),
+    Verb("why", "say why a run is slow or does not learn, and what to change first", "why:why", (RUN,)),
     Verb(
         "report",
         "print what is known about a run, or make one file of it for whoever is to help",

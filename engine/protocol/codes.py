@@ -496,6 +496,26 @@ CODES: dict[str, str] = {
         "The other backend does not serve adapters of this kind. Serve a merged export, or leave `--backend` out."
     ),
     "serving.backend_failed": "The server of another backend did not start. Its output is in the service's log.",
+    # ── findings about a run: `cockpit why` ──
+    "slow.data": "Much of a step goes into waiting for data. Set `training.workers` as the line says.",
+    "slow.copy": "Much of a step goes into copying batches to the device.",
+    "slow.rank": "One rank is slower than the others, which wait for it. Look at its card.",
+    "slow.reduction": "Much of a step goes into summing gradients. Raise `training.accumulation`.",
+    "slow.logging": "Much of the time goes into logging. Raise `logging.every_steps`.",
+    "slow.evaluation": "Much of the time goes into evaluations. Raise `evaluation.every_steps`.",
+    "slow.saving": "Much of the time goes into saving. Raise `checkpoint.every_steps`.",
+    "slow.padding": "Much of each batch is padding. Set `data.packing`, or `training.tokens_per_batch`.",
+    "learning.masked": "Nearly all tokens are masked, so there is little to learn from. Raise `data.max_length`.",
+    "learning.not_finite": "The loss is not finite any more. Resume from before with a lower learning rate.",
+    "learning.rate_zero": "The learning rate is practically zero. Raise `training.learning_rate`.",
+    "learning.rate_unreached": "Warm-up lasts longer than the run. Lower `training.warmup`.",
+    "learning.diverging": "The loss rises. Lower `training.learning_rate`, and raise `training.warmup`.",
+    "learning.gradient_exploding": "The gradient grows far beyond its limit. Lower `training.learning_rate`.",
+    "learning.weights_still": "The trained weights hardly change. Set `training.masters`, or raise the learning rate.",
+    "learning.gradient_vanishing": "The gradient is practically zero. Look at what is trained of a row.",
+    "learning.clipped": "Nearly all steps are clipped, and far. Raise `training.max_grad_norm`, or use larger batches.",
+    "learning.flat": "The loss does not move. Raise `training.learning_rate`, and look at the rows.",
+    "learning.duplicates": "Many training rows repeat others. Set `data.dedup`.",
 }
 """Code -> what it means, and what the user does."""
 

@@ -30,6 +30,7 @@ from engine.training.ema import WeightAverages
 from engine.training.evaluator import Evaluator
 from engine.training.exceptions import StopTraining
 from engine.training.methods.base import Batch, MethodSetup, make_method, take_counts
+from engine.training.movement import Movement
 from engine.training.routers import Routers
 from engine.training.run_control import RunControl
 from engine.training.schedule import make_schedule, rebase_schedule
@@ -96,6 +97,7 @@ class TrainingLoop:
         """Do everything that precedes the first step: resume, preflight, evaluation at the start, waiting commands."""
         self.model.train()
         resumed = self.checkpointer.resume()
+        self.movement = Movement(self.model)
         on_ready(resumed)
         if self.profile.training.rehearsal:
             preflight.rehearse(self, fresh=not resumed)
@@ -203,9 +205,11 @@ class TrainingLoop:
         last = self.step >= self.max_steps
         if self.is_due(self.profile.evaluation.every_steps) or last:
             self.evaluate()
+            self.movement.compare()
             self.clock.lap("evaluation")
         if self.is_due(self.profile.checkpoint.every_steps) or last:
             self.control.save(background=not last)
+            self.movement.compare()
             self.clock.lap("saving")
         self.control.take_commands()
         self.end_if_finished()
@@ -252,6 +256,9 @@ class TrainingLoop:
         values |= self.routers.report(self.ranks)
         values |= {"train/learning_rate": float(self.learning_rate), "train/grad_norm": float(self.grad_norm)}
         values |= self.job.device_peak()
+        if self.step >= self.max_steps:
+            self.movement.compare()
+        values |= self.movement.take()
         if split := self.clock.publish(busy, last=self.step >= self.max_steps):
             values |= split | self.utilisation.describe(values["train/tokens_per_second"])
         done, index = divmod(self.step - 1, self.batches.per_epoch)
