@@ -82,6 +82,7 @@ One run, live. The bright line is the smoothed loss, the dim band the measured o
         Binding("x", "stop", "Stop"),
         Binding("v", "replies", "Replies"),
         Binding("w", "history", "History"),
+        Binding("d", "why", "Diagnosis", show=False),
         Binding("E", "evaluations", "Results"),
         Binding("X", "export", "Export", show=False),
         Binding("left_square_bracket", "neighbour(-1)", "Newer run", key_display="[", show=False),
@@ -284,7 +285,7 @@ One run, live. The bright line is the smoothed loss, the dim band the measured o
         if action == "bad_batch":
             run = self.current_run if self.is_mounted else None
             return run is not None and self.app.state.histories.get(run.id, RunHistory()).bad_batch is not None
-        if action in ("replies", "history", "evaluations"):
+        if action in ("replies", "history", "why", "evaluations"):
             return self.is_mounted and self.current_run is not None
         return super().check_action(action, parameters)
 
@@ -299,6 +300,12 @@ One run, live. The bright line is the smoothed loss, the dim band the measured o
 
         if self.app.state.run is not None:
             self.app.push_screen(HistoryDialog("what happened", self.app.state.run.id))
+
+    def action_why(self) -> None:
+        from cockpit.widgets.why_dialog import WhyDialog
+
+        if self.app.state.run is not None:
+            self.app.push_screen(WhyDialog(self.app.state.run.id))
 
     def action_log_scale(self) -> None:
         self._chart().toggle_log()

@@ -23,6 +23,7 @@ HELP: dict[str, Sentences] = {
         "Look closer": {
             "replies": "Show how the sampled replies have changed.",
             "history": "Show what has been changed, and what was warned of.",
+            "why": "Say why it is slow or does not learn, and where a step's time goes.",
             "evaluations": "Open the evaluations of this run.",
             "export": "Export the best checkpoint for other programs.",
             "copy": "Copy the run's state and figures.",
