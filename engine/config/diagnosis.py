@@ -121,7 +121,7 @@ def list_advice(values: Mapping[str, float | None], note: Callable[[int], str] =
     if factor >= SLOWER and rank is not None:
         known = note(int(rank))
         message = f"rank {int(rank)} is {factor:.1f} × slower{f': {known}' if known else ''}"
-        hint = "`cockpit doctor` looks at its card; the others wait for it in every step"
+        hint = "look at its card: `cockpit doctor`"
         found.append((1 - 1 / factor, Finding("slow.rank", message, hint)))
     return [finding for _, finding in sorted(found, key=lambda pair: -pair[0])]
 
