@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from cockpit import remote_names
 from cockpit.command_line.data_verbs import DATA_VERBS, TOKENIZER_VERBS
+from cockpit.command_line.help_verbs import HELP_VERBS
 from cockpit.command_line.model_verbs import BASE_MODEL_VERBS, CHAT, EVAL, EXPORT, GENERATE, SERVE
 from cockpit.command_line.options import Verb, option
 from cockpit.command_line.run_verbs import ENGINE_VERBS, PROFILE_VERBS, RUN_VERBS, START_VERBS
@@ -54,6 +55,7 @@ VERBS = (
             ),
         ),
     ),
+    *HELP_VERBS,
     Verb(
         "completion",
         "print what completes cockpit's verbs and options in a shell",

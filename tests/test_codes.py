@@ -221,7 +221,7 @@ def test_each_code_is_well_formed_and_explained() -> None:
 def test_the_page_lists_the_table() -> None:
     page = (ROOT / "docs" / "codes.md").read_text(encoding="utf-8")
     assert page == codes.page(), "python -m engine.protocol.codes > docs/codes.md"
-    assert re.findall(r"^- `([a-z_.]+)`:", page, re.MULTILINE) == sorted(codes.CODES)
+    assert re.findall(r"^### ([a-z_.]+)$", page, re.MULTILINE) == sorted(codes.CODES)
     assert max(map(len, page.splitlines())) <= 100
 
 

@@ -177,6 +177,15 @@ PROFILE_VERBS = (
     Verb("show", "print a profile", "profile:show", (PROFILE, SET)),
     Verb("check", "report all problems of a profile", "profile:check", (PROFILE, SET)),
     Verb("schema", "print the JSON Schema of profiles", "profile:schema"),
+    Verb(
+        "import",
+        "make a profile of a configuration of LLaMA-Factory or Axolotl, or of arguments of trl and transformers",
+        "profile_import:import_",
+        (
+            option("file", metavar="FILE", help="a YAML or JSON file"),
+            option("--out", metavar="FILE", help="write the profile there instead of printing it"),
+        ),
+    ),
 )
 
 ENGINE_VERBS = (

@@ -86,6 +86,7 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
         Binding("x", "stop", "Stop"),
         Binding("v", "replies", "Replies"),
         Binding("w", "history", "History"),
+        Binding("d", "why", "Diagnosis", show=False),
         Binding("E", "evaluations", "Results"),
         Binding("m", "metrics", "Metrics"),
         Binding("X", "export", "Export", show=False),
@@ -293,7 +294,7 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
         if action == "bad_batch":
             run = self.current_run if self.is_mounted else None
             return run is not None and self.app.state.histories.get(run.id, RunHistory()).bad_batch is not None
-        if action in ("replies", "history", "evaluations", "metrics"):
+        if action in ("replies", "history", "why", "evaluations", "metrics"):
             return self.is_mounted and self.current_run is not None
         return super().check_action(action, parameters)
 
@@ -308,6 +309,12 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
 
         if self.app.state.run is not None:
             self.app.push_screen(HistoryDialog("what happened", self.app.state.run.id))
+
+    def action_why(self) -> None:
+        from cockpit.widgets.why_dialog import WhyDialog
+
+        if self.app.state.run is not None:
+            self.app.push_screen(WhyDialog(self.app.state.run.id))
 
     def action_log_scale(self) -> None:
         self._chart().toggle_log()

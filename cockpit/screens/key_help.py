@@ -24,6 +24,7 @@ HELP: dict[str, Sentences] = {
             "replies": "Show how the sampled replies have changed.",
             "history": "Show what has been changed, and what was warned of.",
             "metrics": "Show all its metrics in panels, alone or with other runs.",
+            "why": "Say why it is slow or does not learn, and where a step's time goes.",
             "evaluations": "Open the evaluations of this run.",
             "export": "Export the best checkpoint for other programs.",
             "copy": "Copy the run's state and figures.",

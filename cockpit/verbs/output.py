@@ -10,6 +10,7 @@ import msgspec
 from rich.table import Table
 
 from cockpit import remote_names
+from engine.protocol.codes import UNKNOWN
 from engine.protocol.console import GuardedConsole, text
 from engine.protocol.messages import Problem, ProblemError, ServiceEvent
 from engine.protocol.terminal import escape_json, show_controls
@@ -58,6 +59,8 @@ def show_problem(problem: Problem) -> None:
         say(problem.cause)
     if problem.hint:
         say(f"→ {remote_names.name_in(problem.hint, remote_names.command)}", "cyan")
+    if problem.code != UNKNOWN and sys.stderr.isatty():
+        say(f"more about it: cockpit explain {problem.code}", "dim")
 
 
 def say_warning(client: Client) -> None:

@@ -14,6 +14,7 @@ from cockpit.state.formatting import format_age, format_duration
 from cockpit.verbs import run_files
 from cockpit.verbs.follow import watch
 from cockpit.verbs.output import console, emit, format_metric, say, show_problem, table
+from engine.config.diagnosis import list_advice
 from engine.protocol import states
 from engine.protocol.client import Client
 from engine.protocol.home import Home
@@ -49,6 +50,8 @@ def runs(options: argparse.Namespace) -> int:
         for run in found:
             if run.state == states.QUEUED and run.reason:
                 say(f"{run.id} {run.reason}")
+            for advice in list_advice(run.metrics)[:1] if run.state == states.RUNNING else ():
+                say(f"{run.id} {advice.message}: {advice.hint}")
     else:
         say("There are no runs in this state." if options.state else "There are no runs yet: cockpit demo")
     return 0
@@ -75,6 +78,7 @@ def _summary(run: Run) -> dict[str, Any]:
         "created": run.created,
         "directory": run.directory,
         "metrics": run.metrics,
+        "advice": [each._asdict() for each in list_advice(run.metrics)],
         "problem": run.problem,
     }
 
@@ -137,6 +141,8 @@ def _print_detail(detail: RunDetail) -> None:
     for name, value in lines.items():
         if value:
             print(f"{name:<12}{value}")
+    for advice in list_advice(run.metrics):
+        print(f"{'advice':<12}{advice.message}: {advice.hint}")
     for sample in detail.hosts:
         print(f"{'host':<12}{_describe_host(sample)}")
     for each in detail.checkpoints:

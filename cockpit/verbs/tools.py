@@ -67,6 +67,13 @@ def plot(options: argparse.Namespace) -> NoReturn:
     _run_worker("plot", options, options.run, *names, *out)
 
 
+def report(options: argparse.Namespace) -> NoReturn:
+    flags = ("with_rows", "with_paths", "with_names", "no_doctor", "yes")
+    given = [f"--{flag.replace('_', '-')}" for flag in flags if getattr(options, flag)]
+    bundle = [] if options.bundle is None else ["--bundle", *filter(None, [options.bundle])]
+    _run_worker("bundle", options, options.run, *given, *bundle)
+
+
 def data(options: argparse.Namespace) -> NoReturn:
     _run_tool(options, "data")
 

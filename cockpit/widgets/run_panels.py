@@ -21,6 +21,7 @@ from cockpit.state.formatting import (
 )
 from cockpit.state.run_history import Threshold, active_warnings, meets_threshold, pause_advice, thresholds
 from cockpit.widgets.line import MUTED, Line, join_fitting, labelled
+from engine.config.diagnosis import list_advice
 from engine.protocol.messages import Problem, Run
 from engine.protocol.states import LIVE, PAUSED
 
@@ -221,8 +222,8 @@ def loss_bounds(history: RunHistory) -> tuple[tuple[float, str], ...]:
 
 
 class Notice(Static):
-    """A problem with its cause and hint, else why the run is paused, else the newest warning. Hidden without any of
-    them."""
+    """A problem with its cause and hint, else why the run is paused, else the newest warning, else what makes it slow.
+    Hidden without any of them."""
 
     DEFAULT_CSS = """
     Notice {
@@ -250,7 +251,7 @@ class Notice(Static):
             return [Content.styled(reason, "bold $warning"), Content.styled(_hint(keys), "$accent")]
         warnings = active_warnings(run, history)
         if not warnings:
-            return []
+            return _advice(run)
         count = f"{len(warnings)} warnings, the last: " if len(warnings) > 1 else ""
         message, hint = count + warnings[-1]["message"], _hint(warnings[-1].get("hint", ""))
         lines, width = (2 if self.screen.has_class("-low") else 4), self.app.size.width - 10
@@ -264,6 +265,15 @@ class Notice(Static):
         if -(-len(message) // width) < lines:
             return [Content.styled(message, "$warning"), _cut(hint, width - rest.cell_length, "$text") + rest]
         return [_cut(message, lines * width - rest.cell_length, "$warning") + rest]
+
+
+def _advice(run: Run) -> list[Content]:
+    """What stands out in the split of a step's time."""
+    found = list_advice(run.metrics) if run.state == "running" else []
+    if not found:
+        return []
+    first = found[0]
+    return [Content.assemble((first.message, "bold $warning"), (f": {first.hint}", "$text"), ("  d says more", MUTED))]
 
 
 def _hint(text: str) -> str:

@@ -500,6 +500,26 @@ CODES: dict[str, str] = {
         "The other backend does not serve adapters of this kind. Serve a merged export, or leave `--backend` out."
     ),
     "serving.backend_failed": "The server of another backend did not start. Its output is in the service's log.",
+    # ── findings about a run: `cockpit why` ──
+    "slow.data": "Much of a step goes into waiting for data. Set `training.workers` as the line says.",
+    "slow.copy": "Much of a step goes into copying batches to the device.",
+    "slow.rank": "One rank is slower than the others, which wait for it. Look at its card.",
+    "slow.reduction": "Much of a step goes into summing gradients. Raise `training.accumulation`.",
+    "slow.logging": "Much of the time goes into logging. Raise `logging.every_steps`.",
+    "slow.evaluation": "Much of the time goes into evaluations. Raise `evaluation.every_steps`.",
+    "slow.saving": "Much of the time goes into saving. Raise `checkpoint.every_steps`.",
+    "slow.padding": "Much of each batch is padding. Set `data.packing`, or `training.tokens_per_batch`.",
+    "learning.masked": "Nearly all tokens are masked, so there is little to learn from. Raise `data.max_length`.",
+    "learning.not_finite": "The loss is not finite any more. Resume from before with a lower learning rate.",
+    "learning.rate_zero": "The learning rate is practically zero. Raise `training.learning_rate`.",
+    "learning.rate_unreached": "Warm-up lasts longer than the run. Lower `training.warmup`.",
+    "learning.diverging": "The loss rises. Lower `training.learning_rate`, and raise `training.warmup`.",
+    "learning.gradient_exploding": "The gradient grows far beyond its limit. Lower `training.learning_rate`.",
+    "learning.weights_still": "The trained weights hardly change. Set `training.masters`, or raise the learning rate.",
+    "learning.gradient_vanishing": "The gradient is practically zero. Look at what is trained of a row.",
+    "learning.clipped": "Nearly all steps are clipped, and far. Raise `training.max_grad_norm`, or use larger batches.",
+    "learning.flat": "The loss does not move. Raise `training.learning_rate`, and look at the rows.",
+    "learning.duplicates": "Many training rows repeat others. Set `data.dedup`.",
 }
 """Code -> what it means, and what the user does."""
 
@@ -526,19 +546,24 @@ def page() -> str:
 Every problem, warning, pause and mark has a code. Scripts compare the code, in `--json` output and
 in journals; the words beside it are for people, and may change. An error under `--json` is
 `{"error": {"code", "title", "cause", "hint", "place"}}`. A code that an older version did not send
-is `unknown`.
+is `unknown`. `cockpit explain CODE` prints a section of this page.
 
 This page is generated: `python -m engine.protocol.codes > docs/codes.md`.
 """
+    from engine.protocol.explanations import read_explanations  # it reads the table above
+
     parts = [head]
     family = ""
-    for code, meaning in sorted(CODES.items()):
+    for code, explanation in sorted(read_explanations().items()):
         if (first := code.partition(".")[0]) != family:
             family = first
-            parts.append(f"\n## {family}\n\n")
-        parts.append(
-            textwrap.fill(f"- `{code}`: {meaning}", 100, subsequent_indent="  ", break_on_hyphens=False) + "\n"
+            parts.append(f"\n## {family}\n")
+        how, mend = f"*How it comes about:* {explanation.how}", f"*What mends it:* {explanation.mend}"
+        paragraphs = (
+            textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+            for text in (explanation.meaning, how, mend)
         )
+        parts.append("\n\n".join([f"\n### {code}", *paragraphs]) + "\n")
     return "".join(parts)
 
 

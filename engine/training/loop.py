@@ -30,9 +30,12 @@ from engine.training.ema import WeightAverages
 from engine.training.evaluator import Evaluator
 from engine.training.exceptions import StopTraining
 from engine.training.methods.base import Batch, MethodSetup, make_method, take_counts
+from engine.training.movement import Movement
 from engine.training.routers import Routers
 from engine.training.run_control import RunControl
 from engine.training.schedule import make_schedule, rebase_schedule
+from engine.training.step_clock import StepClock
+from engine.training.utilisation import Utilisation
 
 
 class TrainingLoop:
@@ -46,6 +49,7 @@ class TrainingLoop:
         """The run's current settings; `control` may change them."""
         self.ranks, self.reporter, self.batches = job.ranks, job.reporter, setup.batches
         self.metrics, self.memory = setup.metrics, setup.memory
+        self.clock = StepClock(job.device.kind, self.ranks)
         self.step, self.max_steps, self.outcome = step, max_steps, "completed"
         self.strategy, self.accelerator = setup.strategy, setup.strategy.accelerator
         self.method = make_method(setup)
@@ -60,6 +64,9 @@ class TrainingLoop:
             self.profile.training, job.device.kind, self.ranks.world, self.method, self.batches
         )
         ema = self.profile.training.ema
+        compute = str(job.device.compute).removeprefix("torch.")
+        kind = self.profile.method.kind
+        self.utilisation = Utilisation(self.model, kind, job.device.label, compute, self.ranks.world)
         self.averages = WeightAverages(self.model, ema.decay) if ema else None
         self.evaluator = Evaluator(self)
         self.checkpointer = Checkpointer(self)
@@ -90,6 +97,7 @@ class TrainingLoop:
         """Do everything that precedes the first step: resume, preflight, evaluation at the start, waiting commands."""
         self.model.train()
         resumed = self.checkpointer.resume()
+        self.movement = Movement(self.model)
         on_ready(resumed)
         if self.profile.training.rehearsal:
             preflight.rehearse(self, fresh=not resumed)
@@ -99,6 +107,7 @@ class TrainingLoop:
         self.control.take_commands()
         self.end_if_finished()
         self.metrics.start_step()
+        self.clock.begin()
 
     # ── one optimiser step ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -109,7 +118,9 @@ class TrainingLoop:
         while True:
             # Before any random number is drawn for the step: one that is held back is saved in the state it began with.
             self.checkpointer.mark_step_begin()
+            self.clock.lap("")
             micro_batches = list(itertools.islice(batches, self.batches.count_micro_batches(self.step)))
+            self.clock.lap("data")
             if not micro_batches:
                 self.checkpointer.mark_step_end()
                 return
@@ -121,21 +132,28 @@ class TrainingLoop:
             rows, tokens = take_counts(batch)
             self.metrics.rows += rows
             self.metrics.tokens += tokens
+            self.clock.add_batch(batch, tokens)
         self.memory.reset()
         micro_batches = self.method.begin_global_batch(micro_batches, self.step)
+        self.clock.lap("rollouts")
         units = max(self.ranks.sum([sum(map(self.method.units, micro_batches))])[0], 1.0)
+        self.clock.lap("wait")
         share = self.compute_gradients(micro_batches, units)
         loss = self.guard.vote(share)
+        self.clock.lap("wait")
         with self.ranks.waiting():  # the norm is there once all ranks have sent their gradients
             self.strategy.reduce()
             self.grad_norm = float(self.strategy.clip(self.profile.training.max_grad_norm))
+        self.clock.lap("reduction")
         self.guard.check(loss, self.grad_norm)
+        self.clock.lap("")
         self.optimizer.step()
         self.learning_rate = self.schedule.get_last_lr()[0]
         if not self.accelerator.optimizer_step_was_skipped:  # the loss scaler found a gradient that overflowed
             self.schedule.step()
         self.optimizer.zero_grad()
         self.loss_share = share
+        self.clock.lap("optimizer")
 
     def compute_gradients(self, micro_batches: list[Batch], units: float) -> float:
         """Accumulate the gradients of these micro-batches; returns this rank's share of the global batch's loss."""
@@ -146,15 +164,21 @@ class TrainingLoop:
             if self.memory.error:
                 break
             with self.memory.catch(), self.strategy.micro_batch():
+                there = self.method.to_device(batch)
+                self.clock.lap("copy")
                 with self.routers.watch():
-                    part = self.method.loss(self.model, self.method.to_device(batch), units)
+                    part = self.method.loss(self.model, there, units)
                 part = part + self.routers.auxiliary_loss(self.method.units(batch) / units)
+                self.clock.lap("forward")
                 self.accelerator.backward(part)
                 loss += part.detach()
+                self.clock.lap("backward")
         if self.memory.error:
             self.drop_gradients()
             accelerator.release()
-        return float(loss.item())
+        found = float(loss.item())  # waits until the device is done
+        self.clock.lap("backward")
+        return found
 
     def drop_gradients(self) -> None:
         """Drop the gradients; an optimiser step without gradients changes nothing."""
@@ -170,20 +194,27 @@ class TrainingLoop:
         self.job.inbox.step = self.step
         self.checkpointer.mark_step_end()
         self.metrics.end_step(self.loss_share)
+        self.clock.end_step()
         if self.averages:
             self.averages.update(self.step)
         self.reporter.link.report_progress(step=self.step)
         self.report()
         if self.reporter.phase_name != "training":
             self.reporter.set_phase("training")
+        self.clock.lap("logging")
         last = self.step >= self.max_steps
         if self.is_due(self.profile.evaluation.every_steps) or last:
             self.evaluate()
+            self.movement.compare()
+            self.clock.lap("evaluation")
         if self.is_due(self.profile.checkpoint.every_steps) or last:
             self.control.save(background=not last)
+            self.movement.compare()
+            self.clock.lap("saving")
         self.control.take_commands()
         self.end_if_finished()
         self.metrics.start_step()
+        self.clock.begin()
 
     def is_due(self, every_steps: int | None) -> bool:
         """Whether something done every `every_steps` steps (None: once per epoch) is due after this step."""
@@ -220,11 +251,16 @@ class TrainingLoop:
         """Report the metrics of all ranks over the steps since the last report."""
         if self.step % self.profile.logging.every_steps and self.step < self.max_steps:
             return
-        values = self.metrics.report(self.ranks)
+        values, busy = self.metrics.report(self.ranks, self.clock.take_busy())
         self.evaluator.watch_training_loss(values["train/loss"])
         values |= self.routers.report(self.ranks)
         values |= {"train/learning_rate": float(self.learning_rate), "train/grad_norm": float(self.grad_norm)}
         values |= self.job.device_peak()
+        if self.step >= self.max_steps:
+            self.movement.compare()
+        values |= self.movement.take()
+        if split := self.clock.publish(busy, last=self.step >= self.max_steps):
+            values |= split | self.utilisation.describe(values["train/tokens_per_second"])
         done, index = divmod(self.step - 1, self.batches.per_epoch)
         epoch = done + (index + 1) / self.batches.per_epoch
         self.reporter.write(Metrics(attempt=self.job.attempt, step=self.step, epoch=epoch, values=values))

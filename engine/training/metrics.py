@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,11 +41,12 @@ class StepMetrics:
         before = self.method_sums.get(name, (0.0, 0.0))
         self.method_sums[name] = (before[0] + total, before[1] + count)
 
-    def report(self, ranks: Ranks) -> dict[str, float | None]:
-        """The metrics of all ranks by name. Resets all sums."""
+    def report(self, ranks: Ranks, further: Sequence[float] = ()) -> tuple[dict[str, float | None], list[float]]:
+        """The metrics of all ranks by name, and the sums of what is `further` to be summed. Resets all sums."""
         loss, rows, tokens, *noted = ranks.sum(
-            [self.loss / self.steps, self.rows, self.tokens, *itertools.chain(*self.method_sums.values())]
+            [self.loss / self.steps, self.rows, self.tokens, *further, *itertools.chain(*self.method_sums.values())]
         )
+        sums, noted = noted[: len(further)], noted[len(further) :]
         values: dict[str, float | None] = {
             "train/loss": loss,
             "train/tokens_per_second": tokens / self.seconds,
@@ -54,7 +56,7 @@ class StepMetrics:
         means = zip(self.method_sums, noted[::2], noted[1::2], strict=True)
         values |= {name: total / count for name, total, count in means if count}
         self.load_state_dict({"noted": {}})
-        return values
+        return values, sums
 
     def state_dict(self) -> dict[str, Any]:
         """The sums, for a checkpoint."""

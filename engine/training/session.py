@@ -36,6 +36,7 @@ from engine.training import (
     performance,
     position,
     ranks,
+    repeated_rows,
     resume,
     resume_point,
 )
@@ -305,6 +306,8 @@ def _report_start(job: Job, loop: TrainingLoop, drift: str, *, warn: bool) -> No
                 "dtype": job.profile.model.dtype,
                 "quantization": job.profile.model.quantization,
                 "compute_dtype": compute,
+                "tokens": job.prepared.get("tokens"),
+                "duplicates": repeated_rows.count_duplicates(loop.method.rows) if job.ranks.first else 0.0,
                 "settings": {key: live_settings.get_setting(job.profile, key) for key in SETTABLE},
                 "thresholds": [
                     (threshold.name, threshold.comparison, threshold.bound)

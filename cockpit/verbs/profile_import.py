@@ -1,0 +1,78 @@
+"""`cockpit profile import`: a profile from another program's configuration."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+from cockpit.verbs.output import emit, say
+from engine.config.foreign_profiles import Imported, read_foreign
+from engine.config.profile import ProfileError, parse
+from engine.protocol.home import Home, write_private
+from engine.protocol.messages import Problem, ProblemError
+
+
+def import_(options: argparse.Namespace) -> int:
+    """Print the profile, or write it to `--out`. Returns 1 if it has to be completed before it can be trained."""
+    source = Path(options.file)
+    found = read_foreign(_load(source), source.name)
+    text = _write_yaml(found, source.name)
+    problems = _check(text, source, Home.locate(options.home))
+    target = Path(options.out) if options.out else None
+    if target is not None:
+        if target.exists():
+            title = f"{target} exists"
+            raise ProblemError(
+                Problem(code="output.not_empty", title=title, hint="name a file that does not exist yet")
+            )
+        write_private(target, text.encode())
+    if options.json:
+        emit({"program": found.program, "profile": found.settings, "path": str(target.absolute()) if target else "",
+              "left_out": found.left_out, "remarks": found.remarks, "issues": problems})  # fmt: skip
+        return 1 if problems else 0
+    print(target) if target is not None else sys.stdout.write(text)
+    say(f"read as a configuration of {found.program}", "dim")
+    for key, value in found.left_out.items():
+        say(f"no counterpart: {key}: {value}", "yellow")
+    for remark in (*found.remarks, *problems):
+        say(remark)
+    return 1 if problems else 0
+
+
+def _load(path: Path) -> Any:
+    """YAML, or JSON, which is YAML too. Raises ProblemError."""
+    from ruamel.yaml import YAML, YAMLError
+
+    try:
+        return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ProblemError(Problem(code="file.not_found", title=f"There is no file {path}"))
+    except (OSError, ValueError, YAMLError) as error:
+        raise ProblemError(Problem(code="file.unreadable", title=f"{path} cannot be read", cause=str(error)))
+
+
+def _write_yaml(found: Imported, name: str) -> str:
+    """The profile, with what was left out in comments at the top."""
+    from ruamel.yaml import YAML
+
+    written = io.StringIO()
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.dump(found.settings, written)
+    head = [f"# From {name}, a configuration of {found.program}."]
+    if found.left_out:
+        head.append("# Left out, since there is no counterpart:")
+        head += [f"#   {key}: {' '.join(str(value).split())[:90]}" for key, value in found.left_out.items()]
+    return "\n".join(head) + "\n\n" + written.getvalue()
+
+
+def _check(text: str, source: Path, home: Home) -> list[str]:
+    """What is wrong or missing in the profile, as `cockpit profile check` says it."""
+    try:
+        parse(text, source.name, source.absolute().parent, (), home)
+    except ProfileError as error:
+        return [f"{issue.key}: {issue.message}" if issue.key else issue.message for issue in error.issues]
+    return []
