@@ -20,7 +20,7 @@ from ruamel.yaml.reader import ReaderError
 
 from engine.config import yaml_text
 from engine.config.bundled import find_bundled
-from engine.config.complaints import explain
+from engine.config.complaints import explain, show_value
 from engine.config.overrides import DEEPEST, apply_overrides, join_surrogates, load_reference, measure, read_key
 from engine.config.sampling import SamplingOptions
 from engine.options.base import Options, Variant
@@ -330,7 +330,7 @@ def _read_sections(document: CommentedMap) -> tuple[dict[str, Any], list[_Found]
         if isinstance(owner, dict):
             kind = value.get("kind", next(iter(owner)))
             if not isinstance(kind, str) or kind not in owner:
-                message = f"must be one of {', '.join(owner)}, not {kind!r}{did_you_mean(str(kind), owner)}"
+                message = f"must be one of {', '.join(owner)}, not {show_value(kind)}{did_you_mean(str(kind), owner)}"
                 found.append(_Found((name, "kind"), message, code="profile.value"))
                 continue
             value, owner = {**value, "kind": kind}, load_reference(owner[kind])
