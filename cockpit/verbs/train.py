@@ -43,12 +43,13 @@ def prepare(options: argparse.Namespace) -> int:
 
 def start(kind: str, profile: str, overrides: list[str], options: argparse.Namespace) -> int:
     home = Home.locate(options.home)
-    path, checked = load_profile(profile, overrides, home)
+    first = (options.first or "") if kind == "train" else ""
+    path, checked = load_profile(profile, overrides, home, rows=first not in (*stages.AFTER, stages.TRAIN))
     for remark in (*checked.remarks, *checked.doubts):
         say(str(remark))
     message = build_submission(checked, kind, str(path), checked.checkpoint.output or "")
     if kind == "train":
-        message.first = options.first or ""
+        message.first = first
         say(f"{path.name} is valid; its stages: {', '.join(stage_plan.list_stages(checked))}")
     for note in list_notes(checked, home):
         say(note, "yellow")
