@@ -169,8 +169,15 @@ class DataScreen(ReviewScreen):
                 and (numbers := await self.ask("stats", {"part": part})) is not None
             ):
                 self.stats[part] = numbers
+                self._take_dropped(numbers)
                 self.show_facts()
         await self.show_current()
+
+    def _take_dropped(self, numbers: dict[str, Any]) -> None:
+        """The rows that tokenising leaves out are among the rejected ones from now on."""
+        self.summary["parts"][REJECTED] = self.totals[REJECTED] = numbers["rejected"]
+        self.queries.pop(REJECTED, None)
+        self.rows = {key: row for key, row in self.rows.items() if key[0] != REJECTED}
 
     @work(exclusive=True, group="open")
     async def action_count(self) -> None:

@@ -247,7 +247,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     (
         "messages",
         {"messages": [Q, A | {"tool_calls": [{"function": {"name": "f", "arguments": "[]"}}]}]},
-        "call 1: arguments are list, not an object",
+        "call 1: arguments are a list, not an object",
     ),
     ("messages", {"messages": [Q, A | {"tool_calls": [call() | {"type": "custom"}]}]}, "call 1 is of type 'custom'"),
     ("messages", {"messages": [Q, A | {"function_call": {"arguments": "{}"}}]}, "turn 2, function_call names no"),
