@@ -165,6 +165,7 @@ HELP: dict[str, Sentences] = {
         "Stages": {
             "run": "Run the stages up to one, as a run does first.",
             "stop": "Stop what is going on, else leave the batches, else go back.",
+            "train": "Write a profile that trains on these rows, and open it.",
         },
         "Expanded rows": {
             "decide('accepted')": "Accept the row.",

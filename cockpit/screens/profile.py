@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,14 +17,13 @@ from cockpit.connection.drafts import PROFILE
 from cockpit.connection.submission import build_submission
 from cockpit.content import Content
 from cockpit.profiles.check import ProfileCheck, check_profile, summarize_launch
-from cockpit.profiles.files import ProfileFile, list_profiles, user_folder
+from cockpit.profiles.files import ProfileFile, free_path, list_profiles, user_folder, write_profile
 from cockpit.profiles.yaml_edit import clear_value, set_value
 from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.widgets.confirm import Confirm
 from cockpit.widgets.form import Form
 from cockpit.widgets.prompt import Prompt
 from cockpit.widgets.yaml_editor import YamlEditor
-from engine.protocol.home import Home, make_private, write_private
 
 if TYPE_CHECKING:
     from engine.config.profile import Issue
@@ -269,7 +267,7 @@ class ProfileScreen(CockpitScreen):
         if self.file is None:
             return
         file, text = self.file, self.editor.text
-        proposed = _free_path(user_folder(self.app.home) / file.path.name) if file.builtin else file.path
+        proposed = free_path(user_folder(self.app.home) / file.path.name) if file.builtin else file.path
         answer = await self.app.push_screen_wait(
             Prompt("Save as", "A path; relative to the working directory.", str(proposed))
         )
@@ -280,7 +278,7 @@ class ProfileScreen(CockpitScreen):
         if not await self._may_write(path, file, text):
             return
         try:
-            await asyncio.to_thread(_write, path, text, self.app.home)
+            await asyncio.to_thread(write_profile, path, text, self.app.home)
         except OSError as error:
             self.notify(f"cannot write {path}: {error.strerror}", severity="error")
             return
@@ -333,25 +331,3 @@ def _issue_line(issue: Issue) -> Content:
     return Content.assemble(
         ("✗ ", "$text-error"), (f"{issue.line}:{issue.column} ", "dim"), (f"{issue.key}  ", "bold"), issue.message
     )
-
-
-def _free_path(path: Path) -> Path:
-    """This path, or with a number behind its name the first that does not exist."""
-    number = 2
-    free = path
-    while free.exists():
-        free = path.with_stem(f"{path.stem}-{number}")
-        number += 1
-    return free
-
-
-def _write(path: Path, text: str, home: Home) -> None:
-    """Replace the file atomically. In the home it is the user's alone; elsewhere the umask says who may read it."""
-    if home.root in path.parents:
-        make_private(path.parent)
-        write_private(path, text.encode())
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
