@@ -29,7 +29,20 @@ START_VERBS = (
                 "check, expand, prepare, train, evaluate or export",
             ),
             option("--no-rehearsal", action="store_true", help="skip the trial step on the longest batch"),
+            option(
+                "--grid",
+                metavar="K=V,V",
+                action="append",
+                default=[],
+                help="a run for each value, and for each combination with those of other --grid",
+            ),
         ),
+    ),
+    Verb(
+        "grid",
+        "compare the runs of a grid, or list the grids",
+        "grid:grid",
+        (option("name", metavar="NAME", nargs="?", help="the grid's name, or `last`"),),
     ),
     Verb(
         "launch-file",

@@ -56,6 +56,7 @@ HELP: dict[str, Sentences] = {
             "queue(-1)": "Move it towards the start of the queue.",
         },
         "Compare losses": {
+            "grids": "Compare the runs of a grid: a table, and a picture of its settings.",
             "overlay": "Mark it; two marked runs are drawn in one chart.",
             "log_scale": "Switch between a linear and a logarithmic axis.",
             "zoom(1)": "Zoom in on the last steps.",

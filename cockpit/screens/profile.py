@@ -104,6 +104,9 @@ class ProfileScreen(CockpitScreen):
         self.files = await asyncio.to_thread(list_profiles, self.app.home, Path.cwd())
         await self._restore_drafts()
         paths = [file.path for file in self.files]
+        if selected and selected not in paths and selected.is_file():  # a file of another folder
+            self.files.insert(0, ProfileFile(selected, "opened"))
+            paths.insert(0, selected)
         at = paths.index(selected) if selected in paths else 0
         with self.prevent(OptionList.OptionHighlighted):
             self.listing.clear_options()

@@ -34,6 +34,12 @@ def train(options: argparse.Namespace) -> int:
         overrides.append(f"checkpoint.output={os.path.abspath(options.output_dir)}")
     if options.no_rehearsal:
         overrides.append("training.rehearsal=false")
+    if options.grid:
+        if options.first or options.output_dir:
+            raise ValueError(f"--grid does not go with {'--from' if options.first else '--output-dir'}")
+        from cockpit.verbs.grid import train_grid  # it needs more than a single run does
+
+        return train_grid(options, overrides)
     return start("train", options.profile, overrides, options)
 
 
