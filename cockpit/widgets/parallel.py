@@ -20,7 +20,8 @@ class Axis(NamedTuple):
 
 def place_values(values: Sequence[str]) -> dict[str, float]:
     """The height of each value of a setting: in its order, evenly apart."""
-    ordered = sorted(values, key=_number) if all(_number(value) is not None for value in values) else list(values)
+    numbers = _read_numbers(values)
+    ordered = list(values) if numbers is None else [value for _, value in sorted(zip(numbers, values, strict=True))]
     if len(ordered) == 1:
         return {ordered[0]: 0.5}
     return {value: at / (len(ordered) - 1) for at, value in enumerate(ordered)}
@@ -53,9 +54,8 @@ def draw(
         role = SECOND if number == chosen else LINE if number == 0 else BAND
         for left, right, start, end in zip(columns, columns[1:], line, line[1:], strict=False):
             if start is not None and end is not None:
-                picture.stroke(
-                    role, left * 2, dot_row(start), right * 2, dot_row(end), dashed=number not in (0, chosen)
-                )
+                dashed = number not in (0, chosen)
+                picture.stroke(role, left * 2, dot_row(start), right * 2, dot_row(end), dashed)
     rows = [(list(text), bytearray(roles)) for text, roles in picture.rows()]
     for column, axis in zip(columns, axes, strict=True):
         for text, roles in rows:
@@ -79,8 +79,9 @@ def _titles(axes: Sequence[Axis], columns: Sequence[int], width: int) -> Row:
     return "".join(text), bytes([LABEL] * width)
 
 
-def _number(text: str) -> float | None:  # type: ignore[return]
+def _read_numbers(values: Sequence[str]) -> list[float] | None:
+    """The values as numbers; None if one is none."""
     try:
-        return float(text)
+        return [float(value) for value in values]
     except ValueError:
         return None
