@@ -94,6 +94,7 @@ HELP: dict[str, Sentences] = {
             "cycle(-1)": "Step through the choices of a setting.",
             "cycle(1)": "Step to the next choice.",
             "clear": "Give the setting its default again.",
+            "search": "Show only the settings with some words in their names or their help.",
         },
     },
     "SettingsList": {

@@ -198,7 +198,9 @@ class ProfileScreen(CockpitScreen):
     def _show(self, result: ProfileCheck) -> None:
         self.result = result
         issues = result.issues
-        self.form.show(result.fields, result.document, {issue.key: issue.message for issue in issues})
+        if not any(issue.code == "profile.syntax" for issue in issues) or not self.form.fields:
+            # Text that is no YAML has no settings: the form stays as it was.
+            self.form.show(result.fields, result.document, {issue.key: issue.message for issue in issues})
         self.editor.mark({issue.line: issue.column for issue in reversed(issues)})
         self.set_class(bool(issues), "-problems")
         listing = self.query_one("#issues", OptionList)

