@@ -86,6 +86,8 @@ HELP: dict[str, Sentences] = {
             "save": "Save to this or another file; another file is not replaced unasked.",
             "launch": "Check the profile once more and launch it.",
             "next_problem": "Go to the next problem in the text.",
+            "differences": "Show the settings that differ from the saved file, or from another profile.",
+            "editor": "Edit the text in $VISUAL or $EDITOR.",
             "leave": "Leave the text, then the screen. What is not saved is kept as a draft.",
         },
     },

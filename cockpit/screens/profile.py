@@ -17,11 +17,13 @@ from cockpit.connection.drafts import PROFILE
 from cockpit.connection.submission import build_submission
 from cockpit.content import Content
 from cockpit.profiles.check import ProfileCheck, check_profile, summarize_launch
+from cockpit.profiles.differences import mark_copy
 from cockpit.profiles.files import ProfileFile, free_path, list_profiles, user_folder, write_profile
 from cockpit.profiles.yaml_edit import clear_value, set_value
-from cockpit.screens.base import CockpitScreen, opens_dialog
+from cockpit.screens.base import opens_dialog
+from cockpit.screens.profile_tools import ProfileToolsScreen
 from cockpit.widgets.confirm import Confirm
-from cockpit.widgets.form import Form
+from cockpit.widgets.form import Form, list_values
 from cockpit.widgets.prompt import Prompt
 from cockpit.widgets.yaml_editor import YamlEditor
 
@@ -32,12 +34,14 @@ DEBOUNCE = 0.15
 """Seconds without typing after which the text is checked."""
 
 
-class ProfileScreen(CockpitScreen):
+class ProfileScreen(ProfileToolsScreen):
     """Files on the left, form and text side by side, problems below."""
 
     HELP_TEXT = """
     Pick a profile, then change it in the form (Enter edits, ← → step through choices, Backspace restores the default)
     or in the text; comments are kept. ● marks settings that the file has.
+    `/` finds settings; Enter unfolds groups such as `clean`, and edits lists of sources. While you type a value or
+    YAML, `→` at the end of the line takes over what is proposed.
     Built-in profiles are read-only: ctrl+s saves a copy.
     """
     DEFAULT_CSS = """
@@ -58,6 +62,8 @@ class ProfileScreen(CockpitScreen):
         ("ctrl+s", "save", "Save as"),
         ("ctrl+l", "launch", "Launch"),
         ("ctrl+g", "next_problem", "Next problem"),
+        ("f3", "differences", "Differences"),
+        ("f4", "editor", "$EDITOR"),
         Binding("escape", "leave", "Back", show=False),
     ]
 
@@ -201,6 +207,8 @@ class ProfileScreen(CockpitScreen):
         if not any(issue.code == "profile.syntax" for issue in issues) or not self.form.fields:
             # Text that is no YAML has no settings: the form stays as it was.
             self.form.show(result.fields, result.document, {issue.key: issue.message for issue in issues})
+        self.editor.completions = {field.key: list_values(field) for field in result.fields}
+        self.form.directory = self.file.path.parent if self.file else None
         self.editor.mark({issue.line: issue.column for issue in reversed(issues)})
         self.set_class(bool(issues), "-problems")
         listing = self.query_one("#issues", OptionList)
@@ -272,9 +280,10 @@ class ProfileScreen(CockpitScreen):
         if self.file is None:
             return
         file, text = self.file, self.editor.text
+        text = mark_copy(text, file.name) if file.builtin else text
         proposed = free_path(user_folder(self.app.home) / file.path.name) if file.builtin else file.path
         answer = await self.app.push_screen_wait(
-            Prompt("Save as", "A path; relative to the working directory.", str(proposed))
+            Prompt("Save as", "A path; relative to the working directory.", str(proposed), paths=True)
         )
         if not answer:
             return

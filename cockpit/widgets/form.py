@@ -8,6 +8,7 @@ and the screen calls `show` with the outcome.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual import on
@@ -21,6 +22,7 @@ from textual.widgets.option_list import Option
 
 from cockpit.content import Content
 from cockpit.profiles.yaml_edit import to_flow_yaml, value_at
+from cockpit.widgets.completion import LineSuggester
 
 if TYPE_CHECKING:
     from engine.config.form import Field
@@ -80,6 +82,8 @@ class Form(Vertical):
         """The keys that the list shows."""
         self.document: dict[str, Any] = {}
         self.problems: Mapping[str, str] = {}
+        self.directory: Path | None = None
+        """The folder that paths are relative to, for their completion."""
 
     def compose(self) -> ComposeResult:
         yield SettingsList(id="settings")
@@ -221,6 +225,7 @@ class Form(Vertical):
             self.post_message(self.SourcesWanted(field.key))
             return
         line = self.query_one("#value", Input)
+        line.suggester = LineSuggester(list_values(field), self.directory)
         value = self.value(field.key)
         line.value = "" if value is None else to_flow_yaml(value)
         line.border_title = Content(f"{field.key} · Enter sets, Esc cancels")
@@ -289,6 +294,13 @@ class Form(Vertical):
     def _close_input(self) -> None:
         self.remove_class("editing")
         self.settings.focus()
+
+
+def list_values(field: Field) -> list[str]:
+    """The values that a setting may have, where there are few."""
+    if field.kind == "bool":
+        return ["true", "false"]
+    return [*field.choices, *(["null"] if field.optional else [])]
 
 
 class SettingsList(OptionList):

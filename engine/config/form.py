@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -60,6 +60,8 @@ def _make_fields(key: str, info: FieldInfo, group: str) -> Iterator[Field]:
 
 def _find_group(annotation: Any) -> list[type[Options]]:
     """The options model of a setting that is a mapping of settings and nothing else."""
+    if get_origin(annotation) in (list, dict):
+        return []
     branches = [branch for branch in get_args(annotation) if branch is not type(None)] or [annotation]
     found = [branch for branch in branches if isinstance(branch, type) and issubclass(branch, Options)]
     return found if len(branches) == 1 else []
@@ -85,6 +87,9 @@ def _make_field(key: str, info: FieldInfo, group: str) -> Field:
 
 
 def _choose_kind(annotation: Any) -> tuple[str, tuple[str, ...], bool]:
+    if get_origin(annotation) in (list, dict):
+        kinds = {list: "sources" if annotation == list[SourceOptions] else "list", dict: "mapping"}
+        return kinds[get_origin(annotation)], (), False
     plain = {bool: "bool", int: "int", float: "float", str: "text"}
     if annotation in plain:
         return plain[annotation], (), False
@@ -95,8 +100,6 @@ def _choose_kind(annotation: Any) -> tuple[str, tuple[str, ...], bool]:
     if len(branches) == 1:
         kind, choices, _ = _choose_kind(branches[0])
         return kind, choices, optional
-    if annotation == list[SourceOptions]:
-        return "sources", (), optional
     origin = str(getattr(annotation, "__origin__", ""))
     if "dict" in origin:
         return "mapping", (), optional
