@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from textual import work
 
+from cockpit.connection.json_verb import read_json
 from cockpit.profiles.files import free_path, user_folder, write_profile
 from cockpit.screens.base import opens_dialog
 from cockpit.screens.review import ReviewScreen
 from cockpit.screens.row_browser import REJECTED as REJECTED_ROWS
 from cockpit.widgets.draft_dialog import REJECTED, WRITE, DraftDialog
+from engine.config.forecasts import summarize
 
 
 class DraftingScreen(ReviewScreen):
@@ -35,7 +39,7 @@ class DraftingScreen(ReviewScreen):
 
     async def _offer(self, facts: dict[str, Any]) -> None:
         path = free_path(user_folder(self.app.home) / f"{facts['name']}.yaml")
-        dialog = DraftDialog(facts, str(path))
+        dialog = DraftDialog(facts, str(path), self._forecast if self.app.engine.is_here else None)
         answer = await self.app.push_screen_wait(dialog)
         if answer == REJECTED:
             self.select_part(REJECTED_ROWS)
@@ -43,6 +47,13 @@ class DraftingScreen(ReviewScreen):
             self.action_go_to(0)
         elif answer == WRITE:
             await self._write(path, dialog.text)
+
+    async def _forecast(self, text: str) -> str:
+        """The memory and time of a profile. Takes seconds, as a process of its own traces a step."""
+        arguments = {"text": text, "directory": "/", "profile": "draft", "overrides": [], "card": None, "cards": None}
+        worker = [sys.executable, "-P", "-m", "engine.workers.forecast", "forecast", json.dumps(arguments)]
+        found = await read_json([*worker, "--home", str(self.app.home.root), "--json"])
+        return summarize(found) if isinstance(found, dict) and "host_bytes" in found else ""
 
     async def _write(self, path: Path, text: str) -> None:
         try:

@@ -60,7 +60,7 @@ def complete_yaml(lines: Sequence[str], row: int, keys: Mapping[str, Sequence[st
     values that it may have."""
     line = lines[row]
     indent = len(line) - len(line.lstrip())
-    parents = []
+    parents: list[str] = []
     level = indent
     for above in reversed(lines[:row]):
         stripped = above.strip()

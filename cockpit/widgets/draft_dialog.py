@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from textual import events
+from textual import events, work
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.screen import ModalScreen
@@ -15,6 +15,8 @@ from textual.widgets import Static
 from cockpit.content import Content
 from cockpit.profiles.yaml_edit import set_value
 
+Forecast = Callable[[str], Awaitable[str]]
+"""What a profile's text will take, as one line; empty where that is unknown."""
 WRITE, REJECTED = "write", "rejected"
 """What the dialog is dismissed with, beside None."""
 
@@ -31,8 +33,10 @@ class DraftDialog(ModalScreen[str | None]):
     DraftDialog Static { width: 1fr; }
     """
 
-    def __init__(self, facts: Mapping[str, Any], path: str) -> None:
+    def __init__(self, facts: Mapping[str, Any], path: str, forecast: Forecast | None = None) -> None:
+        """`forecast` says what a profile will take; it may take a while, and the dialog does not wait for it."""
         super().__init__()
+        self._forecast, self._takes = forecast, "" if forecast is None else "forecasting memory and time …"
         self.facts, self._path = facts, path
         self.text = str(facts["profile"])
         self.refused = bool(facts["refused"])
@@ -43,6 +47,15 @@ class DraftDialog(ModalScreen[str | None]):
             box.border_title = Content(f"Train on {self.facts['name']}")
             yield Static(self._describe())
 
+    def on_mount(self) -> None:
+        if self._forecast is not None:
+            self._fetch_forecast(self._forecast)
+
+    @work(exclusive=True)
+    async def _fetch_forecast(self, forecast: Forecast) -> None:
+        self._takes = await forecast(self.text)
+        self.query_one(Static).update(self._describe())
+
     def _describe(self) -> Content:
         first, *others = map(str, self.facts["says"])
         if self._raised is not None:
@@ -50,6 +63,8 @@ class DraftDialog(ModalScreen[str | None]):
         mark, style = ("✗ ", "$text-error") if self.refused else ("✓ ", "$text-success")
         lines = [Content.assemble((mark, style), (first, "bold" if self.refused else ""))]
         lines += [Content.assemble(("· ", "dim"), line) for line in others]
+        if self._takes:
+            lines.append(Content.assemble(("· ", "dim"), self._takes))
         lines += [Content(""), Content.assemble(("goes to ", "dim"), self._path), Content("")]
         keys = {"y": "write it, and open it on Profile"}
         if self.facts["rejected"]:
@@ -62,7 +77,7 @@ class DraftDialog(ModalScreen[str | None]):
 
     def _sufficient(self) -> float:
         """The limit, in whole percent, that the bad rows do not exceed."""
-        return min(1.0, math.ceil(100 * self.facts["rejected_share"]) / 100)
+        return min(1.0, math.ceil(100 * float(self.facts["rejected_share"])) / 100)
 
     def on_key(self, event: events.Key) -> None:
         event.stop()

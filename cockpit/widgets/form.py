@@ -48,7 +48,8 @@ class Form(Vertical):
     BINDINGS = [
         Binding("left,h", "cycle(-1)", "Choice", key_display="←→"),
         Binding("right,l", "cycle(1)", "Next choice", show=False),
-        Binding("delete,backspace", "clear", "Default"),
+        Binding("backspace", "clear", "Default"),
+        Binding("delete", "clear", "Default", show=False),
         Binding("slash", "search", "Search", key_display="/"),
     ]
 

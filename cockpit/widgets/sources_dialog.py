@@ -58,9 +58,9 @@ class SourcesDialog(ModalScreen[list[Any] | None]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = Content(self._key)
-            box.border_subtitle = "Enter changes · a adds · d removes · J K move · y takes over · Esc cancels"
+            box.border_subtitle = "Enter edits · a adds · d removes · J K move · y takes over · Esc"
             yield OptionList(compact=True)
-            yield Static(id="empty")
+            yield Static("No sources: a adds one.", id="empty")
             yield Input(
                 placeholder="a path, or {source: PATH, format: …, weight: …}; → completes",
                 suggester=LineSuggester(OPTIONS, self._directory),
@@ -75,7 +75,7 @@ class SourcesDialog(ModalScreen[list[Any] | None]):
         listing.clear_options()
         listing.add_options([Content(to_flow_yaml(source)) for source in self._sources])
         listing.highlighted = min(at, len(self._sources) - 1) if self._sources else None
-        self.query_one("#empty", Static).update(Content("" if self._sources else "No sources: a adds one."))
+        self.query_one("#empty", Static).display = not self._sources
         listing.focus()
 
     @property

@@ -107,7 +107,7 @@ def parse(line: str) -> Query:
         else:
             words.append(part.lower())
             doubtful += [part] if named else []
-    return Query(*map(tuple, (words, sources, columns, measures, doubtful, decisions)))
+    return Query(tuple(words), tuple(sources), tuple(columns), tuple(measures), tuple(doubtful), tuple(decisions))
 
 
 def _check_decision(word: str) -> str:
