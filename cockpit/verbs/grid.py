@@ -6,7 +6,6 @@ import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from cockpit import remote_names
 from cockpit.connection.submission import build_submission
@@ -16,9 +15,9 @@ from cockpit.profiles.grids import Grid
 from cockpit.state.formatting import counted
 from cockpit.verbs.follow import follow
 from cockpit.verbs.output import emit, format_metric, say, say_warning, table
-from cockpit.verbs.profile import load_profile
+from cockpit.verbs.profile import read_profile
 from engine.config.overrides import load_reference
-from engine.config.profile import Profile
+from engine.config.profile import Profile, parse
 from engine.protocol import states
 from engine.protocol.client import Client
 from engine.protocol.home import Home
@@ -44,20 +43,22 @@ def train_grid(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if len(axes) < len(options.grid):
         raise ValueError("--grid names a setting twice: write all of its values in one")
     home, members = Home.locate(options.home), grids.combine(axes)
-    checked: list[tuple[Path, Profile]] = []
+    path, text = read_profile(options.profile, home)
+
+    def check(settings: Sequence[str], *, rows: bool = False) -> Profile:
+        return parse(text, str(path), path.parent, [*overrides, *settings], home, rows=rows)
+
+    checked: list[Profile] = []
     for number, member in enumerate(members, 1):
         settings = [f"{key}={value}" for key, value in member.settings.items()]
-        path, profile = load_profile(options.profile, [*overrides, *settings], home, rows=number == 1)
-        name = f"name={profile.name or path.stem}-{number:0{len(str(len(members)))}}"
-        checked.append(load_profile(options.profile, [*overrides, *settings, name], home))
-    first = checked[0][1]
-    measure, rises = _choose_measure(first)
-    stem = re.sub(r"[^\w.-]+", "-", (options.profile if options.profile != "-" else "grid").rpartition("/")[2])
-    named = grids.free_name(home, stem.removesuffix(".yaml").removesuffix(".yml").removesuffix(".json") or "grid")
-    made = Grid(named, options.profile, axes, measure, rises, runs=members)
+        name = check(settings, rows=number == 1).name or path.stem
+        checked.append(check([*settings, f"name={name}-{number:0{len(str(len(members)))}}"]))
+    measure, rises = _choose_measure(checked[0])
+    named = grids.free_name(home, re.sub(r"[^\w.-]+", "-", path.stem) or "grid")
+    made = Grid(named, path.name, axes, measure, rises, runs=members)
     with Client(home) as client:
         try:
-            for member, (path, profile) in zip(members, checked, strict=True):
+            for member, profile in zip(members, checked, strict=True):
                 member.run = client.request("submit", build_submission(profile, "train", str(path))).id
         except ProblemError:
             made.runs = [member for member in members if member.run]

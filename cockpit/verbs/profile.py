@@ -36,6 +36,14 @@ def load_profile(name: str, overrides: list[str], home: Home, *, rows: bool = Fa
     return path, load(path, overrides, home, rows=rows)
 
 
+def read_profile(name: str, home: Home) -> tuple[Path, str]:
+    """The file of a profile and its text, for who parses it several times. Raises ProfileError."""
+    if name == STDIN:
+        return Path.cwd() / os.environ.pop(STDIN_NAME, "stdin"), _read_stdin()
+    path = find_profile(name, home)
+    return path, read_text(path)
+
+
 def _read_stdin() -> str:
     return sys.stdin.buffer.read().decode()
 
