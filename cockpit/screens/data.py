@@ -125,6 +125,7 @@ class DataScreen(DraftingScreen):
                 "Open the data of a profile",
                 "a name on the list, or the path of a profile, a data file or a folder",
                 choices,
+                paths=True,
             )
         )
         if path:
