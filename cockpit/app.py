@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from textual import work
@@ -177,6 +178,14 @@ class CockpitApp(EngineApp):
         self.select_run(run)
         self.publish(self.state)
         await self.action_go("dashboard")
+
+    async def open_profile(self, path: Path) -> None:
+        """Go to this profile, which may be new."""
+        from cockpit.screens.profile import ProfileScreen
+
+        await self.action_go("profile")
+        if isinstance(self.screen, ProfileScreen):
+            self.screen.load_files(path)
 
     def pop_screen(self) -> AwaitComplete:
         """As Textual, but a dialog that is closed twice, or has been left behind on another screen, ends nothing."""

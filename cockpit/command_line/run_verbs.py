@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cockpit.command_line.options import DETACH, PROFILE, RUN, SET, Verb, option
+from cockpit.command_line.options import DETACH, FORMAT, PROFILE, RUN, SET, Verb, option
 
 START_VERBS = (
     Verb(
@@ -29,7 +29,20 @@ START_VERBS = (
                 "check, expand, prepare, train, evaluate or export",
             ),
             option("--no-rehearsal", action="store_true", help="skip the trial step on the longest batch"),
+            option(
+                "--grid",
+                metavar="K=V,V",
+                action="append",
+                default=[],
+                help="a run for each value, and for each combination with those of other --grid",
+            ),
         ),
+    ),
+    Verb(
+        "grid",
+        "compare the runs of a grid, or list the grids",
+        "grid:grid",
+        (option("name", metavar="NAME", nargs="?", help="the grid's name, or `last`"),),
     ),
     Verb(
         "launch-file",
@@ -175,6 +188,18 @@ RUN_VERBS = (
 PROFILE_VERBS = (
     Verb("list", "list the built-in profiles and your own", "profile:list_"),
     Verb("show", "print a profile", "profile:show", (PROFILE, SET)),
+    Verb(
+        "new",
+        "write a profile that trains on a data file, with a base that is on this machine",
+        "tools:profile",
+        (
+            option("--from", metavar="FILE", required=True, dest="source", help="a data file, a folder or a glob"),
+            FORMAT,
+            option("--name", metavar="NAME", help="name of the profile and its runs (that of the file)"),
+            option("--out", metavar="FILE", help="the profile to write (NAME.yaml in this directory)"),
+            option("--force", action="store_true", help="replace a file that cockpit has not written"),
+        ),
+    ),
     Verb("check", "report all problems of a profile", "profile:check", (PROFILE, SET)),
     Verb("schema", "print the JSON Schema of profiles", "profile:schema"),
     Verb(

@@ -136,6 +136,10 @@ class EngineApp(FaultTolerantApp):
         """Go to the screen of this run."""
         raise NotImplementedError
 
+    async def open_profile(self, path: Path) -> None:
+        """Go to the screen of profiles, with this file."""
+        raise NotImplementedError
+
     def get_line_filters(self) -> Sequence[LineFilter]:
         return [*super().get_line_filters(), SHOW_CONTROLS]
 

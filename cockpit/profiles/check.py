@@ -44,7 +44,7 @@ def check_profile(text: str, file: ProfileFile, home: Home, elsewhere: str = "")
         kinds[section] = kind if isinstance(kind, str) and kind in table else None
     fields = list_fields(**kinds)
     try:
-        profile = parse(text, file.path.name, file.path.parent, home=home, elsewhere=bool(elsewhere))
+        profile = parse(text, file.path.name, file.path.parent, home=home, elsewhere=bool(elsewhere), rows=True)
     except ProfileError as error:
         return ProfileCheck(text, document, fields, error.issues)
     notes = [f"data and models are checked on {elsewhere} when it is launched"] if elsewhere else []

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config.bundled import find_bundled
-from engine.protocol.home import Home
+from engine.protocol.home import Home, make_private, write_private
 
 DEMO = "triples-qlora"
 """The built-in profile that needs only the embedded model."""
@@ -58,3 +59,26 @@ def list_profiles(home: Home, directory: Path) -> list[ProfileFile]:
                 description = _DESCRIPTION.search(text)
                 found.setdefault(path.resolve(), ProfileFile(path, place, description[1] if description else ""))
     return list(found.values())
+
+
+def free_path(path: Path) -> Path:
+    """This path, or with a number behind its name the first that does not exist."""
+    number = 2
+    free = path
+    while free.exists():
+        free = path.with_stem(f"{path.stem}-{number}")
+        number += 1
+    return free
+
+
+def write_profile(path: Path, text: str, home: Home) -> None:
+    """Replace a profile's file atomically. In the home it is the user's alone; elsewhere the umask says who may read
+    it."""
+    if home.root in path.parents:
+        make_private(path.parent)
+        write_private(path, text.encode())
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

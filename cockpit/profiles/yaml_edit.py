@@ -29,7 +29,7 @@ def read_yaml(text: str) -> dict[str, Any]:
 
 
 def value_at(document: dict[str, Any], key: str) -> Any:
-    """The setting `section.name` (or `name`). Raises KeyError when the document does not have it."""
+    """The setting `section.name`, at any depth (or `name`). Raises KeyError when the document does not have it."""
     node: Any = document
     for part in key.split("."):
         if not isinstance(node, dict):
@@ -51,9 +51,11 @@ def set_value(text: str, key: str, value: str) -> str:
     except (MarkedYAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"not a YAML value: {value}") from error
     root = _compose(text)
-    section, _, name = key.rpartition(".")
-    if not section:
-        changed = _put(text, root, name, value, "")
+    section, _, name = key.partition(".")
+    if name.count("."):
+        changed = _put_deep(text, root, key.split("."), value)
+    elif not name:
+        changed = _put(text, root, section, value, "")
     elif (pair := _find(root, section)) is None:
         changed = f"{text.rstrip()}\n\n{section}:\n{INDENT}{name}: {value}\n".lstrip("\n")
     elif isinstance(pair[1], MappingNode):
@@ -74,9 +76,9 @@ def set_values(text: str, settings: Mapping[str, Any]) -> str:
 
 def clear_value(text: str, key: str) -> str:
     """The text without that setting, so that its default applies. Unchanged when the text does not have it."""
-    section, _, name = key.rpartition(".")
+    *sections, name = key.split(".")
     node: Node | None = _compose(text)
-    if section:
+    for section in sections:
         pair = _find(node, section)
         node = pair[1] if pair else None
     found = _find(node, name)
@@ -91,6 +93,28 @@ def clear_value(text: str, key: str) -> str:
     if tail.lstrip().startswith(","):
         return head + tail.lstrip().removeprefix(",").lstrip()
     return head.rstrip().removesuffix(",") + tail
+
+
+def _put_deep(text: str, root: MappingNode | None, keys: list[str], value: str) -> str:
+    """The text with a setting inside a group set. A group that is not there, or that is null, is made."""
+    node: MappingNode | None = root
+    for depth, name in enumerate(keys[:-1]):
+        pair = _find(node, name)
+        if pair is not None and isinstance(pair[1], MappingNode) and pair[1].value:
+            node = pair[1]
+            continue
+        if pair is not None and isinstance(pair[1], ScalarNode) and pair[1].value not in ("", "null", "~"):
+            raise ValueError(f"{'.'.join(keys[: depth + 1])} is {pair[1].value}, and no mapping; edit the YAML instead")
+        inner = value
+        for key in reversed(keys[depth + 1 :]):
+            inner = f"{{{key}: {inner}}}"
+        if depth == 0:
+            inner = value
+            for key in reversed(keys[2:]):
+                inner = f"{{{key}: {inner}}}"
+            return set_value(text, ".".join(keys[:2]), inner)
+        return _put(text, node, name, inner, INDENT * depth)
+    return _put(text, node, keys[-1], value, INDENT * (len(keys) - 1))
 
 
 def _compose(text: str) -> MappingNode | None:

@@ -19,7 +19,7 @@ from cockpit.connection.submission import api_key_environment
 from cockpit.content import Content
 from cockpit.profiles.files import list_profiles
 from cockpit.screens.base import opens_dialog
-from cockpit.screens.review import ReviewScreen
+from cockpit.screens.from_data import DraftingScreen
 from cockpit.screens.row_browser import EXPANDED, REJECTED
 from cockpit.widgets import row_view
 from cockpit.widgets.picker import Choice, Picker
@@ -43,14 +43,14 @@ STAGES = {
 EMPTY = Content.from_markup(
     "[bold $text]No data open.[/]\n\n[$accent]o[/] picks a profile and shows the rows it would train on, "
     "or opens a data file or folder by its path.\n"
-    "To train on your own data: [$accent]3[/] opens Profile; save a copy of a built-in profile and set data.train."
+    "To train on your own data: open the file, then [$accent]T[/] writes a profile for it."
 )
 PROFILE_SUFFIXES = (".yaml", ".yml")
 """Suffixes of profiles. Any other file is data, except JSON that reads as a profile."""
 MAX_PROFILE_BYTES = 100_000
 
 
-class DataScreen(ReviewScreen):
+class DataScreen(DraftingScreen):
     HELP_TEXT = """
     The rows that a profile would train on. `t` shows a row as a conversation, as tokens (trained ones are underlined),
     as the text that training and chat produce, and as it stands in its file. `b` shows real batches. A row that cannot
@@ -63,6 +63,7 @@ class DataScreen(ReviewScreen):
     `r` runs the stages up to one that you choose, as a run does first, and shows the rows that leave it and those that
     it rejects; `r` and `sources` shows the rows as they were read. Earlier results come from the cache. Esc stops;
     finished parts are kept.
+    `T` writes a profile that trains on these rows, with a base that is on this machine, and opens it on Profile.
     `n` counts the tokens of large sets and of expanded rows, which are not counted automatically.
     """
     DEFAULT_CSS = """
@@ -88,6 +89,7 @@ class DataScreen(ReviewScreen):
         Binding("j,down", "scroll(2)", "Down", show=False),
         Binding("k,up", "scroll(-2)", "Up", show=False),
         Binding("t", "tokens", "View"),
+        Binding("T", "train", "Train on it"),
         Binding("b", "batch", "Batches"),
         Binding("v", "part", "Part"),
         Binding("slash", "find", "Find", key_display="/"),
@@ -123,6 +125,7 @@ class DataScreen(ReviewScreen):
                 "Open the data of a profile",
                 "a name on the list, or the path of a profile, a data file or a folder",
                 choices,
+                paths=True,
             )
         )
         if path:
@@ -169,8 +172,15 @@ class DataScreen(ReviewScreen):
                 and (numbers := await self.ask("stats", {"part": part})) is not None
             ):
                 self.stats[part] = numbers
+                self._take_dropped(numbers)
                 self.show_facts()
         await self.show_current()
+
+    def _take_dropped(self, numbers: dict[str, Any]) -> None:
+        """The rows that tokenising leaves out are among the rejected ones from now on."""
+        self.summary["parts"][REJECTED] = self.totals[REJECTED] = numbers["rejected"]
+        self.queries.pop(REJECTED, None)
+        self.rows = {key: row for key, row in self.rows.items() if key[0] != REJECTED}
 
     @work(exclusive=True, group="open")
     async def action_count(self) -> None:

@@ -77,6 +77,7 @@ HELP: dict[str, Sentences] = {
             "overlay": "Mark it; the losses of marked runs are drawn in one chart.",
             "metrics": "Show all metrics of the marked runs, or of the one under the cursor.",
             "compare": "Say how the marked runs differ: settings, data, batches, results, cost.",
+            "grids": "Compare the runs of a grid: a table, and a picture of its settings.",
             "log_scale": "Switch between a linear and a logarithmic axis.",
             "zoom(1)": "Zoom in on the last steps.",
             "zoom(-1)": "Zoom out.",
@@ -133,6 +134,8 @@ HELP: dict[str, Sentences] = {
             "launch": "Check the profile once more and launch it.",
             "next_problem": "Go to the next problem in the text.",
             "fit": "List the settings with which it fits, or which use the memory that is left.",
+            "differences": "Show the settings that differ from the saved file, or from another profile.",
+            "editor": "Edit the text in $VISUAL or $EDITOR.",
             "leave": "Leave the text, then the screen. What is not saved is kept as a draft.",
         },
     },
@@ -141,6 +144,7 @@ HELP: dict[str, Sentences] = {
             "cycle(-1)": "Step through the choices of a setting.",
             "cycle(1)": "Step to the next choice.",
             "clear": "Give the setting its default again.",
+            "search": "Show only the settings with some words in their names or their help.",
         },
     },
     "SettingsList": {
@@ -213,6 +217,7 @@ HELP: dict[str, Sentences] = {
         "Stages": {
             "run": "Run the stages up to one, as a run does first.",
             "stop": "Stop what is going on, else leave the batches, else go back.",
+            "train": "Write a profile that trains on these rows, and open it.",
         },
         "Expanded rows": {
             "decide('accepted')": "Accept the row.",

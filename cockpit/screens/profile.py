@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,16 +17,17 @@ from cockpit.connection.drafts import PROFILE
 from cockpit.connection.submission import build_submission
 from cockpit.content import Content
 from cockpit.profiles.check import ProfileCheck, check_profile, summarize_launch
-from cockpit.profiles.files import ProfileFile, list_profiles, user_folder
+from cockpit.profiles.differences import mark_copy
+from cockpit.profiles.files import ProfileFile, free_path, list_profiles, user_folder, write_profile
 from cockpit.profiles.yaml_edit import clear_value, set_value, set_values
-from cockpit.screens.base import CockpitScreen, opens_dialog
+from cockpit.screens.base import opens_dialog
+from cockpit.screens.profile_tools import ProfileToolsScreen
 from cockpit.widgets.confirm import Confirm
 from cockpit.widgets.fit_dialog import FitDialog
 from cockpit.widgets.forecast_line import ForecastLine
-from cockpit.widgets.form import Form
+from cockpit.widgets.form import Form, list_values
 from cockpit.widgets.prompt import Prompt
 from cockpit.widgets.yaml_editor import YamlEditor
-from engine.protocol.home import Home, make_private, write_private
 
 if TYPE_CHECKING:
     from engine.config.profile import Issue
@@ -36,12 +36,14 @@ DEBOUNCE = 0.15
 """Seconds without typing after which the text is checked."""
 
 
-class ProfileScreen(CockpitScreen):
+class ProfileScreen(ProfileToolsScreen):
     """Files on the left, form and text side by side, problems below."""
 
     HELP_TEXT = """
     Pick a profile, then change it in the form (Enter edits, ← → step through choices, Backspace restores the default)
     or in the text; comments are kept. ● marks settings that the file has.
+    `/` finds settings; Enter unfolds groups such as `clean`, and edits lists of sources. While you type a value or
+    YAML, `→` at the end of the line takes over what is proposed.
     Built-in profiles are read-only: ctrl+s saves a copy.
     The second line says what the profile takes on the engine's host, by a traced step without weights; `F` lists
     settings with which it fits.
@@ -65,6 +67,8 @@ class ProfileScreen(CockpitScreen):
         ("ctrl+l", "launch", "Launch"),
         ("ctrl+g", "next_problem", "Next problem"),
         Binding("F", "fit", "What fits"),
+        ("f3", "differences", "Differences"),
+        ("f4", "editor", "$EDITOR"),
         Binding("escape", "leave", "Back", show=False),
     ]
 
@@ -116,6 +120,9 @@ class ProfileScreen(CockpitScreen):
         self.files = await asyncio.to_thread(list_profiles, self.app.home, Path.cwd())
         await self._restore_drafts()
         paths = [file.path for file in self.files]
+        if selected and selected not in paths and selected.is_file():  # a file of another folder
+            self.files.insert(0, ProfileFile(selected, "opened"))
+            paths.insert(0, selected)
         at = paths.index(selected) if selected in paths else 0
         with self.prevent(OptionList.OptionHighlighted):
             self.listing.clear_options()
@@ -207,7 +214,11 @@ class ProfileScreen(CockpitScreen):
     def _show(self, result: ProfileCheck) -> None:
         self.result = result
         issues = result.issues
-        self.form.show(result.fields, result.document, {issue.key: issue.message for issue in issues})
+        if not any(issue.code == "profile.syntax" for issue in issues) or not self.form.fields:
+            # Text that is no YAML has no settings: the form stays as it was.
+            self.form.show(result.fields, result.document, {issue.key: issue.message for issue in issues})
+        self.editor.completions = {field.key: list_values(field) for field in result.fields}
+        self.form.directory = self.file.path.parent if self.file else None
         self.editor.mark({issue.line: issue.column for issue in reversed(issues)})
         self.set_class(bool(issues), "-problems")
         listing = self.query_one("#issues", OptionList)
@@ -295,9 +306,10 @@ class ProfileScreen(CockpitScreen):
         if self.file is None:
             return
         file, text = self.file, self.editor.text
-        proposed = _free_path(user_folder(self.app.home) / file.path.name) if file.builtin else file.path
+        text = mark_copy(text, file.name) if file.builtin else text
+        proposed = free_path(user_folder(self.app.home) / file.path.name) if file.builtin else file.path
         answer = await self.app.push_screen_wait(
-            Prompt("Save as", "A path; relative to the working directory.", str(proposed))
+            Prompt("Save as", "A path; relative to the working directory.", str(proposed), paths=True)
         )
         if not answer:
             return
@@ -306,7 +318,7 @@ class ProfileScreen(CockpitScreen):
         if not await self._may_write(path, file, text):
             return
         try:
-            await asyncio.to_thread(_write, path, text, self.app.home)
+            await asyncio.to_thread(write_profile, path, text, self.app.home)
         except OSError as error:
             self.notify(f"cannot write {path}: {error.strerror}", severity="error")
             return
@@ -359,25 +371,3 @@ def _issue_line(issue: Issue) -> Content:
     return Content.assemble(
         ("✗ ", "$text-error"), (f"{issue.line}:{issue.column} ", "dim"), (f"{issue.key}  ", "bold"), issue.message
     )
-
-
-def _free_path(path: Path) -> Path:
-    """This path, or with a number behind its name the first that does not exist."""
-    number = 2
-    free = path
-    while free.exists():
-        free = path.with_stem(f"{path.stem}-{number}")
-        number += 1
-    return free
-
-
-def _write(path: Path, text: str, home: Home) -> None:
-    """Replace the file atomically. In the home it is the user's alone; elsewhere the umask says who may read it."""
-    if home.root in path.parents:
-        make_private(path.parent)
-        write_private(path, text.encode())
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

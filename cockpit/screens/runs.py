@@ -13,7 +13,7 @@ from textual.coordinate import Coordinate
 from textual.widgets import DataTable, Input, Static
 
 from cockpit.content import Content
-from cockpit.screens.run_actions import RunActionsScreen
+from cockpit.screens.grids import GridsScreen
 from cockpit.state.app_state import AppState, RunHistory
 from cockpit.state.formatting import STATES, format_age, format_number, format_percent
 from cockpit.widgets.canvas import RUN_COLOURS
@@ -39,7 +39,7 @@ NARROW = {"": 1, "state": 11, "run": 0, "progress": 12, "loss": 6, "age": 6}
 """Heading -> width; 0 takes the remaining width."""
 
 
-class RunsScreen(RunActionsScreen):
+class RunsScreen(GridsScreen):
     HELP_TEXT = """\
 All runs of this engine, and the servers of `cockpit serve`. Mark runs with o to draw their losses over each other;
 m draws all their metrics, C says how they differ."""
@@ -56,6 +56,7 @@ m draws all their metrics, C says how they differ."""
         Binding("m", "metrics", "Metrics"),
         Binding("C", "compare", "Compare"),
         Binding("E", "evaluations", "Results"),
+        Binding("g", "grids", "Grids"),
         Binding("X", "export", "Export", show=False),
         Binding("j", "cursor(1)", "Down", show=False),
         Binding("k", "cursor(-1)", "Up", show=False),

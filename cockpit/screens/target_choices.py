@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cockpit.connection.chat_target import NOW
+from cockpit.connection.json_verb import read_json
 from cockpit.state.chat_tree import question_text
 from cockpit.widgets.picker import Choice
-from engine.protocol.client import build_engine_environment
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError, RunDetail
 from engine.protocol.states import PAUSED, RUNNING
@@ -66,25 +62,8 @@ async def find_local_models(home: Home, link: Link | None = None) -> list[dict[s
             command = link.build_command("--json", "model", "find")
         except ProblemError:
             return []  # the link is down, which the app shows
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,  # the terminal is the app's
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        env=build_engine_environment(),
-        start_new_session=True,
-    )
-    try:
-        output, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    try:
-        models: list[dict[str, Any]] = json.loads(output)
-    except ValueError:
-        return []
-    return models
+    models = await read_json(command)
+    return models if isinstance(models, list) else []
 
 
 def list_saved_chats(folder: Path) -> list[Choice]:

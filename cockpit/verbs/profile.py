@@ -26,13 +26,22 @@ def find_profile(name: str, home: Home) -> Path:
     return own if not Path(name).is_file() and own.is_file() else find(name)
 
 
-def load_profile(name: str, overrides: list[str], home: Home) -> tuple[Path, Profile]:
-    """The file and its profile. Raises ProfileError with all problems."""
+def load_profile(name: str, overrides: list[str], home: Home, *, rows: bool = False) -> tuple[Path, Profile]:
+    """The file and its profile; with `rows` the first rows of its sources are looked at too. Raises ProfileError with
+    all problems."""
     if name == STDIN:
         file = os.environ.pop(STDIN_NAME, "stdin")
-        return Path.cwd() / file, parse(_read_stdin(), file, Path.cwd(), overrides, home)
+        return Path.cwd() / file, parse(_read_stdin(), file, Path.cwd(), overrides, home, rows=rows)
     path = find_profile(name, home)
-    return path, load(path, overrides, home)
+    return path, load(path, overrides, home, rows=rows)
+
+
+def read_profile(name: str, home: Home) -> tuple[Path, str]:
+    """The file of a profile and its text, for who parses it several times. Raises ProfileError."""
+    if name == STDIN:
+        return Path.cwd() / os.environ.pop(STDIN_NAME, "stdin"), _read_stdin()
+    path = find_profile(name, home)
+    return path, read_text(path)
 
 
 def _read_stdin() -> str:
@@ -87,7 +96,7 @@ def check(options: argparse.Namespace) -> int:
     """Print one `file:line:col key: message` a line. Returns 2 when there are any problems."""
     home = Home.locate(options.home)
     try:
-        path, profile = load_profile(options.profile, options.overrides, home)
+        path, profile = load_profile(options.profile, options.overrides, home, rows=True)
     except ProfileError as error:
         if options.json:
             emit({"profile": options.profile, "ok": False, "issues": error.issues})

@@ -78,6 +78,10 @@ def data(options: argparse.Namespace) -> NoReturn:
     _run_tool(options, "data")
 
 
+def profile(options: argparse.Namespace) -> NoReturn:
+    _run_tool(options, "profile")
+
+
 def tokenizer(options: argparse.Namespace) -> NoReturn:
     _run_tool(options, "tokenizer")
 

@@ -34,6 +34,12 @@ def train(options: argparse.Namespace) -> int:
         overrides.append(f"checkpoint.output={os.path.abspath(options.output_dir)}")
     if options.no_rehearsal:
         overrides.append("training.rehearsal=false")
+    if options.grid:
+        if options.first or options.output_dir:
+            raise ValueError(f"--grid does not go with {'--from' if options.first else '--output-dir'}")
+        from cockpit.verbs.grid import train_grid  # it needs more than a single run does
+
+        return train_grid(options, overrides)
     return start("train", options.profile, overrides, options)
 
 
@@ -43,12 +49,13 @@ def prepare(options: argparse.Namespace) -> int:
 
 def start(kind: str, profile: str, overrides: list[str], options: argparse.Namespace) -> int:
     home = Home.locate(options.home)
-    path, checked = load_profile(profile, overrides, home)
+    first = (options.first or "") if kind == "train" else ""
+    path, checked = load_profile(profile, overrides, home, rows=first not in (*stages.AFTER, stages.TRAIN))
     for remark in (*checked.remarks, *checked.doubts):
         say(str(remark))
     message = build_submission(checked, kind, str(path), checked.checkpoint.output or "")
     if kind == "train":
-        message.first = options.first or ""
+        message.first = first
         say(f"{path.name} is valid; its stages: {', '.join(stage_plan.list_stages(checked))}")
     for note in list_notes(checked, home):
         say(note, "yellow")

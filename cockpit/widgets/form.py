@@ -8,6 +8,7 @@ and the screen calls `show` with the outcome.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual import on
@@ -21,11 +22,14 @@ from textual.widgets.option_list import Option
 
 from cockpit.content import Content
 from cockpit.profiles.yaml_edit import to_flow_yaml, value_at
+from cockpit.widgets.completion import LineSuggester
 
 if TYPE_CHECKING:
     from engine.config.form import Field
 
 KEY_WIDTH = 22
+HINTS = {"group": "Enter unfolds, → switches it on, ← off", "sources": "Enter edits the list"}
+"""Kind of setting -> how its value is changed."""
 
 
 class Form(Vertical):
@@ -38,11 +42,15 @@ class Form(Vertical):
     Form #help { height: auto; max-height: 5; padding: 0 1; color: $text-muted; border-top: solid $primary; }
     Form #value { display: none; height: 3; }
     Form.editing #value { display: block; }
+    Form #search { display: none; height: 1; border: none; padding: 0 1; background: $panel; }
+    Form.searching #search { display: block; }
     """
     BINDINGS = [
         Binding("left,h", "cycle(-1)", "Choice", key_display="←→"),
         Binding("right,l", "cycle(1)", "Next choice", show=False),
-        Binding("delete,backspace", "clear", "Default"),
+        Binding("backspace", "clear", "Default"),
+        Binding("delete", "clear", "Default", show=False),
+        Binding("slash", "search", "Search", key_display="/"),
     ]
 
     class Changed(Message):
@@ -59,14 +67,28 @@ class Form(Vertical):
             super().__init__()
             self.key = key
 
+    class SourcesWanted(Message):
+        """The user wants to edit the list of sources `key`."""
+
+        def __init__(self, key: str) -> None:
+            super().__init__()
+            self.key = key
+
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.fields: dict[str, Field] = {}
+        self._folded: dict[str, bool] = {}
+        """Group -> whether the user has folded or unfolded it; others are unfolded where the file has them."""
+        self._listed: list[str] = []
+        """The keys that the list shows."""
         self.document: dict[str, Any] = {}
         self.problems: Mapping[str, str] = {}
+        self.directory: Path | None = None
+        """The folder that paths are relative to, for their completion."""
 
     def compose(self) -> ComposeResult:
         yield SettingsList(id="settings")
+        yield Input(id="search", placeholder="words of a setting or of its help; Esc shows all", compact=True)
         yield Static(id="help")
         yield Input(id="value", select_on_focus=False)
 
@@ -76,31 +98,61 @@ class Form(Vertical):
 
     def show(self, fields: Sequence[Field], document: dict[str, Any], problems: Mapping[str, str]) -> None:
         """Show these settings with the values of `document`. `problems` maps keys to messages."""
-        same = [field.key for field in fields] == list(self.fields)
         self.fields = {field.key: field for field in fields}
         self.document, self.problems = document, problems
-        if same:
-            for key in self.fields:
+        self._refresh_rows()
+
+    def _refresh_rows(self) -> None:
+        listed = self._choose_rows()
+        if listed == self._listed:
+            for key in listed:
                 self.settings.replace_option_prompt(key, self._row(key))
         else:
+            self._listed = listed
             self._rebuild()
         self._show_help()
+
+    def _choose_rows(self) -> list[str]:
+        """The settings that are shown: those that the search finds, else all but those in folded groups."""
+        if words := self.query_one("#search", Input).value.lower().split():
+            return [
+                key
+                for key, field in self.fields.items()
+                if all(word in f"{key} {field.help} {' '.join(field.choices)}".lower() for word in words)
+            ]
+        return [key for key in self.fields if not self._is_hidden(key)]
+
+    def _is_hidden(self, key: str) -> bool:
+        group = self.fields[key].group
+        return bool(group) and (self._is_folded(group) or self._is_hidden(group))
+
+    def _is_folded(self, group: str) -> bool:
+        if group not in self._folded and any(key.startswith(f"{group}.") for key in self.problems):
+            return False
+        return self._folded.get(group, not isinstance(self._given(group), dict))
+
+    def _given(self, key: str) -> Any:
+        """The value in the file; None where there is none."""
+        try:
+            return value_at(self.document, key)
+        except KeyError:
+            return None
 
     def _rebuild(self) -> None:
         settings, at = self.settings, self.current
         settings.clear_options()
         section = None
-        for key in self.fields:
-            heading = key.rpartition(".")[0]
+        for key in self._listed:
+            heading = key.partition(".")[0] if "." in key else ""
             if heading != section:
                 section = heading
                 if heading:
                     settings.add_option(Option(Content.styled(heading, "bold $accent"), disabled=True))
             settings.add_option(Option(self._row(key), id=key))
-        if at in self.fields:
+        if at in self._listed:
             settings.highlighted = settings.get_option_index(at)
-        elif self.fields:
-            settings.highlighted = 0
+        elif self._listed:
+            settings.highlighted = settings.get_option_index(self._listed[0])
 
     @property
     def current(self) -> str:
@@ -130,7 +182,14 @@ class Form(Vertical):
             mark, style = "● ", "bold"
         else:
             mark, style = "  ", "dim"
-        value = "(required)" if field.required and not self._is_set(key) else to_flow_yaml(self.value(key))
+        name = f"{'  ' * (key.count('.') - 1)}{name}"
+        if field.kind == "group":
+            folded = self._is_folded(key)
+            name = f"{name} {'▸' if folded else '▾'}"
+            value = to_flow_yaml(self.value(key)) if folded or not isinstance(self.value(key), dict) else ""
+        else:
+            value = to_flow_yaml(self.value(key))
+        value = "(required)" if field.required and not self._is_set(key) else value
         unit = f" {field.unit}" if field.unit and self.value(key) is not None else ""
         return Content.assemble((f"{mark}{name:<{KEY_WIDTH}} ", style), (value, style), (unit, "dim"))
 
@@ -139,7 +198,7 @@ class Form(Vertical):
         field = self.fields.get(self.current)
         if field is None:
             return
-        choices = f"one of {', '.join(field.choices)} (← →)" if field.choices else ""
+        choices = f"one of {', '.join(field.choices)} (← →)" if field.choices else HINTS.get(field.kind, "")
         facts = " · ".join(filter(None, (f"default {to_flow_yaml(field.default)}", field.unit, choices)))
         problem = self.problems.get(field.key, "")
         help_line = Content.assemble(
@@ -159,7 +218,15 @@ class Form(Vertical):
         if field.kind in ("bool", "choice"):
             self.action_cycle(1)
             return
+        if field.kind == "group":
+            self._folded[field.key] = not self._is_folded(field.key)
+            self._refresh_rows()
+            return
+        if field.kind == "sources":
+            self.post_message(self.SourcesWanted(field.key))
+            return
         line = self.query_one("#value", Input)
+        line.suggester = LineSuggester(list_values(field), self.directory)
         value = self.value(field.key)
         line.value = "" if value is None else to_flow_yaml(value)
         line.border_title = Content(f"{field.key} · Enter sets, Esc cancels")
@@ -169,6 +236,12 @@ class Form(Vertical):
 
     def action_cycle(self, by: int) -> None:
         field = self.fields.get(self.current)
+        if field is not None and field.kind == "group":
+            if by > 0 and not isinstance(self.value(field.key), dict):
+                self.post_message(self.Changed(field.key, "{}"))
+            elif by < 0 and self._is_set(field.key):
+                self.post_message(self.Cleared(field.key))
+            return
         if field is None or field.kind not in ("bool", "choice"):
             return
         choices = ["false", "true"] if field.kind == "bool" else list(field.choices)
@@ -188,14 +261,47 @@ class Form(Vertical):
         self.post_message(self.Changed(field.key, event.value.strip() or empty))
         self._close_input()
 
+    def action_search(self) -> None:
+        """Show only the settings that have some words in their names or their help."""
+        self.add_class("searching")
+        self.query_one("#search", Input).focus()
+
+    @on(Input.Changed, "#search")
+    def _search_changed(self) -> None:
+        self._refresh_rows()
+
+    @on(Input.Submitted, "#search")
+    def _search_submitted(self, event: Input.Submitted) -> None:
+        event.stop()
+        self.settings.focus()
+
+    def _leave_search(self) -> None:
+        self.remove_class("searching")
+        self.query_one("#search", Input).value = ""
+        self._refresh_rows()
+        self.settings.focus()
+
     def on_key(self, event: Key) -> None:
         if event.key == "escape" and self.has_class("editing"):
             event.stop()
             self._close_input()
+        elif event.key == "escape" and self.has_class("searching"):
+            event.stop()
+            self._leave_search()
+        elif event.key == "down" and self.query_one("#search").has_focus:
+            event.stop()
+            self.settings.focus()
 
     def _close_input(self) -> None:
         self.remove_class("editing")
         self.settings.focus()
+
+
+def list_values(field: Field) -> list[str]:
+    """The values that a setting may have, where there are few."""
+    if field.kind == "bool":
+        return ["true", "false"]
+    return [*field.choices, *(["null"] if field.optional else [])]
 
 
 class SettingsList(OptionList):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from textual import on
 from textual.app import ComposeResult
@@ -13,6 +14,7 @@ from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
 
 from cockpit.content import Content
+from cockpit.widgets.completion import LineSuggester
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,19 @@ class Picker(ModalScreen[str | None]):
     """
     BINDINGS = [("escape", "dismiss(None)", "Cancel"), ("down", "move(1)", "Next"), ("up", "move(-1)", "Previous")]
 
-    def __init__(self, title: str, placeholder: str, choices: Sequence[Choice], start: int = 0) -> None:
-        """`start`: the index of the choice that is highlighted first."""
+    def __init__(
+        self, title: str, placeholder: str, choices: Sequence[Choice], start: int = 0, *, paths: bool = False
+    ) -> None:
+        """`start`: the index of the choice that is highlighted first. With `paths` the line is completed to paths."""
         super().__init__()
+        self._suggester = LineSuggester(directory=Path.cwd()) if paths else None
         self.heading, self.placeholder, self.choices, self.start = title, placeholder, choices, start
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = Content(self.heading)
             box.border_subtitle = "↑↓ · Enter · Esc cancels"
-            yield Input(placeholder=self.placeholder)
+            yield Input(placeholder=self.placeholder, suggester=self._suggester)
             yield OptionList(compact=True)
 
     def on_mount(self) -> None:

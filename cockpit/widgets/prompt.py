@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from cockpit.content import Content
+from cockpit.widgets.completion import LineSuggester
 
 
 class Prompt(ModalScreen[str | None]):
@@ -23,8 +26,10 @@ class Prompt(ModalScreen[str | None]):
     """
     BINDINGS = [("escape", "dismiss(None)", "Cancel")]
 
-    def __init__(self, title: str, text: str, value: str = "") -> None:
+    def __init__(self, title: str, text: str, value: str = "", *, paths: bool = False) -> None:
+        """With `paths` the line is completed to paths."""
         super().__init__()
+        self._suggester = LineSuggester(directory=Path.cwd()) if paths else None
         self.heading, self.text, self.value = title, text, value
 
     def compose(self) -> ComposeResult:
@@ -32,7 +37,7 @@ class Prompt(ModalScreen[str | None]):
             box.border_title = Content(self.heading)
             box.border_subtitle = "Enter · Esc cancels"
             yield Static(Content(self.text), id="text")
-            yield Input(self.value, select_on_focus=False)
+            yield Input(self.value, select_on_focus=False, suggester=self._suggester)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()

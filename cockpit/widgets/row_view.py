@@ -193,10 +193,12 @@ def facts(summary: Mapping[str, Any], stats: Mapping[str, Mapping[str, Any]]) ->
     lines += stages(summary.get("stages", ()), summary.get("done", ()), summary.get("shown", ""))
     for part, numbers in stats.items():
         lines += [Content(""), Content.styled(f"Tokens, {part}", "bold $accent"), *_numbers(numbers)]
-    if summary["problems"]:
-        count = summary.get("parts", {}).get("rejected", len(summary["problems"]))
+    dropped = [row for numbers in stats.values() for row in numbers.get("dropped", ())]
+    problems = [*summary["problems"][: MAX_PROBLEMS // 2 if dropped else MAX_PROBLEMS], *dropped][:MAX_PROBLEMS]
+    if problems:
+        count = summary.get("parts", {}).get("rejected", len(problems))
         lines += [Content(""), Content.styled(f"Rejected rows ({count:,})", "bold $text-error")]
-        for problem in summary["problems"][:MAX_PROBLEMS]:
+        for problem in problems:
             name = str(problem["file"]).rpartition("/")[2]
             lines.append(Content.assemble((f"{name}:{problem['line']} ", "dim"), str(problem["reason"])))
     lines += [Content(""), Content.assemble(("base ", "dim"), str(summary.get("base", "")))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rich.segment import Segment
@@ -11,6 +11,8 @@ from textual.color import Color
 from textual.strip import Strip
 from textual.widgets import TextArea
 from textual.widgets.text_area import TextAreaTheme
+
+from cockpit.widgets.completion import complete_yaml
 
 MARK = Style(color="bright_white", bgcolor="red", bold=True)
 LIGHT = "cockpit-light"
@@ -35,6 +37,8 @@ class YamlEditor(TextArea):
             "", language="yaml", soft_wrap=False, show_line_numbers=True, tab_behavior="focus", id=options.get("id")
         )
         self.columns: Mapping[int, int] = {}
+        self.completions: Mapping[str, Sequence[str]] = {}
+        """Settings by their dotted names, each with the values that it may have."""
 
     def on_mount(self) -> None:
         if (light := TextAreaTheme.get_builtin_theme("github_light")) is not None:
@@ -46,6 +50,13 @@ class YamlEditor(TextArea):
     def _choose_colours(self, dark: bool) -> None:
         """Textual's colours of syntax are made for dark themes; on light ones they cannot be read."""
         self.theme = "css" if dark else LIGHT
+
+    def update_suggestion(self) -> None:
+        """Propose the rest of a key or value at the end of a line; `→` takes it over."""
+        row, column = self.cursor_location
+        lines = self.document.lines
+        at_end = not self.read_only and column == len(lines[row])
+        self.suggestion = complete_yaml(lines, row, self.completions) if at_end else ""
 
     def mark(self, columns: Mapping[int, int]) -> None:
         """Mark these lines, each from a column to its end. Lines and columns count from 1."""

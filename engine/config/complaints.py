@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -9,6 +10,18 @@ from pydantic import ValidationError
 
 from engine.options.base import Options
 from engine.protocol.text import did_you_mean
+
+_EXPECTATIONS = {
+    "bool_type": "must be true or false",
+    "dict_type": "must be a mapping",
+    "list_type": "must be a list",
+    "string_type": "must be text",
+}
+"""What pydantic's errors ask for where its own words would name a type of Python."""
+_LONGEST = 80
+"""Characters of a value that are shown."""
+_NAMED = 4
+"""Settings that are named of those a mapping may have."""
 
 
 def explain(error: ValidationError, model: type[Options]) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
@@ -37,14 +50,39 @@ def explain(error: ValidationError, model: type[Options]) -> Iterator[tuple[tupl
         elif kinds == {"missing"}:
             yield keys, "profile.missing", "is required"
         else:
-            expected = " or ".join(map(_describe_expectation, details))
-            yield keys, "profile.value", f"{expected}, not {got!r}{did_you_mean(str(got), _list_choices(details))}"
+            owner = _find_owner(model, (*keys, ""))
+            expected = " or ".join(dict.fromkeys(_describe_expectation(detail, owner) for detail in details))
+            hint = did_you_mean(str(got), _list_choices(details))
+            yield keys, "profile.value", f"{expected}, not {show_value(got)}{hint}"
 
 
-def _describe_expectation(detail: Any) -> str:
+def show_value(value: Any) -> str:
+    """A value as it is written in a profile, shortened if it is long."""
+    if isinstance(value, (dict, list, bool)) or value is None:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    else:
+        text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def _describe_expectation(detail: Any, owner: type[Options]) -> str:
+    """What a value must be. `owner` is the model of the settings that it stands for, if it stands for settings."""
     if detail["type"] == "literal_error":
         return f"must be {detail['ctx']['expected'].replace(chr(39), '')}"
-    return str(detail["msg"]).removeprefix("Input ").removeprefix("Value error, ").replace("should be", "must be")
+    if detail["type"] in ("model_type", "model_attributes_type", "dataclass_type"):
+        return f"must be a mapping with {', '.join(_name_settings(owner))}"
+    if detail["type"] in ("too_short", "string_too_short"):
+        return "must not be empty"
+    if (text := _EXPECTATIONS.get(detail["type"])) is not None:
+        return text
+    said = str(detail["msg"]).removeprefix("Input ").removeprefix("Value error, ").removeprefix("String ")
+    return said.replace("should be", "must be").replace("should match", "must match")
+
+
+def _name_settings(owner: type[Options]) -> list[str]:
+    """The first settings of a model, as a reminder of what it has."""
+    names = list(owner.model_fields)
+    return [*names[:_NAMED], *(["…"] if len(names) > _NAMED else [])]
 
 
 def _list_choices(details: list[Any]) -> list[str]:

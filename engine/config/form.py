@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from engine.config.overrides import load_reference
 from engine.config.profile import SECTIONS
 from engine.options.base import Options
+from engine.options.data import SourceOptions
 
 
 @dataclass(frozen=True)
 class Field:
-    """One setting of a form. `kind`: `bool`, `int`, `float`, `text`, `choice`, `list` or `mapping`."""
+    """One setting of a form. `kind`: `bool`, `int`, `float`, `text`, `choice`, `list`, `mapping`, `sources` (a list of
+    sources), or `group`, whose own settings follow it and name it in `group`."""
 
     key: str
     kind: str
@@ -24,6 +27,7 @@ class Field:
     choices: tuple[str, ...] = ()
     optional: bool = False
     required: bool = False
+    group: str = ""
 
 
 def list_fields(method: str | None = None, adapter: str | None = None) -> list[Field]:
@@ -36,26 +40,56 @@ def list_fields(method: str | None = None, adapter: str | None = None) -> list[F
             kind = chosen[name] or next(iter(owner))
             fields.append(Field(f"{name}.kind", "choice", next(iter(owner)), f"Which {name}.", choices=tuple(owner)))
             owner = load_reference(owner[kind])
-        fields += [_make_field(f"{name}.{key}", info) for key, info in owner.model_fields.items() if key != "kind"]
+        fields += [
+            field
+            for key, info in owner.model_fields.items()
+            if key != "kind"
+            for field in _make_fields(f"{name}.{key}", info, "")
+        ]
     return fields
 
 
-def _make_field(key: str, info: FieldInfo) -> Field:
+def _make_fields(key: str, info: FieldInfo, group: str) -> Iterator[Field]:
+    """The field, and those of a group behind it."""
+    field = _make_field(key, info, group)
+    yield field
+    if field.kind == "group":
+        for name, inner in _find_group(info.annotation)[0].model_fields.items():
+            yield from _make_fields(f"{key}.{name}", inner, key)
+
+
+def _find_group(annotation: Any) -> list[type[Options]]:
+    """The options model of a setting that is a mapping of settings and nothing else."""
+    if get_origin(annotation) in (list, dict):
+        return []
+    branches = [branch for branch in get_args(annotation) if branch is not type(None)] or [annotation]
+    found = [branch for branch in branches if isinstance(branch, type) and issubclass(branch, Options)]
+    return found if len(branches) == 1 else []
+
+
+def _make_field(key: str, info: FieldInfo, group: str) -> Field:
     extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
     kind, choices, optional = _choose_kind(info.annotation)
+    if _find_group(info.annotation):
+        kind = "group"
+    default = None if info.is_required() else info.get_default(call_default_factory=True)
     return Field(
         key,
         kind,
-        None if info.is_required() else info.get_default(call_default_factory=True),
+        default.model_dump() if isinstance(default, Options) else default,
         info.description or "",
         str(extra.get("unit", "")),
         choices,
         optional,
         info.is_required(),
+        group,
     )
 
 
 def _choose_kind(annotation: Any) -> tuple[str, tuple[str, ...], bool]:
+    if get_origin(annotation) in (list, dict):
+        kinds = {list: "sources" if annotation == list[SourceOptions] else "list", dict: "mapping"}
+        return kinds[get_origin(annotation)], (), False
     plain = {bool: "bool", int: "int", float: "float", str: "text"}
     if annotation in plain:
         return plain[annotation], (), False

@@ -20,7 +20,7 @@ from ruamel.yaml.reader import ReaderError
 
 from engine.config import yaml_text
 from engine.config.bundled import find_bundled
-from engine.config.complaints import explain
+from engine.config.complaints import explain, show_value
 from engine.config.overrides import DEEPEST, apply_overrides, join_surrogates, load_reference, measure, read_key
 from engine.config.sampling import SamplingOptions
 from engine.options.base import Options, Variant
@@ -78,6 +78,9 @@ OF_SOURCES = ("engine.prep.checks:check_sources",)
 
 SHELL_CHECKS = ("engine.prep.checks:check_keys",)
 """Checks of the environment variables that a run needs. Each is `(profile, variables) -> [(key, message)]`."""
+
+ROW_CHECKS = ("engine.prep.first_rows:check_first_rows",)
+"""Checks that read the first rows of the sources. Each is `(profile) -> [(key, message)]`."""
 
 NOTES = ("engine.models.checks:describe_family", "engine.llm_api.checks:describe_services")
 """Remarks about a valid profile. Each is `(profile, home) -> [text]`."""
@@ -159,13 +162,13 @@ class Profile:
         return stream.getvalue()
 
 
-def load(path: Path, overrides: Iterable[str] = (), home: Any = None) -> Profile:
-    """Read a profile file. Raises ProfileError with all problems, OSError when the file cannot be read."""
+def load(path: Path, overrides: Iterable[str] = (), home: Any = None, *, rows: bool = False) -> Profile:
+    """Read a profile file (see `parse`). Raises ProfileError with all problems, OSError when it cannot be read."""
     try:
         text = read_text(path)
     except YAMLError as error:
         raise ProfileError([_describe_syntax_error(error, str(path), "")]) from None
-    return parse(text, str(path), path.parent, overrides, home)
+    return parse(text, str(path), path.parent, overrides, home, rows=rows)
 
 
 def read_text(path: Path) -> str:
@@ -215,10 +218,12 @@ def parse(
     *,
     prepared: bool = False,
     elsewhere: bool = False,
+    rows: bool = False,
 ) -> Profile:
     """Read a profile from text. `home` (a `Home`) lets checks look for models there. With `prepared` its rows are
     prepared, so their sources need not exist any more; with `elsewhere` it is for another host, whose files are not
-    here. Raises ProfileError with all problems."""
+    here; with `rows` it is to be launched, and the first rows of its sources are looked at too. Raises ProfileError
+    with all problems."""
     document, issues = _read_yaml(text, file)
     if document is None:
         raise ProfileError(issues)
@@ -242,7 +247,15 @@ def parse(
         for check in (() if elsewhere else DOUBTS)
         for key, message in load_reference(check)(sections, directory, home)
     )
-    return Profile(**sections, **head, directory=directory, remarks=tuple(applied.remarks), doubts=doubts)
+    profile = Profile(**sections, **head, directory=directory, remarks=tuple(applied.remarks), doubts=doubts)
+    issues = [
+        places.issue(_Found(tuple(key.split(".")), message, code="profile.rows"))
+        for check in (ROW_CHECKS if rows and not elsewhere else ())
+        for key, message in load_reference(check)(profile)
+    ]
+    if issues:
+        raise ProfileError(issues, code="profile.rows")
+    return profile
 
 
 def list_notes(profile: Profile, home: Any) -> list[str]:
@@ -330,7 +343,7 @@ def _read_sections(document: CommentedMap) -> tuple[dict[str, Any], list[_Found]
         if isinstance(owner, dict):
             kind = value.get("kind", next(iter(owner)))
             if not isinstance(kind, str) or kind not in owner:
-                message = f"must be one of {', '.join(owner)}, not {kind!r}{did_you_mean(str(kind), owner)}"
+                message = f"must be one of {', '.join(owner)}, not {show_value(kind)}{did_you_mean(str(kind), owner)}"
                 found.append(_Found((name, "kind"), message, code="profile.value"))
                 continue
             value, owner = {**value, "kind": kind}, load_reference(owner[kind])

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypedDict
 from pydantic import ValidationError
 
 from engine.config.sampling import PRESETS, SamplingOptions, find_preset
-from engine.protocol.text import did_you_mean
+from engine.protocol.text import did_you_mean, name_kind
 
 __all__ = ["PRESETS", "Grammar", "Row", "Sampling", "choose", "make_sampling", "open_row"]
 
@@ -88,7 +88,7 @@ def make_sampling(request: Mapping[str, Any]) -> Sampling:
         find_preset(named.pop("preset", "greedy")) | named | {"stop": [stop] if isinstance(stop, str) else [*stop]}
     )
     if schema is not None and not isinstance(schema, Mapping):
-        raise ValueError(f"schema is a JSON schema, an object, not {type(schema).__name__}")
+        raise ValueError(f"schema is a JSON schema, an object, not {name_kind(schema)}")
     try:
         checked = SamplingOptions.model_validate(settings)
     except ValidationError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.models.weights import DamagedFile
+from engine.protocol.text import name_kind
 
 LARGEST_JSON = 256 << 20
 """Bytes. The largest files that are published, tokenizers of 250,000 tokens, have 40 MB."""
@@ -54,7 +55,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises DamagedFile."""
     content = read_json(path)
     if not isinstance(content, dict):
-        raise DamagedFile(f"{path.name} holds no settings, but {type(content).__name__}")
+        raise DamagedFile(f"{path.name} holds no settings, but {name_kind(content)}")
     return content
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -139,8 +139,12 @@ class ExpandOptions(ServiceOptions):
     seed: int = option(42, help="Seed of the choice of seed rows.")
 
 
+SourceOption = str | SourceOptions
+"""How a source may be written: a path alone is `{source: PATH}`."""
+
+
 class DataOptions(Options):
-    train: list[SourceOptions] = option(help="Training sources.", min_length=1)
+    train: list[SourceOptions] = option(help="Training sources: a path, or a list of paths or sources.", min_length=1)
     validation: list[SourceOptions] = option([], help="Held-out sources, for evaluation while training.")
     test: list[SourceOptions] = option([], help="Sources for the final evaluation.")
     catalog: str | None = option(None, help="A LLaMA-Factory dataset_info.json: its names can be sources.")
@@ -167,3 +171,14 @@ class DataOptions(Options):
     split: SplitOptions | None = option(None, help="Hold out a part of the training sources.")
     balance: BalanceOptions | None = option(None, help="Balance the values of a column.")
     expand: ExpandOptions | None = option(None, help="Make new training rows with a service.")
+
+    @field_validator(
+        "train", "validation", "test", mode="before", json_schema_input_type=str | SourceOptions | list[SourceOption]
+    )
+    @classmethod
+    def _complete_sources(cls, given: Any) -> Any:
+        """Read a path as a source, and one path or source as a list of one. Raises ValueError."""
+        listed = [given] if isinstance(given, (str, dict)) else given
+        if not isinstance(listed, list):
+            raise ValueError("must be a path, or a list of paths and sources")
+        return [{"source": each} if isinstance(each, str) else each for each in listed]

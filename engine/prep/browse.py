@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.config.profile import Profile
 from engine.options.data import SourceOptions
@@ -35,8 +35,19 @@ _LISTED = 100
 REJECTED = "rejected"
 """The part that holds the bad rows of all sources."""
 
+_DROPPED = 10_000
+"""Rows that tokenising leaves out, of each part, that are kept for display."""
+
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
+
+
+class DroppedRow(NamedTuple):
+    """A good row, by its number in its part, of which tokenising leaves nothing to train on."""
+
+    part: str
+    at: int
+    reason: str
 
 
 class Browser:
@@ -54,6 +65,8 @@ class Browser:
         self._indexer = Indexer(home)
         self.problems, self.columns = self._indexer.problems, self._indexer.columns
         self._matches: dict[str, array[int]] = {}
+        self._dropped: list[DroppedRow] = []
+        """The rows that tokenising leaves out, of the parts whose tokens were counted."""
         self._row_views = RowViews(profile, home)
         self._source_files = [
             (part, source, self._list_files(part, index, source))
@@ -133,11 +146,12 @@ class Browser:
             self.staged = stage_output.open_parts(staged, lambda done: progress(done, total))
             self.problems = stage_output.read_bad_rows(staged)
         self._matches = {part: matches for part, matches in self._matches.items() if part == EXPANDED}
+        self._dropped = []
         return self.totals()
 
     def total(self, part: str) -> int:
         """Rows of a part."""
-        return len(self.problems) if part == REJECTED else sum(map(len, self._files(part)))
+        return len(self.problems) + len(self._dropped) if part == REJECTED else sum(map(len, self._files(part)))
 
     def visible(self, part: str) -> int:
         """Rows of a part that match its current query."""
@@ -150,6 +164,10 @@ class Browser:
             for problem in self.problems:
                 text = f"{problem.reason} {problem.raw()}".encode()
                 yield str(problem.path).lower(), text, lambda: {"text": ""}
+            for dropped in self._dropped:
+                indexed, at = self._locate(dropped.part, dropped.at)
+                raw = indexed.raw(at)
+                yield indexed.place(at), dropped.reason.encode() + raw, partial(_content, indexed, at, raw)
             return
         for indexed in self._files(part):
             for at, raw in enumerate(indexed.raws()):
@@ -219,8 +237,10 @@ class Browser:
         return self._row_views.tokens(self._row(part, index))
 
     def stats(self, part: str, progress: Progress) -> dict[str, Any]:
-        """Counts over the whole part. `progress` gets (rows done, rows in all)."""
+        """Counts over the whole part. `progress` gets (rows done, rows in all). The rows that tokenising leaves out are
+        listed with the bad ones from then on."""
         total = self.total(part)
+        left: list[DroppedRow] = []
 
         def rows() -> Iterator[Row]:
             files = ((indexed.row(at) for at in range(len(indexed))) for indexed in self._files(part))
@@ -228,7 +248,15 @@ class Browser:
                 progress(index, total)
                 yield row
 
-        return self._row_views.measure(rows())
+        def drop(at: int, reason: str) -> None:
+            if len(left) < _DROPPED:
+                left.append(DroppedRow(part, at, reason))
+
+        found = self._row_views.measure(rows(), drop)
+        if part in PARTS:
+            self._dropped = [each for each in self._dropped if each.part != part] + left
+            self._matches.pop(REJECTED, None)
+        return {**found, "rejected": self.total(REJECTED), "dropped": [self._place(each) for each in left[:_LISTED]]}
 
     # ── inside ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -306,12 +334,22 @@ class Browser:
     def _find(self, part: str, index: int) -> tuple[IndexedFile | StagedFile, int]:
         """The file that holds a row, numbered as it is shown, and the row's place in that file."""
         if 0 <= index < self.visible(part):
-            at = self._matches[part][index] if part in self._matches else index
-            for indexed in self._files(part):
-                if at < len(indexed):
-                    return indexed, at
-                at -= len(indexed)
+            return self._locate(part, self._matches[part][index] if part in self._matches else index)
         raise ValueError(f"there is no row {index} among the {self.visible(part)} of {part}")
+
+    def _locate(self, part: str, at: int) -> tuple[IndexedFile | StagedFile, int]:
+        """The file that holds row `at` of all rows of a part, and the row's place in that file. Raises ValueError."""
+        left = at
+        for indexed in self._files(part):
+            if left < len(indexed):
+                return indexed, left
+            left -= len(indexed)
+        raise ValueError(f"there is no row {at} in {part}")
+
+    def _place(self, dropped: DroppedRow) -> dict[str, Any]:
+        source, at = self._locate(dropped.part, dropped.at)
+        row = source.row(at)
+        return {"file": row.file, "line": row.line, "reason": f"tokenize: {dropped.reason}"}
 
     def _row(self, part: str, index: int) -> Row:
         source, at = self._find(part, index)
@@ -319,7 +357,13 @@ class Browser:
 
     def _describe(self, part: str, index: int) -> dict[str, Any]:
         if part == REJECTED:
-            problem = self.problems[self._matches[part][index] if part in self._matches else index]
+            at = self._matches[part][index] if part in self._matches else index
+            if at >= len(self.problems):
+                dropped = self._dropped[at - len(self.problems)]
+                source, place = self._locate(dropped.part, dropped.at)
+                raw = source.raw(place).decode("utf-8", "replace")
+                return {"index": index, **source.row(place).content, "raw": raw, **self._place(dropped)}
+            problem = self.problems[at]
             return {"index": index, "text": problem.raw(), "raw": problem.raw(), **problem.to_json()}
         source, at = self._find(part, index)
         row = source.row(at)

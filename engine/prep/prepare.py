@@ -25,6 +25,7 @@ from engine.prep.base_model import (
     locate_base_folder,
 )
 from engine.prep.errors import check_rejects, count_bad, problems_for_mistakes
+from engine.prep.first_rows import check_held_out
 from engine.prep.prepared_entry import make_lock, record_template, sequence_kind, token_settings, write_entry
 from engine.prep.sources import find_left_out
 from engine.prep.stages import pipeline, pretokenized, source_files
@@ -79,6 +80,7 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
     content = json.loads((entry / "prepared.json").read_text(encoding="utf-8"))
     for key in _PATHS:
         content[key] = str(entry / content[key]) if content[key] else None
+    check_held_out(profile, (content["validation_rows"], content["test_rows"]))
     files_of_rows = describe_files(list_source_files(sources), digests)
     left_out = list_left_out(profile, sources)
     _drop_used(profile, content["stages"])

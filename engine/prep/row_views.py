@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from engine.prep.rows import Rejects, Row
 from engine.prep.stats import histogram
 from engine.prep.templates import unwrap_tokenizer
 from engine.prep.token_pieces import reply_parts
-from engine.prep.token_rows import MASKED, UNLIMITED, BatchTokenizer, Counts
+from engine.prep.token_rows import BATCH, MASKED, UNLIMITED, BatchTokenizer, Counts
 from engine.prep.tokenize import encode, label, make_row_tokenizer, tokenize
 from engine.prep.tokenize_replies import REPLIES
 from engine.protocol.home import Home
@@ -112,14 +113,23 @@ class RowViews:
             covered = max(covered, end)
         return pieces
 
-    def measure(self, rows: Iterable[Row]) -> dict[str, Any]:
+    def measure(self, rows: Iterable[Row], dropped: Callable[[int, str], object]) -> dict[str, Any]:
         """Counts over rows tokenised as a run would; `histogram` has [length in tokens, rows], the shortest length
-        first."""
-        counts = Counts()
-        for _ in tokenize(rows, self._row_tokenizer(self._profile.data.max_length), Rejects(lambda _: None), counts):
-            pass
+        first. `dropped` is called with the number of each row that is left out, and the reason."""
+        counts = self.count(rows, dropped)
         bars = histogram(counts.lengths, _BARS)
         return {**counts.summary(), "histogram": [list(bar) for bar in zip(bars["edges"], bars["rows"], strict=False)]}
+
+    def count(self, rows: Iterable[Row], dropped: Callable[[int, str], object]) -> Counts:
+        """Tokenise rows as a run would, and count them."""
+        counts, before, length = Counts(), 0, self._profile.data.max_length
+        tokenizing, stream = self._row_tokenizer(length), iter(rows)
+        while some := list(itertools.islice(stream, BATCH)):
+            batch = tokenizing([row.content for row in some], counts)
+            for at, (reason, _) in batch.dropped(len(some), length).items():
+                dropped(before + at, reason)
+            before += len(some)
+        return counts
 
     def _reply_tokens(self, row: Row) -> dict[str, Any]:
         kept, whole, rejects = Counts(), Counts(), Rejects(lambda _: None)

@@ -22,7 +22,7 @@ class Row(NamedTuple):
 
 @dataclass
 class Rejects:
-    """Counts bad rows and writes each as a JSON line with the keys file, line, offset and reason."""
+    """Counts bad rows, and writes each row that is left out as a JSON line: file, line, offset and reason."""
 
     write: Callable[[str], object]
     read: int = 0
@@ -31,10 +31,12 @@ class Rejects:
     first: list[str] = field(default_factory=list)
     """The first three, for a message: `file:line: reason`."""
 
-    def add(self, file: str, line: int, offset: int, reason: str) -> None:
-        self.count += 1
-        if len(self.first) < 3:
-            self.first.append(f"{Path(file).name}:{line}: {reason}")
+    def add(self, file: str, line: int, offset: int, reason: str, *, bad: bool = True) -> None:
+        """Write down a row that is left out, and count it if it is bad."""
+        if bad:
+            self.count += 1
+            if len(self.first) < 3:
+                self.first.append(f"{Path(file).name}:{line}: {reason}")
         self.write(
             json.dumps({"file": file, "line": line, "offset": offset, "reason": reason}, ensure_ascii=False) + "\n"
         )

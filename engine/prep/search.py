@@ -20,8 +20,11 @@ from typing import Any, NamedTuple, Protocol
 
 from engine.prep.expand.decisions import WORDS
 from engine.prep.formats.canonical import Canonical, all_text
+from engine.protocol.text import did_you_mean
 
 _MEASURE = re.compile(r"(chars|tokens)([<>])(\d+)")
+_COMPARISON = re.compile(r"([^\W\d]\w*)(<=|>=|[<>])\S*")
+_NAMED = re.compile(r"([^\W\d]\w*):(?!//)\S*")
 _COMPARE: dict[str, Callable[[int, int], bool]] = {"<": operator.lt, ">": operator.gt}
 
 EXPANDED = "expanded"
@@ -62,6 +65,8 @@ class Query:
     sources: tuple[str, ...] = ()
     columns: tuple[tuple[str, str], ...] = ()
     measures: tuple[Measure, ...] = ()
+    doubtful: tuple[str, ...] = ()
+    """The words that may be meant as conditions: `category:news`."""
     decisions: tuple[str, ...] = ()
     """The row's decision must be one of these."""
 
@@ -71,25 +76,38 @@ class Query:
 
 
 def parse(line: str) -> Query:
-    """The query that a line means. Raises ValueError for a quote that is not closed and for an unknown decision."""
+    """The query that a line means. Raises ValueError for a quote that is not closed, an unknown decision, and what only
+    looks like a condition."""
     try:
         parts = shlex.split(line)
     except ValueError:
         raise ValueError(f'a quote is not closed in: {line} (write " as \\")')
-    words, sources, columns, measures, decisions = [], [], [], [], []
+    words, sources, columns, measures, doubtful, decisions = [], [], [], [], [], []
     for part in parts:
         name, equals, value = part.partition("=")
-        if found := _MEASURE.fullmatch(part):
+        named = _NAMED.fullmatch(part)
+        quoted = any(f"{quote}{part}{quote}" in line for quote in "\"'")
+        if quoted:
+            words.append(part.lower())
+        elif found := _MEASURE.fullmatch(part):
             measures.append(Measure(found[1], found[2], int(found[3])))
         elif part.startswith("source:"):
             sources.append(part.removeprefix("source:").lower())
         elif part.startswith("is:"):
             decisions.append(_check_decision(part.removeprefix("is:")))
+        elif _COMPARISON.fullmatch(part):
+            raise ValueError(
+                f"{part} is not understood: lengths are compared with a whole number, as in chars>2000 or tokens<20, "
+                f'and columns with =, as in column=value; "{part}" in quotes finds that text'
+            )
         elif equals and name.isidentifier():
             columns.append((name, value))
+        elif named and (hint := did_you_mean(named[1].lower(), ("source", "is"))):
+            raise ValueError(f'{part} is not understood{hint} "{part}" in quotes finds that text')
         else:
             words.append(part.lower())
-    return Query(tuple(words), tuple(sources), tuple(columns), tuple(measures), tuple(decisions))
+            doubtful += [part] if named else []
+    return Query(tuple(words), tuple(sources), tuple(columns), tuple(measures), tuple(doubtful), tuple(decisions))
 
 
 def _check_decision(word: str) -> str:
@@ -108,6 +126,9 @@ def select(browser: Searchable, part: str, query: Query, progress: Progress) -> 
     missing = [name for name, _ in query.columns if name not in browser.columns]
     if missing and browser.columns:
         raise ValueError(f"no row has the column {missing[0]}; there are {', '.join(browser.columns) or 'none'}")
+    for word in query.doubtful:
+        if word.partition(":")[0] in browser.columns:
+            raise ValueError(f"{word} is not understood: rows by a column are found with {word.replace(':', '=', 1)}")
     found, total = array("Q"), browser.total(part)
     needs_content = bool(query.columns or query.measures)
     for index, (place, raw, content) in enumerate(browser.scan(part)):

@@ -55,6 +55,15 @@ class Batch(NamedTuple):
     refused: dict[int, str]
     """Index in the batch -> why the row cannot be rendered."""
 
+    def dropped(self, count: int, max_length: int) -> dict[int, tuple[str, bool]]:
+        """Index among the `count` rows of the batch -> why nothing of the row is kept, and whether it was refused: one
+        that is cut before a trained token is not a bad row."""
+        kept = set(self.rows)
+        reasons = {at: (reason, True) for at, reason in self.refused.items()}
+        cut = f"cut at {max_length} tokens, before any that is trained"
+        masked = (cut if max_length < UNLIMITED else "no token of it is trained", False)
+        return {at: reasons.get(at, masked) for at in range(count) if at not in kept}
+
 
 _TOTALS = ("rows", "tokens", "trained_tokens", "truncated", "masked", "ended")
 

@@ -140,8 +140,13 @@ def tokenize_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[st
                 summary["untemplated"] = f"{Path(spoken.file).name}:{spoken.line}"
                 break
             batch = tokenizing([row.content for row in some], counts)
-            for at, reason in batch.refused.items():
-                rejects.add(some[at].file, some[at].line, some[at].offset, reason)
+            for at, (reason, bad) in batch.dropped(len(some), settings["max_length"]).items():
+                file, number, offset, _ = some[at]
+                if bad:
+                    rejects.add(file, number, offset, reason)
+                else:  # it is named, and does not count as a bad row
+                    entry = {"file": file, "line": number, "offset": offset, "reason": reason, "bad": False}
+                    rejects_file.write(json.dumps(entry, ensure_ascii=False) + "\n")
             write(batch.columns)
             for at in dict.fromkeys(batch.rows):
                 content = some[at].content

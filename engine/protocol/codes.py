@@ -112,6 +112,10 @@ CODES: dict[str, str] = {
     "profile.environment": (
         "The shell that submits the run lacks a variable that the profile needs. Export it, and submit again."
     ),
+    "profile.rows": (
+        "The first rows of a source show that a run could not use them: they cannot be read, too many are bad, or "
+        "`evaluation.task` cannot score their replies. Mend what the message names."
+    ),
     "profile.host": (
         "This host does not have the devices that the profile asks for. Set `launch.processes` and `launch.devices`."
     ),
@@ -345,6 +349,10 @@ CODES: dict[str, str] = {
         "The rows are of a kind that another method trains on. Change `method.kind`, or name other rows."
     ),
     "data.rows.masked": "No token would be trained: every row is cut before its reply. Raise `data.max_length`.",
+    "data.rows.misfit": (
+        "A held-out reply cannot be scored, because it is no answer to `evaluation.task`. Leave the task out, or hold "
+        "out other rows."
+    ),
     "data.rows.padded": "Joined rows of this model would see each other, so rows are padded. Nothing to do.",
     "data.rows.not_joinable": (
         "This model cannot keep rows apart that share a sequence. Change the setting that the message names."

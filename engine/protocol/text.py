@@ -24,3 +24,11 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     message."""
     matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f", did you mean {matches[0]}?" if matches else ""
+
+
+def name_kind(value: object) -> str:
+    """What kind of value this is, as one would say it of JSON: text, a number, a list, an object, true, false, null."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    kinds: tuple[tuple[type, str], ...] = ((str, "text"), (int, "a number"), (float, "a number"), (list, "a list"))
+    return next((name for kind, name in kinds if isinstance(value, kind)), "an object")

@@ -39,7 +39,8 @@ class Queue:
     def submit(self, message: Submit) -> Run:
         """Check the profile, freeze it and queue the run. Raises ProblemError, and leaves nothing on disk then."""
         directory = Path(message.directory or "/")
-        profile = self._check_profile(message.profile, message.source, directory)
+        rows = message.first not in (*stages.AFTER, stages.TRAIN)
+        profile = self._check_profile(message.profile, message.source, directory, rows=rows)
         try:
             check_shell(profile, message.environment)
         except ProfileError as error:
@@ -56,9 +57,9 @@ class Queue:
         if message.first in stages.AFTER:
             return self._requeue_trained(message, *start_stage.find_trained_run(self.runs, message, profile))
         admission.check_export_folder(profile)
-        rows = None
+        made = None
         if message.first == stages.TRAIN:
-            rows, profile = start_stage.find_prepared_run(self.runs, message, profile)
+            made, profile = start_stage.find_prepared_run(self.runs, message, profile)
         run_directory = self._new_directory(profile.name or Path(message.source).stem or message.kind)
         job = Job(
             kind=message.kind,
@@ -71,8 +72,8 @@ class Queue:
             first=message.first,
         )
         try:
-            if rows is not None:
-                write_private(run_directory.prepared, rows.directory.prepared.read_bytes())
+            if made is not None:
+                write_private(run_directory.prepared, made.directory.prepared.read_bytes())
             write_private(run_directory.profile, profile.to_yaml().encode())
             write_private(run_directory.path / "job.json", msgspec.json.format(msgspec.json.encode(job)))
         except OSError as error:
@@ -183,10 +184,11 @@ class Queue:
         overrides: list[str] | None = None,
         *,
         prepared: bool = False,
+        rows: bool = False,
     ) -> Profile:
         try:
-            profile = parse(text, source or "profile", directory, overrides or [], self.home, prepared=prepared)
-            return pin(profile, self.home)
+            name, given = source or "profile", overrides or []
+            return pin(parse(text, name, directory, given, self.home, prepared=prepared, rows=rows), self.home)
         except ProfileError as error:
             raise ProblemError(
                 Problem(

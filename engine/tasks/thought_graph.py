@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from engine.protocol.text import name_kind
 from engine.tasks.direction import Direction
 from engine.tasks.fences import load_json
 from engine.tasks.sufficient_stats import Tally, ratio
@@ -158,7 +159,7 @@ def write_list(items: list[dict[str, Any]]) -> str:
 def fault(value: object) -> str:
     """Why a value is not a thought graph; empty when it is one."""
     if not isinstance(value, dict):
-        return f"a thought graph is an object, not {type(value).__name__}"
+        return f"a thought graph is an object, not {name_kind(value)}"
     if value.keys() != set(KEYS):
         missing, further = set(KEYS) - value.keys(), value.keys() - set(KEYS)
         return (

@@ -17,6 +17,7 @@ from engine.inference.generate import generate_batch
 from engine.inference.merged_decode import merge_weights
 from engine.models.template_lock import render
 from engine.models.template_metadata import choose_template, read_thinking_marks
+from engine.prep import first_rows
 from engine.prep.batching import token_counts
 from engine.prep.formats.canonical import conversation_of
 from engine.protocol.journal import Evaluation, Sample
@@ -60,6 +61,7 @@ class Evaluator:
         self._task = task if self._options.samples and rows is not None else None
         self._conversations = list(self._read_conversations()) if self._task else []
         self._marks = read_thinking_marks(loop.job.tokenizer.chat_template) if self._task else MARKS[0]
+        self._check_references()
         self._probes: list[Conversation] = [
             task.messages(text) if task else [{"role": "user", "content": text}] for text in self._options.probes
         ]
@@ -152,7 +154,7 @@ class Evaluator:
             for text, reply in zip(self._options.probes, replies[len(self._conversations) :], strict=True)
         ]
         if self._task is not None:
-            references = [drop_thoughts(reference, (self._marks, *MARKS)) for _, reference in self._conversations]
+            references = self._references()
             scores = self._task.score([reply.text for reply in replies[: len(references)]], references)
             values |= {f"eval/{name}": value for name, value in scores.items()}
             self._save_replies(replies, values)
@@ -219,6 +221,19 @@ class Evaluator:
                     taken += 1
                 if taken == self._options.samples:
                     return
+
+    def _references(self) -> list[str]:
+        """The replies of the held-out rows, without thinking."""
+        return [drop_thoughts(reference, (self._marks, *MARKS)) for _, reference in self._conversations]
+
+    def _check_references(self) -> None:
+        """Raises ProblemError for a held-out reply that the task cannot score, before the first step."""
+        for number, reference in enumerate(self._references()):
+            assert self._task is not None
+            try:
+                self._task.tally("", reference)
+            except ValueError as error:
+                raise first_rows.misfit(f"the reply of held-out row {number + 1} {error}", str(self._options.task))
 
     def _generate(self, conversations: Sequence[Conversation], max_new_tokens: int) -> list[DecodedReply]:
         """Greedy replies to all conversations, in their order, on every rank."""

@@ -2,8 +2,8 @@
 
 Requests: `open {profile, directory}`, `rows {part, start, count}`, `narrow {part, query}`, `tokens {part, index}`,
 `rendered {part, index}`, `stats {part}`, `stages {until}`, `prepare {}`, `batch {step}`, `decide {at, decision}`,
-`reread {}`. `open`, `narrow`, `stats`, `stages`, `prepare` and `reread` send events `progress {phase, done, total}` and
-can be cancelled; what `prepare` has done by then is kept.
+`reread {}`, `draft {name}`. `open`, `narrow`, `stats`, `stages`, `prepare`, `reread` and `draft` send events
+`progress {phase, done, total}` and can be cancelled; what `prepare` has done by then is kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.profile import ProfileError, parse
-from engine.prep import partial, search
+from engine.prep import draft, partial, search
 from engine.prep.browse import Browser
 from engine.prep.prepare import prepare
 from engine.prep.stages import pretokenized
@@ -23,7 +23,10 @@ from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.worker_link import Link
 from engine.workers.service_loop import Cancelled, ErrorTexts, build_parser, serve_requests
 
-QUESTIONS = ("open", "rows", "narrow", "tokens", "rendered", "stats", "prepare", "batch", "decide", "reread", "stages")
+QUESTIONS = (
+    *("open", "rows", "narrow", "tokens", "rendered", "stats"),
+    *("prepare", "batch", "decide", "reread", "stages", "draft"),
+)
 _EVERY = 0.1
 """Seconds between two progress events."""
 
@@ -107,6 +110,12 @@ class Data:
 
     def reread(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return self._require_browser().reread(self._progress(arguments))
+
+    def draft(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """A profile that trains on what is open, and the facts that it was written from, in `says` as sentences. Raises
+        ValueError, ProblemError."""
+        found = draft.draft_from(self._require_browser(), self.home, arguments["name"], self._progress(arguments))
+        return {**found, "says": draft.describe(found)}
 
     def batch(self, arguments: dict[str, Any]) -> dict[str, Any]:
         from engine.training.batches import describe_batch

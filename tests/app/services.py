@@ -65,7 +65,14 @@ class FakeServices(FakeEngine):
                 return {"parts": [{"sequence": 0, "pieces": pieces}], "step": 1, "steps": 9, "tokens": 4, "trained": 2}
             case "stats":
                 numbers = {"rows": 5, "tokens": 50, "trained_tokens": 20, "p50": 9, "p95": 10, "max": 11}
-                return numbers | {"truncated": 1, "histogram": [[8, 3], [16, 2]]}
+                dropped = [{"file": text, "line": 4, "reason": text}]
+                return numbers | {"truncated": 1, "histogram": [[8, 3], [16, 2]], "rejected": 2, "dropped": dropped}
+            case "draft":
+                return {
+                    "profile": "data: {train: my.jsonl}\n", "name": arguments["name"], "rows": 55, "rejected": 4,
+                    "rejected_share": 4 / 59, "refused": True,
+                    "says": ["4 of 59 rows are bad = 6.8 %, above 1 %: a launch would be refused", text],
+                }  # fmt: skip
             case "narrow":
                 return {"total": 0 if "nowhere" in arguments["query"] else 1}
             case "stages":

@@ -305,7 +305,7 @@ def test_an_empty_training_set_says_why_its_rows_are_bad(home: Home, profile_ove
     profile = profile_over([{"instruction": "q", "output": 3}] * 2, max_rejected=1.0)
     with pytest.raises(ProblemError) as caught:
         prepare(profile, home, lambda *_: None)
-    assert "all 2 rows are bad: rows.jsonl:1: output is int" in str(caught.value.problem.cause)
+    assert "all 2 rows are bad: rows.jsonl:1: output is a number" in str(caught.value.problem.cause)
 
 
 # ── results ────────────────────────────────────────────────────────────────────────────────────────────────────────

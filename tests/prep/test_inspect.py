@@ -32,7 +32,7 @@ def test_rows_are_counted_good_and_bad_and_the_first_good_one_is_shown(bare_home
         "sample": {"messages": [{"role": "user", "content": "q0"}, {"role": "assistant", "content": "a0"}]},
         "unused_columns": {"category": 5},
         "rejected": 2,
-        "reasons": {"not JSON": 1, "output is int, not text": 1},
+        "reasons": {"not JSON": 1, "output is a number, not text": 1},
     }
 
 

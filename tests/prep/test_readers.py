@@ -36,7 +36,7 @@ def test_jsonl_records_carry_line_and_byte_offset(tmp_path: Path) -> None:
     ]
     assert [(record.line, record.reason.split(":")[0]) for record in records if not record.value] == [
         (3, "not JSON"),
-        (4, "a row is a JSON object, not list"),
+        (4, "a row is a JSON object, not a list"),
         (5, NOT_UTF8),
     ]
     for record in records:

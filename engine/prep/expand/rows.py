@@ -7,6 +7,7 @@ from typing import Any
 from engine.prep import detect_format
 from engine.prep.expand.substitute import Form, Seed
 from engine.prep.formats.canonical import Canonical
+from engine.protocol.text import name_kind
 
 PROMPTS = {
     "en": """You write training data for a language model. Examples, one JSON object a line:
@@ -33,7 +34,7 @@ def show(seed: Seed) -> Any:
 
 def build_row(item: Any, seed: Seed) -> dict[str, Any]:
     if not isinstance(item, dict):
-        raise ValueError(f"it is {type(item).__name__}, not an object")
+        raise ValueError(f"it is {name_kind(item)}, not an object")
     if not seed.form.matches(item):
         item = _convert_item(item, seed.form.format)
     seed.form.convert(item)

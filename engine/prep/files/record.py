@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from engine.protocol.text import name_kind
+
 
 class BadFile(ValueError):
     """A file that cannot be read as a whole; the text begins with its name and line."""
@@ -42,7 +44,7 @@ def decode(content: bytes) -> tuple[dict[str, Any] | None, str]:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         return None, f"not JSON: {error}" if _is_utf8(content) else NOT_UTF8
     if not isinstance(value, dict):
-        return None, f"a row is a JSON object, not {type(value).__name__}"
+        return None, f"a row is a JSON object, not {name_kind(value)}"
     return value, ""
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 from engine.prep.formats.cells import drop_nulls, parse_cell, without_padding
+from engine.protocol.text import name_kind
 
 ROLES = ("system", "user", "assistant", "tool")
 _OTHER_NAMES = {"developer": "system", "function": "tool"}
@@ -85,7 +86,7 @@ def check_messages(turns: Any, name: str) -> list[Message]:
 
 def _check_message(turn: Any, number: int) -> Message:
     if not isinstance(turn, dict):
-        raise ValueError(f"turn {number} is {type(turn).__name__}, not a mapping of role and content")
+        raise ValueError(f"turn {number} is {name_kind(turn)}, not a mapping of role and content")
     role, content = turn.get("role"), turn.get("content")
     role = _OTHER_NAMES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
@@ -118,8 +119,8 @@ def _join_parts(content: Any, number: int) -> Any:
 
 
 def _part_text(part: Any, number: int) -> str:
-    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    if kind in ("text", "input_text", "output_text"):
+    kind = part.get("type") if isinstance(part, dict) else name_kind(part)
+    if isinstance(part, dict) and kind in ("text", "input_text", "output_text"):
         text = part.get("text") if part.get("text") is not None else part.get("value")
         if isinstance(text, str):
             return text
@@ -150,7 +151,7 @@ def _check_calls(calls: Any, number: int) -> list[dict[str, Any]]:
 def check_call(call: Any, name: str) -> dict[str, Any]:
     """A call given in OpenAI's form or as name and arguments alone, in OpenAI's form. Raises ValueError."""
     if not isinstance(call, dict):
-        raise ValueError(f"{name} is {type(call).__name__}, not a mapping")
+        raise ValueError(f"{name} is {name_kind(call)}, not a mapping")
     function = call if call.get("function") is None else call["function"]
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"{name} names no function")
@@ -160,7 +161,7 @@ def check_call(call: Any, name: str) -> dict[str, Any]:
     if isinstance(arguments, str):
         arguments = parse_json(arguments, f"{name}: arguments") if arguments.strip() else {}
     if not isinstance(arguments, dict | None):
-        raise ValueError(f"{name}: arguments are {type(arguments).__name__}, not an object")
+        raise ValueError(f"{name}: arguments are {name_kind(arguments)}, not an object")
     inner = {"name": function["name"], "arguments": arguments or {}}
     if function is not call:
         inner = {**{key: value for key, value in function.items() if value is not None}, **inner}
@@ -228,7 +229,7 @@ def _check_tool(tool: Any, number: int) -> dict[str, Any]:
 def check_text(value: Any, name: str) -> str:
     """Returns `value`. Raises ValueError unless it is text that UTF-8 can encode (half a surrogate pair cannot be)."""
     if not isinstance(value, str):
-        raise ValueError(f"{name} is {'missing' if value is None else type(value).__name__}, not text")
+        raise ValueError(f"{name} is {'missing' if value is None else name_kind(value)}, not text")
     try:
         value.encode()
     except UnicodeEncodeError:

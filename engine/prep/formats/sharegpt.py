@@ -23,6 +23,7 @@ from engine.prep.formats.canonical import (
     to_json,
 )
 from engine.prep.formats.cells import is_turns, parse_cell
+from engine.protocol.text import name_kind
 
 ROLES = {
     "human": "user",
@@ -70,7 +71,7 @@ def convert_turns(turns: Any, name: str) -> list[Message]:
 def convert_turn(turn: Any, number: int) -> Message:
     """One turn of either spelling with OpenAI's keys and role, not yet checked. Raises ValueError."""
     if not isinstance(turn, dict):
-        raise ValueError(f"turn {number} is {type(turn).__name__}, not a mapping of from and value")
+        raise ValueError(f"turn {number} is {name_kind(turn)}, not a mapping of from and value")
     name, value = (_either(turn, *names) for names in (("from", "role"), ("value", "content")))
     further = {key: each for key, each in turn.items() if key not in _TURN}
     if name in CALLS:

@@ -1,5 +1,7 @@
-"""The commands `cockpit data …` and `cockpit tokenizer …`. Each has an entry in `VERBS`; its module has
-`run(home, arguments, progress) -> dict`, which returns the document that `--json` prints.
+"""The commands `cockpit data …`, `cockpit tokenizer …` and `cockpit profile new`.
+
+Each has an entry in `VERBS`; its module has `run(home, arguments, progress) -> dict`, which returns the document that
+`--json` prints.
 
 `arguments` are the options that the command line declares; `progress` gets (phase, done, total).
 """
@@ -15,5 +17,6 @@ VERBS = {
     "data expand": "engine.prep.verbs.expand",
     "data tokenize": "engine.prep.verbs.tokenize",
     "data stats": "engine.prep.verbs.stats",
+    "profile new": "engine.prep.verbs.new_profile",
     "tokenizer train": "engine.prep.verbs.train_tokenizer",
 }

@@ -1,0 +1,99 @@
+"""What the first rows of the sources say before a launch is accepted."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.config.profile import ProfileError, parse
+from engine.prep import first_rows
+from engine.prep.prepare import prepare
+from engine.protocol.home import Home
+from engine.protocol.messages import ProblemError
+
+TRIPLE = {"subject": "a", "subject_type": "b", "predicate": "c", "object": "d", "object_type": "e"}
+ANSWER = json.dumps([TRIPLE])
+
+
+def write(path: Path, rows: list[Any]) -> None:
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+
+
+def say(question: str, reply: str) -> dict[str, Any]:
+    return {"prompt": question, "completion": reply}
+
+
+def refused(text: str, folder: Path) -> list[tuple[str, str]]:
+    """The keys and messages with which a launch is refused; the profile itself is valid."""
+    parse(text, "p.yaml", folder)
+    try:
+        parse(text, "p.yaml", folder, rows=True)
+    except ProfileError as error:
+        assert error.code == "profile.rows" and all(issue.line for issue in error.issues)
+        return [(issue.key, issue.message) for issue in error.issues]
+    return []
+
+
+def test_a_small_source_with_too_many_bad_rows_is_refused_as_preparing_would(tmp_path: Path) -> None:
+    write(tmp_path / "my.jsonl", [*([say("q", "a")] * 55), *(['{"prompt": 3}\n'] * 4)])
+    ((key, message),) = refused("data: {train: my.jsonl}", tmp_path)
+    assert key == "data.train"
+    assert message.startswith("4 of 59 rows are bad (6.8 %), above data.max_rejected (1 %): my.jsonl:56: ")
+    assert refused("data: {train: my.jsonl, max_rejected: 0.07}", tmp_path) == []
+    assert refused("data: {train: [{source: my.jsonl, max_rows: 55}]}", tmp_path) == []
+    write(tmp_path / "empty.jsonl", [*([say("q", "a")] * 9), say("q", "")])
+    assert len(refused("data: {train: empty.jsonl}", tmp_path)) == 1
+    assert refused("data: {train: empty.jsonl, clean: {}}", tmp_path) == []
+
+
+def test_rows_that_no_format_fits_are_refused_at_their_source(tmp_path: Path) -> None:
+    write(tmp_path / "good.jsonl", [say("q", "a")])
+    write(tmp_path / "odd.jsonl", [{"x": 1}])
+    ((key, message),) = refused("data:\n  train:\n    - good.jsonl\n    - odd.jsonl\n", tmp_path)
+    assert key == "data.train.1" and "no known format has the columns x" in message
+
+
+def test_a_large_source_is_read_at_its_start_alone(tmp_path: Path) -> None:
+    rows = [say("q " * 100, "a")] * 200_000
+    write(tmp_path / "large.jsonl", ['{"prompt": 3}\n', *rows])
+    started = time.perf_counter()
+    assert refused("data: {train: large.jsonl}", tmp_path) == []
+    assert time.perf_counter() - started < 1
+
+
+def test_held_out_replies_that_the_task_cannot_score_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", [say("q", ANSWER)] * 3)
+    write(tmp_path / "held.jsonl", [say("q", ANSWER), say("q", f"<think>hm</think>{ANSWER}"), say("q", "Paris")])
+    profile = "data: {train: train.jsonl, validation: held.jsonl}\nevaluation: {task: triples, samples: %d}"
+    ((key, message),) = refused(profile % 3, tmp_path)
+    assert key == "evaluation.task"
+    assert message.startswith("the reply of held.jsonl:3 is not a JSON list of triples: 'Paris'; triples scores")
+    assert refused(profile % 2, tmp_path) == []
+
+
+def test_rows_to_split_off_are_refused_if_none_can_be_scored(tmp_path: Path) -> None:
+    profile = "data: {train: t.jsonl, split: {validation: 0.2}}\nevaluation: {task: triples}"
+    write(tmp_path / "t.jsonl", [say("q", "Paris")] * 20)
+    assert [key for key, _ in refused(profile, tmp_path)] == ["evaluation.task"]
+    write(tmp_path / "t.jsonl", [*([say("q", "Paris")] * 20), say("q", ANSWER)])
+    assert refused(profile, tmp_path) == []
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_preparing_looks_at_all_replies_that_will_be_scored(tmp_path: Path, home: Home, part: str) -> None:
+    write(tmp_path / "train.jsonl", [say("q", ANSWER)] * 3)
+    write(tmp_path / "held.jsonl", [say("q", ANSWER), say("q", "Paris")])
+    text = f"data: {{train: train.jsonl, {part}: held.jsonl}}\nevaluation: {{task: triples}}"
+    with pytest.raises(ProblemError) as caught:
+        prepare(parse(text, "p.yaml", tmp_path, home=home), home, lambda *_: None)
+    assert caught.value.problem.code == "data.rows.misfit"
+    assert f"the reply of row 2 of {part} is not a JSON list of triples" in caught.value.problem.cause
+
+
+def test_an_answer_behind_thoughts_in_unknown_marks_may_be_one() -> None:
+    assert first_rows.describe_misfit(f"<|thought|>hm<|done|>{ANSWER}", "triples") == ""
+    assert "is not a JSON list" in first_rows.describe_misfit("see [1]", "triples")
