@@ -124,6 +124,15 @@ class Reorder(RunRef, kw_only=True):
     position: int
 
 
+class Label(RunRef, kw_only=True):
+    """Tags to add and to remove; a note and a pin where they are not null."""
+
+    add: list[str] = []
+    remove: list[str] = []
+    note: str | None = None
+    pinned: bool | None = None
+
+
 class SeriesQuery(RunRef, kw_only=True):
     """Asks for metrics `names`, reduced to at most `points` buckets each, from step `first` to `last` (inclusive; null:
     from the start, to the end)."""
@@ -324,6 +333,12 @@ OPERATIONS: dict[str, Operation] = {
         RunRef, Nothing, "Delete the directory of a run that has ended.", (NO_RUN, "the run has not ended")
     ),
     "reorder": Operation(Reorder, Run, "Move a run within the queue.", (NO_RUN, "the run is not queued")),
+    "label": Operation(
+        Label,
+        Run,
+        "Change the tags, the note and the pin of a run, which are kept in its directory.",
+        (NO_RUN, "a tag or the note is not valid", "it cannot be written"),
+    ),
     "series": Operation(SeriesQuery, SeriesReply, "Return metrics, reduced to a number of buckets.", (NO_RUN,)),
     "log": Operation(LogQuery, LogReply, "Return a part of a run's log.", (NO_RUN,)),
     "telemetry": Operation(TelemetryQuery, TelemetryHistory, "Return samples of the past."),

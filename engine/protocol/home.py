@@ -174,6 +174,11 @@ class RunDirectory:
         return self.path / "votes.jsonl"
 
     @property
+    def labels(self) -> Path:
+        """The user's tags, note and pin, see `engine.supervisor.labels`."""
+        return self.path / "labels.json"
+
+    @property
     def evaluations(self) -> Path:
         """Evaluations of the run's checkpoints, a folder each."""
         return self.path / "evaluations"

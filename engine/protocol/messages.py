@@ -18,6 +18,7 @@ from engine.protocol.control import (
     Judgement,
     JudgementQuery,
     Judgements,
+    Label,
     ListRuns,
     LogQuery,
     LogReply,
@@ -43,6 +44,7 @@ from engine.protocol.control import (
     Welcome,
 )
 from engine.protocol.description import (
+    AttemptEnd,
     CheckpointInfo,
     Device,
     DeviceProcess,
@@ -96,6 +98,7 @@ __all__ = [
     "Answer",
     "Answered",
     "Ask",
+    "AttemptEnd",
     "Body",
     "Cancel",
     "CancelInstruction",
@@ -115,6 +118,7 @@ __all__ = [
     "Judgement",
     "JudgementQuery",
     "Judgements",
+    "Label",
     "LedgerLine",
     "ListRuns",
     "LogQuery",

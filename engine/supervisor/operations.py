@@ -25,6 +25,7 @@ from engine.protocol.messages import (
     Judgement,
     JudgementQuery,
     Judgements,
+    Label,
     ListRuns,
     LogQuery,
     LogReply,
@@ -51,7 +52,7 @@ from engine.protocol.messages import (
     TelemetryQuery,
     Welcome,
 )
-from engine.supervisor import details, votes
+from engine.supervisor import details, labels, votes
 from engine.supervisor.clients import Caller
 from engine.supervisor.run_record import Record
 from engine.supervisor.server import Handler, Server
@@ -214,6 +215,13 @@ def reorder(server: Server, caller: Caller, message: Reorder) -> Run:
     return server.queue.reorder(server.runs.find(message.run), message.position)
 
 
+def label(server: Server, caller: Caller, message: Label) -> Run:
+    record = server.runs.find(message.run)
+    labels.change(record.directory, record.run, message)
+    record.changed = True
+    return record.run
+
+
 def series(server: Server, caller: Caller, message: SeriesQuery) -> None:
     record = server.runs.find(message.run)
     server.backlog.prefer(record)
@@ -361,6 +369,7 @@ HANDLERS: dict[str, Handler] = {
     "resume": resume,
     "delete": delete,
     "reorder": reorder,
+    "label": label,
     "series": series,
     "log": log,
     "telemetry": telemetry,
