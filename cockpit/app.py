@@ -109,7 +109,8 @@ class CockpitApp(EngineApp):
         """The last screen that could not be drawn. It is being removed, and fails until it is."""
         self.register_theme(COCKPIT)
         self.register_theme(COCKPIT_LIGHT)
-        self.theme = "cockpit"
+        theme = self.settings.read_theme("cockpit")
+        self.theme = theme if theme in self.available_themes else "cockpit"
 
     async def on_mount(self) -> None:
         loop = asyncio.get_running_loop()
@@ -117,6 +118,7 @@ class CockpitApp(EngineApp):
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         if self._first != self.current_mode:
             await self.action_go(self._first)
+        self.theme_changed_signal.subscribe(self, lambda theme: self.settings.set("theme", theme.name))
         # The first paint does not wait for an engine.
         self.set_timer(0.01, self.start_following)
 

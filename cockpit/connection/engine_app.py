@@ -30,6 +30,7 @@ from textual.worker import NoActiveWorker, get_current_worker
 from cockpit import remote_names
 from cockpit.connection.attachment import Attachment
 from cockpit.connection.drafts import Drafts
+from cockpit.connection.settings import Settings
 from cockpit.control_filter import SHOW_CONTROLS
 from cockpit.fault_guard import FaultTolerantApp, guard_handlers
 from cockpit.key_queue import KeyQueue
@@ -86,6 +87,8 @@ class EngineApp(FaultTolerantApp):
         self.home, self.readonly = home, readonly
         """`home` is this host's, where the user's own profiles and conversations are."""
         self.engines = list(engines) or [Attachment(partial(connect, home), selected=selected)]
+        self.settings = Settings(home)
+        self.settings.failed = lambda reason: self.notify(reason, title="Settings", severity="warning", timeout=8)
         self.drafts = Drafts(home, lambda seconds, call: self.set_timer(seconds, call))
         self.drafts.failed = self._report_drafts
         self.keys = KeyQueue(self, super().on_event)

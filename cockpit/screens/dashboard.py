@@ -13,7 +13,7 @@ from textual.containers import Horizontal, Vertical
 from textual.widgets import Static
 
 from cockpit.content import Content
-from cockpit.screens.run_actions import RunActionsScreen
+from cockpit.screens.run_keeping import RunKeepingScreen
 from cockpit.state.app_state import AppState, RunHistory, adjacent_run
 from cockpit.state.run_history import chart_marks
 from cockpit.widgets.chart import Chart, curve_from_series
@@ -64,7 +64,7 @@ In another terminal:
 """
 
 
-class DashboardScreen(RunActionsScreen):
+class DashboardScreen(RunKeepingScreen):
     HELP_TEXT = """\
 One run, live. The bright line is the smoothed loss, the dim band the measured one, ◆ an evaluation.
 ┊ marks a step at which something changed (lr, clip, eval, save, end, batch, pause, skip, back): w lists the changes.
@@ -75,6 +75,8 @@ One run, live. The bright line is the smoothed loss, the dim band the measured o
         Binding("p", "pause", "Pause"),
         Binding("p", "continue", "Continue"),
         Binding("r", "resume", "Resume"),
+        Binding("e", "extend", "Extend"),
+        Binding("f", "from_step", "From step"),
         Binding("s", "save", "Save"),
         Binding("e", "evaluate", "Eval"),
         Binding("a", "adjust", "Set"),
@@ -83,10 +85,14 @@ One run, live. The bright line is the smoothed loss, the dim band the measured o
         Binding("v", "replies", "Replies"),
         Binding("w", "history", "History"),
         Binding("E", "evaluations", "Results"),
+        Binding("L", "log", "Log", show=False),
+        Binding("F", "fork", "Fork", show=False),
+        Binding("number_sign", "tags", "Tags", key_display="#", show=False),
+        Binding("n", "note", "Note", show=False),
         Binding("X", "export", "Export", show=False),
         Binding("left_square_bracket", "neighbour(-1)", "Newer run", key_display="[", show=False),
         Binding("right_square_bracket", "neighbour(1)", "Older run", key_display="]", show=False),
-        Binding("y", "log_scale", "Log"),
+        Binding("y", "log_scale", "Log scale", show=False),
         Binding("plus,equals_sign", "zoom(1)", "Zoom in", key_display="+", show=False),
         Binding("minus", "zoom(-1)", "Zoom out", key_display="-", show=False),
         Binding("c", "copy", "Copy", show=False),
@@ -284,7 +290,7 @@ One run, live. The bright line is the smoothed loss, the dim band the measured o
         if action == "bad_batch":
             run = self.current_run if self.is_mounted else None
             return run is not None and self.app.state.histories.get(run.id, RunHistory()).bad_batch is not None
-        if action in ("replies", "history", "evaluations"):
+        if action in ("replies", "history", "evaluations", "log", "fork"):
             return self.is_mounted and self.current_run is not None
         return super().check_action(action, parameters)
 

@@ -38,6 +38,11 @@ OFFERED: dict[str, Collection[str]] = {
     "resume": [state for state in ENDED if state != COMPLETED],
     "delete": ENDED,
     "export": [state for state in STATES if state not in (QUEUED, PREPARING)],
+    "extend": ENDED,
+    "from_step": ENDED,
+    "tags": STATES,
+    "note": STATES,
+    "pin": STATES,
 }
 """Action -> the states of a run in which it has an effect. In others, and with `--readonly`, it is not offered."""
 BOUNDARY = 600.0

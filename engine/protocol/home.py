@@ -8,6 +8,7 @@
       forecasts/          what profiles were forecast to take, and how runs compared with it
       chats/              conversations that the app has saved
       drafts/             what the app has not saved yet: profiles, conversations, prompts
+      settings.yaml       theme, columns, filters, notices
       app.log             exceptions of the app
       votes.jsonl         votes and ratings of models that are no runs
       engine/<host>/      this host's supervisor: registry, connection file, lock, log
@@ -83,6 +84,11 @@ class Home:
     def drafts(self) -> Path:
         """What was typed in the app and is not saved, a JSON file each. The folder is made with the first."""
         return self.root / "drafts"
+
+    @property
+    def settings(self) -> Path:
+        """The user's settings of the app, and where the engine sends its notices."""
+        return self.root / "settings.yaml"
 
     @property
     def app_log(self) -> Path:
