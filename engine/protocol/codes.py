@@ -437,6 +437,7 @@ CODES: dict[str, str] = {
         "The run was resumed, but not exactly: something differs from before. Nothing to do if that was intended."
     ),
     "logging.wandb_failed": "Weights & Biases receives nothing from this attempt. Log in, or set it to offline.",
+    "notify.failed": "A notice about a run was not sent. Correct the address that the message names.",
     "setting.refused": "A setting cannot be changed to this value while the run is running. The message says why.",
     "command.no_choice": "There is no such choice for a batch that is held back. Use skip or rollback.",
     "command.nothing_held": "No batch is held back, so there is nothing to skip or to roll back.",
