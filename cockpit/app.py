@@ -119,6 +119,15 @@ class CockpitApp(EngineApp):
         if self._first != self.current_mode:
             await self.action_go(self._first)
         self.theme_changed_signal.subscribe(self, lambda theme: self.settings.set("theme", theme.name))
+        driver = self._driver
+        if (
+            driver is not None
+            and not self.is_headless
+            and not self.is_web
+            and sys.__stdout__
+            and sys.__stdout__.isatty()
+        ):
+            self.alerts.write = driver.write
         # The first paint does not wait for an engine.
         self.set_timer(0.01, self.start_following)
 
@@ -162,6 +171,10 @@ class CockpitApp(EngineApp):
     def _show_bar(self) -> None:
         for bar in self.screen.query(TopBar):
             bar.show(self.state)
+
+    def is_looked_at(self, engine: Attachment, run: str) -> bool:
+        shown = self.screen_name == "dashboard" and len(self.screen_stack) == 1
+        return shown and engine is self.engine and engine.state.selected == run
 
     def find_owner(self, screen: Screen[Any]) -> Attachment | None:
         mode = next((mode for mode, stack in self._screen_stacks.items() if screen in stack), None)
