@@ -193,6 +193,16 @@ RUN_VERBS = (
         (RUN, option("file", nargs="?", metavar="FILE", help="a new file; without it the profile is printed"), SET),
     ),
     Verb(
+        "clean",
+        "show what takes room, and remove what nothing needs",
+        "clean:clean",
+        (
+            option("--run", default="", metavar="RUN", help="only the checkpoints of this run (its whole id)"),
+            option("--all", action="store_true", help="also what a resume would need, and what was used within a day"),
+            option("--yes", action="store_true", help="do not ask; for scripts"),
+        ),
+    ),
+    Verb(
         "delete",
         "delete a run that has ended, with its checkpoints",
         "runs:delete",

@@ -47,6 +47,7 @@ HELP: dict[str, Sentences] = {
             "filter": "Filter by words and by fields: state:failed lr:>1e-4 tag:paper.",
             "preview": "Show or hide the pane about the run under the cursor.",
             "columns": "Choose the columns.",
+            "clean": "Show what takes room on the disk, and remove what nothing needs.",
             "choose": "Choose it, or not: actions then concern all chosen runs.",
             "choose_all": "Choose all runs that are listed, or none.",
             "sort": "Sort by the next column; a click on a heading sorts by that one.",

@@ -59,6 +59,8 @@ class RunActionsScreen(CockpitScreen):
         raise NotImplementedError
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "clean":
+            return not self.app.readonly
         if action not in OFFERED:
             return True
         run = self.current_run if self.is_mounted and not self.app.readonly else None

@@ -177,6 +177,12 @@ class RunKeepingScreen(RunActionsScreen):
         for run in runs:
             await self.app.ask("label", Label(run=run.id, pinned=pinned))
 
+    def action_clean(self) -> None:
+        """Show what takes room, and remove what nothing needs."""
+        from cockpit.widgets.clean_dialog import CleanDialog
+
+        self.app.push_screen(CleanDialog())
+
     # ── its log ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def action_log(self) -> None:

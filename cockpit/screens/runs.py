@@ -35,10 +35,8 @@ SORTS = {
 }
 """The sort orders, in the order in which `t` goes through them. Pinned runs come first in each."""
 LOSS = "train/loss"
-WIDE = 150
-"""Cells from which on the preview is shown unless the user has hidden it; below, it has to be asked for."""
-BESIDE = 120
-"""Cells from which on the preview lies beside the list, else below it."""
+WIDE, BESIDE = 150, 120
+"""Cells from which on the preview is shown unless it is hidden, and from which on it is beside the list."""
 
 
 class RunsScreen(RunBatchScreen):
@@ -67,6 +65,7 @@ class RunsScreen(RunBatchScreen):
         Binding("number_sign", "tags", "Tags", key_display="#", show=False),
         Binding("n", "note", "Note", show=False),
         Binding("asterisk", "pin", "Pin", key_display="*", show=False),
+        Binding("D", "clean", "Disk", show=False),
         Binding("A", "choose_all", "Choose all", show=False),
         Binding("X", "export", "Export", show=False),
         Binding("j", "cursor(1)", "Down", show=False),

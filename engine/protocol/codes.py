@@ -188,6 +188,7 @@ CODES: dict[str, str] = {
         "Settings of an earlier stage have changed, so the later one cannot start from it. Start earlier."
     ),
     "stage.failed": "A stage of the run failed. The message and the log say why; `cockpit resume` repeats the stage.",
+    "clean.refused": "What was to be removed is in use, is needed to resume, or is gone. `cockpit clean` lists again.",
     "checkpoint.none": "The run has no checkpoint yet. `checkpoint.every_steps` says when it saves one.",
     "checkpoint.not_found": "The run has no checkpoint of this step. The message lists those that it has.",
     "checkpoint.damaged": (

@@ -19,6 +19,7 @@ from engine.protocol.messages import (
     Ask,
     Cancel,
     CancelInstruction,
+    CleanQuery,
     Command,
     Continue,
     Instruction,
@@ -52,7 +53,7 @@ from engine.protocol.messages import (
     TelemetryQuery,
     Welcome,
 )
-from engine.supervisor import details, labels, votes
+from engine.supervisor import cleaning, details, labels, votes
 from engine.supervisor.clients import Caller
 from engine.supervisor.run_record import Record
 from engine.supervisor.server import Handler, Server
@@ -252,6 +253,11 @@ def log(server: Server, caller: Caller, message: LogQuery) -> None:
     server.reply_later(caller, read)
 
 
+def clean(server: Server, caller: Caller, message: CleanQuery) -> None:
+    records = list(server.runs.records.values())
+    server.reply_later(caller, lambda: cleaning.answer(server.home, records, message))
+
+
 def telemetry(server: Server, caller: Caller, message: TelemetryQuery) -> None:
     since = (server.telemetry.time if server.telemetry else server.started) - message.seconds
     server.reply_later(caller, lambda: TelemetryHistory(samples=server.registry.read_telemetry(since)), index=True)
@@ -373,6 +379,7 @@ HANDLERS: dict[str, Handler] = {
     "series": series,
     "log": log,
     "telemetry": telemetry,
+    "clean": clean,
     "shutdown": shutdown,
     "reindex": reindex,
     "service_open": service_open,
