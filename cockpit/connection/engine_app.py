@@ -93,6 +93,8 @@ class EngineApp(FaultTolerantApp):
         self.drafts = Drafts(home, lambda seconds, call: self.set_timer(seconds, call))
         self.drafts.failed = self._report_drafts
         self.alerts = Alerts(self.settings)
+        self.waiting: list[tuple[str, str]] = []
+        """Commands of this app that have not been taken yet: run and name."""
         self.keys = KeyQueue(self, super().on_event)
         self._owners: WeakKeyDictionary[Screen[Any], Attachment] = WeakKeyDictionary()
 

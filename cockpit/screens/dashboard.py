@@ -247,7 +247,8 @@ One run, live. The bright line is the smoothed loss, the dim band the measured o
         history = state.histories.get(run.id, RunHistory())
         ids = [other.id for other in state.sorted_runs()]
         place = f"{ids.index(run.id) + 1}/{len(ids)} [ ]" if len(ids) > 1 else ""
-        self.query_one(RunHeader).show_run(run, history, place)
+        waiting = [name for waits, name in self.app.waiting if waits == run.id]
+        self.query_one(RunHeader).show_run(run, history, place, waiting)
         self.query_one(Notice).show(run, run.problem or state.problem, history)
         offered = (run.id, run.state, history.bad_batch is not None)
         if self._offered != offered:

@@ -76,10 +76,18 @@ class RunActionsScreen(CockpitScreen):
             self.notify(f"{operation}: taken at step {taken.step:,}")
 
     async def _steer(self, operation: str, message: Message) -> Taken | None:
-        """Send a command, which the run takes at its next step boundary. When that takes long, notify the user."""
-        waiting = self.set_timer(NOTICE_DELAY, lambda: self.notify(f"{operation}: waits for the current step to end"))
-        taken: Taken | None = await self.app.ask(operation, message, timeout=BOUNDARY)
-        waiting.stop()
+        """Send a command, which the run takes at its next step boundary. It is shown until then; on a screen that
+        lists runs, a notification tells of it when that takes long."""
+        waits = (getattr(message, "run", ""), operation)
+        self.app.waiting.append(waits)
+        self.app.publish(self.app.state)
+        told = self.set_timer(NOTICE_DELAY, lambda: self.notify(f"{operation}: waits for the current step to end"))
+        try:
+            taken: Taken | None = await self.app.ask(operation, message, timeout=BOUNDARY)
+        finally:
+            told.stop()
+            self.app.waiting.remove(waits)
+            self.app.publish(self.app.state)
         return taken
 
     @work(group="command")
