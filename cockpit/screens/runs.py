@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -25,7 +26,7 @@ from cockpit.widgets.servers import Servers
 from cockpit.widgets.throttle import Throttle
 from engine.protocol.messages import Points, Run, RunChanged, RunRemoved, SeriesQuery, ServiceChanged, Snapshot
 
-SORTS = {
+SORTS: dict[str, Callable[[Run], Any]] = {
     "newest": lambda run: -run.created,
     "state": lambda run: (list(STATES).index(run.state) if run.state in STATES else 99, run.position, -run.created),
     "name": lambda run: (run.name, -run.created),

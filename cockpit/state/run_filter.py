@@ -101,7 +101,7 @@ def _find_field(field: str, value: str) -> Test:
         raise FilterError(f"there is no field {field}{did_you_mean(field, FIELDS) or f': {known}, or a metric'}")
     if not value:
         return lambda run: True  # it is being typed
-    number = NUMBERS.get(field, lambda run: run.metrics.get(field))
+    number = NUMBERS.get(field) or _read_metric(field)
     compare, bound = _read_comparison(field, value)
 
     def holds(run: Run) -> bool:
@@ -109,6 +109,10 @@ def _find_field(field: str, value: str) -> Test:
         return found is not None and compare(found, bound)
 
     return holds
+
+
+def _read_metric(name: str) -> Callable[[Run], float | None]:
+    return lambda run: run.metrics.get(name)
 
 
 def _read_comparison(field: str, text: str) -> tuple[Callable[[float, float], bool], float]:

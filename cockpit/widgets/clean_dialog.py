@@ -42,7 +42,7 @@ class CleanDialog(ModalScreen[None]):
     """
     BINDINGS = [
         Binding("escape,q", "dismiss(None)", "Close"),
-        Binding("space", "toggle", "Mark", priority=True),
+        Binding("space", "mark", "Mark", priority=True),
         Binding("d", "remove", "Remove"),
         Binding("j", "move(1)", "Down"),
         Binding("k", "move(-1)", "Up"),
@@ -104,9 +104,9 @@ class CleanDialog(ModalScreen[None]):
     @on(OptionList.OptionSelected)
     def _selected(self, event: OptionList.OptionSelected) -> None:
         event.stop()
-        self.action_toggle()
+        self.action_mark()
 
-    def action_toggle(self) -> None:
+    def action_mark(self) -> None:
         at = self.listing.highlighted
         if at is not None:
             self.marked ^= {self.items[at].path}

@@ -29,7 +29,7 @@ class ColumnsDialog(ModalScreen[list[str] | None]):
     BINDINGS = [
         Binding("escape", "dismiss(None)", "Cancel"),
         Binding("enter", "take", "Take", priority=True),
-        Binding("space", "toggle", "Take in or out", priority=True),
+        Binding("space", "mark", "Take in or out", priority=True),
         Binding("j", "move(1)", "Down"),
         Binding("k", "move(-1)", "Up"),
     ]
@@ -57,9 +57,9 @@ class ColumnsDialog(ModalScreen[list[str] | None]):
     def _option_selected(self, event: OptionList.OptionSelected) -> None:
         """A click is as good as Space."""
         event.stop()
-        self.action_toggle()
+        self.action_mark()
 
-    def action_toggle(self) -> None:
+    def action_mark(self) -> None:
         at = self.listing.highlighted
         if at is not None:
             self._chosen ^= {list(COLUMNS)[at]}

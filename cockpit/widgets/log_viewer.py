@@ -163,7 +163,8 @@ class LogViewer(ModalScreen[None]):
         self._start = 0
         """Bytes of the log before what has been read."""
         self.following = True
-        self._level, self._rank = log_lines.OTHER, None
+        self._level = log_lines.OTHER
+        self._rank: int | None = None
 
     def compose(self) -> ComposeResult:
         with Vertical():
@@ -303,7 +304,7 @@ class LogViewer(ModalScreen[None]):
 
     def action_rank(self) -> None:
         """Show all ranks, then each by itself, as far as the lines say whose they are."""
-        ranks = [None, *self.log_text.list_ranks()]
+        ranks: list[int | None] = [None, *self.log_text.list_ranks()]
         if len(ranks) == 1:
             self.notify("no line says which rank it is of")
             return

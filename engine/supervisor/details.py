@@ -97,7 +97,7 @@ def _list_attempts(record: Record) -> list[AttemptEnd]:
         AttemptEnd(
             attempt=entry.attempt,
             state=entry.state,
-            step=entry.step,
+            step=entry.step or 0,
             time=entry.time,
             reason=entry.reason,
             code=entry.code,
