@@ -110,7 +110,8 @@ class CockpitApp(EngineApp):
         """The last screen that could not be drawn. It is being removed, and fails until it is."""
         self.register_theme(COCKPIT)
         self.register_theme(COCKPIT_LIGHT)
-        self.theme = "cockpit"
+        theme = self.settings.read_theme("cockpit")
+        self.theme = theme if theme in self.available_themes else "cockpit"
 
     async def on_mount(self) -> None:
         loop = asyncio.get_running_loop()
@@ -118,6 +119,16 @@ class CockpitApp(EngineApp):
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         if self._first != self.current_mode:
             await self.action_go(self._first)
+        self.theme_changed_signal.subscribe(self, lambda theme: self.settings.set("theme", theme.name))
+        driver = self._driver
+        if (
+            driver is not None
+            and not self.is_headless
+            and not self.is_web
+            and sys.__stdout__
+            and sys.__stdout__.isatty()
+        ):
+            self.alerts.write = driver.write
         # The first paint does not wait for an engine.
         self.set_timer(0.01, self.start_following)
 
@@ -161,6 +172,10 @@ class CockpitApp(EngineApp):
     def _show_bar(self) -> None:
         for bar in self.screen.query(TopBar):
             bar.show(self.state)
+
+    def is_looked_at(self, engine: Attachment, run: str) -> bool:
+        shown = self.screen_name == "dashboard" and len(self.screen_stack) == 1
+        return shown and engine is self.engine and engine.state.selected == run
 
     def find_owner(self, screen: Screen[Any]) -> Attachment | None:
         mode = next((mode for mode, stack in self._screen_stacks.items() if screen in stack), None)

@@ -94,9 +94,34 @@ RUN_VERBS = (
         "runs",
         "list runs, the newest last",
         "runs:runs",
-        (option("--state", default="", metavar="STATE", help="only those in this state"),),
+        (
+            option("filter", nargs="*", metavar="FILTER", help="words and field:value, e.g. state:failed 'lr:>1e-4'"),
+            option("--state", default="", metavar="STATE", help="only those in this state"),
+        ),
     ),
     Verb("show", "show a run's details", "runs:show", (RUN,)),
+    Verb(
+        "tag",
+        "add tags to a run, remove them, or print them",
+        "labels:tag",
+        (
+            RUN,
+            option("tags", nargs="*", metavar="TAG", help="one word"),
+            option("--remove", action="append", default=[], metavar="TAG", help="take this one off (repeatable)"),
+        ),
+    ),
+    Verb(
+        "note",
+        "write a note about a run, or print it",
+        "labels:note",
+        (RUN, option("text", nargs="?", metavar="TEXT", help="replaces the note; empty removes it")),
+    ),
+    Verb(
+        "pin",
+        "keep a run at the top of the list",
+        "labels:pin",
+        (RUN, option("--off", action="store_true", help="let it go")),
+    ),
     Verb("watch", "follow a run until it ends, as `train` does", "train:watch", (RUN,)),
     Verb(
         "metrics",
@@ -175,7 +200,30 @@ RUN_VERBS = (
         "resume",
         "resume a run that has ended, from a checkpoint",
         "train:resume",
-        (option("run", metavar="RUN[@STEP]", help="its newest checkpoint, or the one of STEP"), SET, DETACH),
+        (
+            option("run", metavar="RUN[@STEP]", help="its newest checkpoint, or the one of STEP"),
+            option("--from-step", type=int, metavar="STEP", help="as RUN@STEP"),
+            option("--steps", type=int, metavar="N", help="go on until this step, also after completion"),
+            option("--more", type=int, metavar="N", help="train this many steps more than it has done"),
+            SET,
+            DETACH,
+        ),
+    ),
+    Verb(
+        "fork",
+        "make a new profile from that of a run",
+        "fork:fork",
+        (RUN, option("file", nargs="?", metavar="FILE", help="a new file; without it the profile is printed"), SET),
+    ),
+    Verb(
+        "clean",
+        "show what takes room, and remove what nothing needs",
+        "clean:clean",
+        (
+            option("--run", default="", metavar="RUN", help="only the checkpoints of this run (its whole id)"),
+            option("--all", action="store_true", help="also what a resume would need, and what was used within a day"),
+            option("--yes", action="store_true", help="do not ask; for scripts"),
+        ),
     ),
     Verb(
         "delete",

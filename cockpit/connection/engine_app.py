@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -28,15 +28,17 @@ from textual.screen import Screen
 from textual.worker import NoActiveWorker, get_current_worker
 
 from cockpit import remote_names
+from cockpit.connection.alerts import Alerts, find_news
 from cockpit.connection.attachment import Attachment
 from cockpit.connection.drafts import Drafts
+from cockpit.connection.settings import Settings
 from cockpit.control_filter import SHOW_CONTROLS
 from cockpit.fault_guard import FaultTolerantApp, guard_handlers
 from cockpit.key_queue import KeyQueue
 from cockpit.state.app_state import AppState, reduce, select_run
 from engine.protocol.console import GuardedConsole
 from engine.protocol.home import Home
-from engine.protocol.messages import Message, Problem, ProblemError
+from engine.protocol.messages import Message, Problem, ProblemError, Run, RunChanged, Snapshot
 
 if TYPE_CHECKING:
     from engine.protocol.async_client import AsyncClient
@@ -86,8 +88,13 @@ class EngineApp(FaultTolerantApp):
         self.home, self.readonly = home, readonly
         """`home` is this host's, where the user's own profiles and conversations are."""
         self.engines = list(engines) or [Attachment(partial(connect, home), selected=selected)]
+        self.settings = Settings(home)
+        self.settings.failed = lambda reason: self.notify(reason, title="Settings", severity="warning", timeout=8)
         self.drafts = Drafts(home, lambda seconds, call: self.set_timer(seconds, call))
         self.drafts.failed = self._report_drafts
+        self.alerts = Alerts(self.settings)
+        self.waiting: list[tuple[str, str]] = []
+        """Commands of this app that have not been taken yet: run and name."""
         self.keys = KeyQueue(self, super().on_event)
         self._owners: WeakKeyDictionary[Screen[Any], Attachment] = WeakKeyDictionary()
 
@@ -175,6 +182,7 @@ class EngineApp(FaultTolerantApp):
 
     async def on_unmount(self) -> None:
         self.drafts.flush()
+        self.alerts.close()
         await asyncio.gather(*(engine.close() for engine in self.engines))
 
     async def _follow(self, engine: Attachment) -> None:
@@ -203,13 +211,30 @@ class EngineApp(FaultTolerantApp):
         self._take(self.engine, body)
 
     def _take(self, engine: Attachment, body: object) -> None:
-        before = engine.state.connection
+        before, runs = engine.state.connection, engine.state.runs
         engine.state = reduce(engine.state, body)
+        if isinstance(body, (RunChanged, Snapshot)) and self.is_running:
+            self._tell(engine, runs, body)
         if engine.state.connection == "attached":
             engine.succeeded()
             if before == "lost":
                 self.notify("attached again", title=engine.name or "Engine")
         self.show_message(engine, body)
+
+    def _tell(self, engine: Attachment, before: Mapping[str, Run], body: RunChanged | Snapshot) -> None:
+        """Tell of a run that has completed, is in trouble or has begun, unless it is the one that is looked at."""
+        for run in [body.run] if isinstance(body, RunChanged) else body.runs:
+            news = find_news(before.get(run.id), run)
+            if news is not None:
+                self.alerts.tell(news)
+                if not self.is_looked_at(engine, run.id):
+                    self.notify(news.text, title=news.title, severity=news.severity, timeout=10)
+        if engine is self.engines[0]:
+            self.alerts.show(engine.state.runs, engine.state.selected)
+
+    def is_looked_at(self, engine: Attachment, run: str) -> bool:
+        """Whether the screen that is shown is about this run alone."""
+        return False
 
     def select_run(self, run: str) -> None:
         """Show `run` on the dashboard, now or as soon as the engine reports it."""

@@ -13,7 +13,7 @@ from textual.containers import Horizontal, Vertical
 from textual.widgets import Static
 
 from cockpit.content import Content
-from cockpit.screens.run_actions import RunActionsScreen
+from cockpit.screens.run_keeping import RunKeepingScreen
 from cockpit.state.app_state import AppState, RunHistory, adjacent_run
 from cockpit.state.run_history import chart_marks
 from cockpit.widgets.chart import Chart, curve_from_series
@@ -68,7 +68,7 @@ In another terminal:
 """
 
 
-class DashboardScreen(RunActionsScreen):
+class DashboardScreen(RunKeepingScreen):
     HELP_TEXT = """\
 One run, live. The bright line is the smoothed loss, the shade behind it the measured one, ◆ an evaluation.
 ┊ marks a step at which something changed (lr, clip, eval, save, end, batch, pause, skip, back): w lists the changes.
@@ -79,6 +79,8 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
         Binding("p", "pause", "Pause"),
         Binding("p", "continue", "Continue"),
         Binding("r", "resume", "Resume"),
+        Binding("e", "extend", "Extend"),
+        Binding("f", "from_step", "From step"),
         Binding("s", "save", "Save"),
         Binding("e", "evaluate", "Eval"),
         Binding("a", "adjust", "Set"),
@@ -89,10 +91,14 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
         Binding("d", "why", "Diagnosis", show=False),
         Binding("E", "evaluations", "Results"),
         Binding("m", "metrics", "Metrics"),
+        Binding("L", "log", "Log", show=False),
+        Binding("F", "fork", "Fork", show=False),
+        Binding("number_sign", "tags", "Tags", key_display="#", show=False),
+        Binding("n", "note", "Note", show=False),
         Binding("X", "export", "Export", show=False),
         Binding("left_square_bracket", "neighbour(-1)", "Newer run", key_display="[", show=False),
         Binding("right_square_bracket", "neighbour(1)", "Older run", key_display="]", show=False),
-        Binding("y", "log_scale", "Log"),
+        Binding("y", "log_scale", "Log scale", show=False),
         Binding("plus,equals_sign", "zoom(1)", "Zoom in", key_display="+", show=False),
         Binding("minus", "zoom(-1)", "Zoom out", key_display="-", show=False),
         Binding("enter", "maximise", "Maximise", show=False),
@@ -251,7 +257,8 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
         history = state.histories.get(run.id, RunHistory())
         ids = [other.id for other in state.sorted_runs()]
         place = f"{ids.index(run.id) + 1}/{len(ids)} [ ]" if len(ids) > 1 else ""
-        self.query_one(RunHeader).show_run(run, history, place)
+        waiting = [name for waits, name in self.app.waiting if waits == run.id]
+        self.query_one(RunHeader).show_run(run, history, place, waiting)
         self.query_one(Notice).show(run, run.problem or state.problem, history)
         offered = (run.id, run.state, history.bad_batch is not None)
         if self._offered != offered:
@@ -294,7 +301,7 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
         if action == "bad_batch":
             run = self.current_run if self.is_mounted else None
             return run is not None and self.app.state.histories.get(run.id, RunHistory()).bad_batch is not None
-        if action in ("replies", "history", "why", "evaluations", "metrics"):
+        if action in ("replies", "history", "why", "evaluations", "metrics", "log", "fork"):
             return self.is_mounted and self.current_run is not None
         return super().check_action(action, parameters)
 

@@ -10,12 +10,12 @@ from cockpit.connection.json_verb import read_json
 from cockpit.profiles import grids
 from cockpit.profiles.grids import Grid
 from cockpit.screens.base import opens_dialog
-from cockpit.screens.run_actions import RunActionsScreen
+from cockpit.screens.run_batch import RunBatchScreen
 from cockpit.state.formatting import counted, format_age
 from engine.protocol.messages import ProblemError
 
 
-class GridsScreen(RunActionsScreen):
+class GridsScreen(RunBatchScreen):
     """Adds `grids`: compare the runs of a grid."""
 
     @opens_dialog

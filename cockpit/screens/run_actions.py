@@ -38,6 +38,11 @@ OFFERED: dict[str, Collection[str]] = {
     "resume": [state for state in ENDED if state != COMPLETED],
     "delete": ENDED,
     "export": [state for state in STATES if state not in (QUEUED, PREPARING)],
+    "extend": ENDED,
+    "from_step": ENDED,
+    "tags": STATES,
+    "note": STATES,
+    "pin": STATES,
 }
 """Action -> the states of a run in which it has an effect. In others, and with `--readonly`, it is not offered."""
 BOUNDARY = 600.0
@@ -54,6 +59,8 @@ class RunActionsScreen(CockpitScreen):
         raise NotImplementedError
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "clean":
+            return not self.app.readonly
         if action not in OFFERED:
             return True
         run = self.current_run if self.is_mounted and not self.app.readonly else None
@@ -69,10 +76,18 @@ class RunActionsScreen(CockpitScreen):
             self.notify(f"{operation}: taken at step {taken.step:,}")
 
     async def _steer(self, operation: str, message: Message) -> Taken | None:
-        """Send a command, which the run takes at its next step boundary. When that takes long, notify the user."""
-        waiting = self.set_timer(NOTICE_DELAY, lambda: self.notify(f"{operation}: waits for the current step to end"))
-        taken: Taken | None = await self.app.ask(operation, message, timeout=BOUNDARY)
-        waiting.stop()
+        """Send a command, which the run takes at its next step boundary. It is shown until then; on a screen that
+        lists runs, a notification tells of it when that takes long."""
+        waits = (getattr(message, "run", ""), operation)
+        self.app.waiting.append(waits)
+        self.app.publish(self.app.state)
+        told = self.set_timer(NOTICE_DELAY, lambda: self.notify(f"{operation}: waits for the current step to end"))
+        try:
+            taken: Taken | None = await self.app.ask(operation, message, timeout=BOUNDARY)
+        finally:
+            told.stop()
+            self.app.waiting.remove(waits)
+            self.app.publish(self.app.state)
         return taken
 
     @work(group="command")
@@ -103,11 +118,11 @@ class RunActionsScreen(CockpitScreen):
         """Open the panels of all metrics of the run, or of the marked runs."""
         from cockpit.screens.metrics import MetricsScreen
 
-        runs = self.chosen_runs()
+        runs = self.list_compared()
         if runs and len(self.app.screen_stack) == 1:
             self.app.push_screen(MetricsScreen(runs))
 
-    def chosen_runs(self) -> list[str]:
+    def list_compared(self) -> list[str]:
         """The runs that are looked at together: the current one alone, unless some are marked."""
         return [self.current_run.id] if self.current_run is not None else []
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
-from rich.cells import cell_len
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -13,36 +13,39 @@ from textual.coordinate import Coordinate
 from textual.widgets import DataTable, Input, Static
 
 from cockpit.content import Content
+from cockpit.screens.base import opens_dialog
 from cockpit.screens.grids import GridsScreen
 from cockpit.state.app_state import AppState, RunHistory
-from cockpit.state.formatting import STATES, format_age, format_number, format_percent
-from cockpit.widgets.canvas import RUN_COLOURS
+from cockpit.state.formatting import STATES
+from cockpit.state.run_filter import FilterError, RunFilter, parse_filter
 from cockpit.widgets.chart import Chart, curve_from_series
 from cockpit.widgets.chart_axes import run_axes
 from cockpit.widgets.chart_raster import LINE, RUN, RUN_MARKS, RUNS, Trace
+from cockpit.widgets.run_preview import RunPreview
+from cockpit.widgets.run_table import COLUMNS, USUAL, Look, fit_columns, write_row
 from cockpit.widgets.servers import Servers
 from cockpit.widgets.throttle import Throttle
 from engine.protocol.messages import CLOCK, Points, Run, RunChanged, RunRemoved, SeriesQuery, ServiceChanged, Snapshot
 
-SORTS = {
+SORTS: dict[str, Callable[[Run], Any]] = {
     "newest": lambda run: -run.created,
-    "state": lambda run: (list(STATES).index(run.state) if run.state in STATES else 99, -run.created),
+    "state": lambda run: (list(STATES).index(run.state) if run.state in STATES else 99, run.position, -run.created),
     "name": lambda run: (run.name, -run.created),
     "loss": lambda run: run.metrics.get("eval/loss", run.metrics.get("train/loss", float("inf"))),
+    "eval": lambda run: run.metrics.get("eval/loss", float("inf")),
+    "lr": lambda run: -run.learning_rate,
 }
-"""The sort orders, in the order in which `t` goes through them."""
-HEADINGS = {"state": "state", "run": "name", "loss": "loss", "eval": "loss", "age": "newest"}
-"""Column -> the sort order that a click on its heading chooses."""
+"""The sort orders, in the order in which `t` goes through them. Pinned runs come first in each."""
 LOSS = "train/loss"
-COLUMNS = {"": 1, "state": 11, "run": 0, "progress": 20, "loss": 6, "eval": 6, "base": 21, "age": 6}
-NARROW = {"": 1, "state": 11, "run": 0, "progress": 12, "loss": 6, "age": 6}
-"""Heading -> width; 0 takes the remaining width."""
+WIDE, BESIDE = 150, 120
+"""Cells from which on the preview is shown unless it is hidden, and from which on it is beside the list."""
 
 
 class RunsScreen(GridsScreen):
     HELP_TEXT = """\
 All runs of this engine, and the servers of `cockpit serve`. Mark runs with o to draw their losses over each other;
-m draws all their metrics, C says how they differ."""
+m draws all their metrics, C says how they differ.
+/ filters by words and fields: state:failed,lost lr:>1e-4 tag:paper age:<7d -base:qwen eval/accuracy:>=0.9"""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "Open"),
         Binding("slash", "filter", "Filter", key_display="/"),
@@ -50,19 +53,31 @@ m draws all their metrics, C says how they differ."""
         Binding("p", "continue", "Continue"),
         Binding("x", "stop", "Stop"),
         Binding("r", "resume", "Resume"),
+        Binding("e", "extend", "Extend"),
+        Binding("f", "from_step", "From step"),
         Binding("d", "delete", "Delete"),
+        Binding("space", "choose", "Choose"),
         Binding("t", "sort", "Sort"),
+        Binding("v", "preview", "Preview"),
+        Binding("c", "columns", "Columns"),
         Binding("o", "overlay", "Overlay"),
         Binding("m", "metrics", "Metrics"),
         Binding("C", "compare", "Compare"),
         Binding("E", "evaluations", "Results"),
         Binding("g", "grids", "Grids"),
+        Binding("L", "log", "Log", show=False),
+        Binding("F", "fork", "Fork", show=False),
+        Binding("number_sign", "tags", "Tags", key_display="#", show=False),
+        Binding("n", "note", "Note", show=False),
+        Binding("asterisk", "pin", "Pin", key_display="*", show=False),
+        Binding("D", "clean", "Disk", show=False),
+        Binding("A", "choose_all", "Choose all", show=False),
         Binding("X", "export", "Export", show=False),
         Binding("j", "cursor(1)", "Down", show=False),
         Binding("k", "cursor(-1)", "Up", show=False),
         Binding("J", "queue(1)", "Later in the queue", show=False),
         Binding("K", "queue(-1)", "Earlier in the queue", show=False),
-        Binding("y", "log_scale", "Log", show=False),
+        Binding("y", "log_scale", "Log scale", show=False),
         Binding("plus,equals_sign", "zoom(1)", "Zoom in", key_display="+", show=False),
         Binding("minus", "zoom(-1)", "Zoom out", key_display="-", show=False),
         Binding("escape", "leave", "Back", show=False),
@@ -70,9 +85,17 @@ m draws all their metrics, C says how they differ."""
     DEFAULT_CSS = """
     RunsScreen #bar { height: 1; background: $surface; padding: 0 1; }
     RunsScreen #summary { width: 1fr; }
-    RunsScreen #filter { width: 30; height: 1; border: none; padding: 0 1; background: $panel; display: none; }
+    RunsScreen #filter {
+        width: 44; max-width: 60%; height: 1; border: none; padding: 0 1; background: $panel; display: none;
+    }
     RunsScreen #filter.-open { display: block; }
-    RunsScreen Container { height: 1fr; }
+    RunsScreen #middle { height: 1fr; layout: horizontal; }
+    RunsScreen #middle.-below { layout: vertical; }
+    RunsScreen #listing { width: 3fr; height: 1fr; }
+    RunsScreen RunPreview { width: 2fr; height: 1fr; display: none; }
+    RunsScreen.-preview RunPreview { display: block; }
+    RunsScreen #middle.-below #listing, RunsScreen #middle.-below RunPreview { width: 1fr; }
+    RunsScreen #middle.-below RunPreview { border-left: none; border-top: solid $primary 50%; }
     RunsScreen DataTable { height: auto; max-height: 100%; background: $background; }
     RunsScreen #overlay { height: 1fr; display: none; }
     RunsScreen.-overlay #overlay { display: block; }
@@ -84,27 +107,43 @@ m draws all their metrics, C says how they differ."""
     def __init__(self) -> None:
         super().__init__()
         self._sort = "newest"
+        self._filter = RunFilter()
+        self._wrong = ""
+        """Why the filter is not understood; all runs are listed then."""
         self._marked: list[str] = []
         self._rows: list[str] = []
         """Run ids in the order of the table."""
         self._selected: str | None = None
         """The run of the dashboard when the cursor was last put on it."""
+        self._names: list[str] = []
+        """The columns that are shown, after the mark."""
         self._room = 12
         """Cells for a run's id."""
+        self._narrow = False
         self._list_throttle = Throttle(self, self._show, 1.0)
         self._server_throttle = Throttle(self, self._show_servers, 1.0)
 
     def compose_body(self) -> ComposeResult:
         with Horizontal(id="bar"):
             yield Static(id="summary")
-            yield Input(placeholder="filter", id="filter", compact=True)
-        with Container():
-            yield DataTable(cursor_type="row", zebra_stripes=True)
+            yield Input(placeholder="words, state:failed lr:>1e-4 tag:…", id="filter", compact=True)
+        with Container(id="middle"):
+            with Container(id="listing"):
+                yield DataTable(cursor_type="row", zebra_stripes=True)
+            yield RunPreview()
         yield Static("No runs yet: press 3 and launch a profile, or run `cockpit demo`.", id="none")
         yield Chart("loss", smoothing=0.6, id="overlay")
         yield Servers()
 
     def on_mount(self) -> None:
+        settings = self.app.settings
+        sort, words = settings.get("runs.sort", self._sort), settings.get("runs.filter", "")
+        self._sort = sort if sort in SORTS else self._sort
+        field = self.query_one("#filter", Input)
+        with self.prevent(Input.Changed):
+            field.value = words
+        field.set_class(bool(words), "-open")
+        self._read_filter(words)
         self._layout()
         self.query_one(DataTable).focus()
 
@@ -133,46 +172,57 @@ m draws all their metrics, C says how they differ."""
             self._list_throttle.request()
         if isinstance(body, (Snapshot, ServiceChanged)):
             self._server_throttle.request()
-        if isinstance(body, Points) and body.run in self._marked:
-            self.query_one("#overlay", Chart).append(body.run, body.values.get(LOSS, []))
+        if isinstance(body, Points) and LOSS in body.values:
+            if body.run in self._marked:
+                self.query_one("#overlay", Chart).append(body.run, body.values[LOSS])
+            self.query_one(RunPreview).append(body.run, body.values[LOSS])
 
     @property
     def current_run(self) -> Run | None:
         at = self.query_one(DataTable).cursor_row
         return self.app.state.runs.get(self._rows[at]) if 0 <= at < len(self._rows) else None
 
-    @property
-    def _narrow(self) -> bool:
-        return self.app.size.width < 100
-
     # ── the list ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _layout(self) -> None:
         """Choose the columns for the current width, and fill them."""
-        table = self.query_one(DataTable)
+        width = self.app.size.width
+        shown = self.app.settings.get("runs.preview" if width >= WIDE else "runs.preview_narrow", width >= WIDE)
+        self.set_class(shown, "-preview")
+        self.query_one("#middle").set_class(width < BESIDE, "-below")
+        table, here = self.query_one(DataTable), self.current_run
         table.clear(columns=True)
-        columns = NARROW if self._narrow else COLUMNS
-        self._room = max(12, self.app.size.width - sum(cells + 2 for cells in columns.values()) - 2)
+        room = width * 3 // 5 if shown and width >= BESIDE else width
+        self._narrow = room < 100
+        longest = max(map(len, self.app.state.runs), default=40)
+        columns, self._room = fit_columns(
+            self.app.settings.get("runs.columns", list(USUAL)), room, self._narrow, max(40, longest)
+        )
+        table.add_column("", width=1, key="mark")
         for name, cells in columns.items():
-            table.add_column(name, width=cells or self._room, key=name or "mark")
-        self._rows = []
+            table.add_column(name, width=cells or self._room, key=name)
+        self._names, self._rows = list(columns), []
         self._show()
+        if here is not None and here.id in self._rows:
+            table.move_cursor(row=self._rows.index(here.id), animate=False)
 
     def _show(self) -> None:
         """Update the table: the changed cells, or all rows when the rows or their order have changed."""
         table = self.query_one(DataTable)
         if not table.columns:
             return
-        words = self.query_one("#filter", Input).value.strip().lower()
         everything = list(self.app.state.runs.values())
-        runs = sorted((run for run in everything if words in _search_text(run)), key=SORTS[self._sort])
+        order = SORTS[self._sort]
+        runs = sorted(filter(self._filter.matches, everything), key=lambda run: (not run.pinned, order(run)))
         ids = [run.id for run in runs]
-        cells = [self._cells(run) for run in runs]
+        self.chosen &= {run.id for run in everything}
+        look = Look(tuple(self._marked), frozenset(self.chosen), self._room, self._narrow, self.app.current_theme.dark)
+        cells = [write_row(run, self._names, look) for run in runs]
         if ids != self._rows:
             selected = self.current_run
             table.clear()
             for run, row in zip(runs, cells, strict=True):
-                table.add_row(*[row[str(key.value)] for key in table.columns], key=run.id)
+                table.add_row(*row, key=run.id)
             first, self._rows = not self._rows, ids
             self.refresh_bindings()
             if selected is not None and selected.id in ids:
@@ -182,62 +232,52 @@ m draws all their metrics, C says how they differ."""
         else:
             changed = False
             for at, row in enumerate(cells):
-                for column, key in enumerate(table.columns):
-                    place, cell = Coordinate(at, column), row[str(key.value)]
+                for column, cell in enumerate(row):
+                    place = Coordinate(at, column)
                     if not cell.is_same(table.get_cell_at(place)):
                         table.update_cell_at(place, cell)
                         changed = True
             if changed:
                 self.refresh_bindings()
         self.query_one("#none").display = not everything
+        self.query_one("#middle").display = bool(everything)
+        self._show_summary(everything, len(runs))
+        self.query_one(RunPreview).show_run(self.current_run)
+
+    def _show_summary(self, everything: list[Run], shown: int) -> None:
         live = sum(run.state in ("preparing", "running", "paused", "stopping") for run in everything)
-        count = f"{len(runs)} of {len(everything)}" if words else f"{len(everything)}"
-        self.query_one("#summary", Static).update(
-            f"{count} run{'' if len(everything) == 1 else 's'} · {live} live · sorted by {self._sort}", layout=False
+        count = f"{shown} of {len(everything)}" if self._filter.tests else f"{len(everything)}"
+        chosen = f" · {len(self.chosen)} chosen" if self.chosen else ""
+        text = Content(
+            f"{count} run{'' if len(everything) == 1 else 's'} · {live} live · sorted by {self._sort}{chosen}"
         )
-
-    def _cells(self, run: Run) -> dict[str, Content]:
-        mark, colour = STATES.get(run.state, ("·", "$text"))
-        share = run.step / run.max_steps if run.max_steps else 0.0
-        length = 6 if self._narrow else 8
-        full = round(share * length)
-        at = self._marked.index(run.id) if run.id in self._marked else -1
-        steps = format_percent(share) if self._narrow else f"{run.step:,}/{run.max_steps or '?'}"
-        return {
-            "mark": Content.styled(RUN_MARKS[at] if at >= 0 else " ", self._run_colour(at)),
-            "state": Content.styled(f"{mark} {run.state} {run.position or ''}".rstrip(), colour),
-            "run": Content(_cut(run.id, self._room)),
-            "progress": Content.assemble(("━" * full, "$accent"), ("─" * (length - full), "$primary 50%"), " ", steps),
-            "loss": Content(_metric(run, LOSS)),
-            "eval": Content(_metric(run, "eval/loss")),
-            "base": Content(_cut(run.base.rsplit("/", 1)[-1], 21)),
-            "age": Content(f"{format_age(run.created):>6}"),
-        }
-
-    def _run_colour(self, at: int) -> str:
-        return RUN_COLOURS[max(0, at)][not self.app.current_theme.dark]
+        if self._wrong:
+            text = Content.styled(f"✗ {self._wrong}", "$error")
+        self.query_one("#summary", Static).update(text, layout=False)
 
     def action_compare(self) -> None:
-        """Say how the marked runs differ."""
+        """Say how the marked runs, or the chosen ones, differ."""
         from cockpit.screens.compare import CompareScreen
 
-        if len(self._marked) < 2:
-            self.notify("mark two runs or more with o", severity="warning")
+        runs = self.list_compared()
+        if len(runs) < 2:
+            self.notify("mark two runs or more with o, or choose them with space", severity="warning")
         elif len(self.app.screen_stack) == 1:
-            self.app.push_screen(CompareScreen(list(self._marked)))
+            self.app.push_screen(CompareScreen(runs[:RUNS]))
 
-    def chosen_runs(self) -> list[str]:
-        return list(self._marked) or super().chosen_runs()
+    def list_compared(self) -> list[str]:
+        return list(self._marked) or sorted(self.chosen)[:RUNS] or super().list_compared()
 
     @on(DataTable.RowHighlighted)
     def _row_highlighted(self) -> None:
         self.refresh_bindings()  # what can be done depends on the run's state
+        self.query_one(RunPreview).show_run(self.current_run)
 
     @on(DataTable.HeaderSelected)
     def _header_selected(self, event: DataTable.HeaderSelected) -> None:
         """A click on a column's heading sorts by it."""
-        self._sort = HEADINGS.get(str(event.column_key.value), self._sort)
-        self._show()
+        column = COLUMNS.get(str(event.column_key.value))
+        self._sort_by(column.sort if column and column.sort else self._sort)
 
     @on(DataTable.RowSelected)
     async def _row_selected(self) -> None:
@@ -254,8 +294,44 @@ m draws all their metrics, C says how they differ."""
 
     def action_sort(self) -> None:
         names = list(SORTS)
-        self._sort = names[(names.index(self._sort) + 1) % len(names)]
+        self._sort_by(names[(names.index(self._sort) + 1) % len(names)])
+
+    def _sort_by(self, order: str) -> None:
+        self._sort = order
+        self.app.settings.set("runs.sort", order)
         self._show()
+
+    def action_preview(self) -> None:
+        """Show or hide the pane; wide and narrow terminals each remember."""
+        wide = self.app.size.width >= WIDE
+        self.app.settings.set("runs.preview" if wide else "runs.preview_narrow", not self.has_class("-preview"))
+        self._layout()
+
+    @opens_dialog
+    @work(group="columns")
+    async def action_columns(self) -> None:
+        from cockpit.widgets.columns_dialog import ColumnsDialog
+
+        now = self.app.settings.get("runs.columns", list(USUAL))
+        chosen = await self.app.push_screen_wait(ColumnsDialog(now))
+        if chosen is not None:
+            self.app.settings.set("runs.columns", chosen or list(USUAL))
+            self._layout()
+
+    def action_choose(self) -> None:
+        """Choose the run under the cursor, or not, and go to the next."""
+        run = self.current_run
+        if run is not None:
+            self.chosen ^= {run.id}
+            self.action_cursor(1)
+            self._show()
+            self.refresh_bindings()
+
+    def action_choose_all(self) -> None:
+        """Choose all that are listed; none when they are chosen."""
+        self.chosen = set() if self.chosen >= set(self._rows) else set(self._rows)
+        self._show()
+        self.refresh_bindings()
 
     # ── the filter ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -265,21 +341,36 @@ m draws all their metrics, C says how they differ."""
         field.focus()
 
     @on(Input.Changed, "#filter")
-    def _filter_changed(self) -> None:
+    def _filter_changed(self, event: Input.Changed) -> None:
+        self._read_filter(event.value)
         self._show()
+
+    def _read_filter(self, text: str) -> None:
+        try:
+            self._filter, self._wrong = parse_filter(text), ""
+        except FilterError as error:
+            self._filter, self._wrong = RunFilter(), str(error)
 
     @on(Input.Submitted, "#filter")
     def _filter_submitted(self, event: Input.Submitted) -> None:
-        event.input.set_class(bool(event.value), "-open")
+        if self._wrong:
+            return
+        event.input.set_class(bool(event.value.strip()), "-open")
+        self.app.settings.set("runs.filter", event.value.strip())
         self.query_one(DataTable).focus()
 
     async def action_leave(self) -> None:
-        """Esc closes the filter, then the overlay, then the screen."""
+        """Esc closes the filter, then the choice, then the overlay, then the screen."""
         field = self.query_one("#filter", Input)
         if field.has_class("-open"):
             field.value = ""
             field.remove_class("-open")
+            self.app.settings.set("runs.filter", "")
             self.query_one(DataTable).focus()
+        elif self.chosen:
+            self.chosen = set()
+            self._show()
+            self.refresh_bindings()
         elif self._marked:
             self._marked = []
             self._overlay()
@@ -322,18 +413,3 @@ m draws all their metrics, C says how they differ."""
 
     def action_zoom(self, direction: int) -> None:
         self.query_one("#overlay", Chart).zoom_by(direction)
-
-
-def _search_text(run: Run) -> str:
-    return " ".join((run.id, run.name, run.state, run.base, run.method, run.adapter)).lower()
-
-
-def _metric(run: Run, name: str) -> str:
-    return format_number(run.metrics[name]) if name in run.metrics else "–"
-
-
-def _cut(text: str, cells: int) -> str:
-    """The text cut to at most `cells` cells; a wide character takes two."""
-    while cell_len(text) > cells:
-        text = text[:-2] + "…"
-    return text

@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.protocol import states
 from engine.protocol.messages import (
+    AttemptEnd,
     Problem,
     Rank,
     Ranks,
@@ -52,6 +53,8 @@ class RunHistory:
     """The newest batch that was held back."""
     memory: Mapping[str, Entry] = field(default_factory=dict)
     """What this attempt takes, by the source of the figure: `forecast`, `rehearsed`, `actual`."""
+    attempts: tuple[AttemptEnd, ...] = ()
+    """How earlier attempts ended."""
 
 
 _LISTS = {
@@ -114,6 +117,7 @@ def reduce(state: AppState, body: object) -> AppState:
             state = _update_selection(state)
             return _with_sample(state, body.telemetry) if body.telemetry else state
         case RunChanged():
+            state = _keep_end(state, state.runs.get(body.run.id), body.run)
             state = replace(state, runs={**state.runs, body.run.id: body.run})
             return _update_selection(state)
         case RunRemoved():
@@ -131,6 +135,7 @@ def reduce(state: AppState, body: object) -> AppState:
             history = RunHistory()
             for entry in body.told:
                 history = add_entry(history, entry)
+            history = replace(history, attempts=tuple(body.attempts))
             state = replace(state, ranks={**state.ranks, body.run.id: tuple(body.ranks)})
             return _with_history(state, body.run.id, history)
         case Ranks():
@@ -187,6 +192,25 @@ def add_entry(history: RunHistory, entry: Entry) -> RunHistory:
         same = {source: each for source, each in history.memory.items() if each["attempt"] == entry["attempt"]}
         changed[kind] = {**same, entry["source"]: entry}
     return replace(history, **changed)
+
+
+def _keep_end(state: AppState, before: Run | None, now: Run) -> AppState:
+    """The state that remembers how the attempt ended before which a resumed run had."""
+    if before is None or before.state not in states.ENDED or now.attempt <= before.attempt:
+        return state
+    history = state.histories.get(now.id, RunHistory())
+    if any(end.attempt == before.attempt for end in history.attempts):
+        return state
+    end = AttemptEnd(
+        attempt=before.attempt,
+        state=before.state,
+        step=before.step,
+        time=before.ended,
+        reason=before.reason,
+        code=before.code,
+        problem=before.problem,
+    )
+    return _with_history(state, now.id, replace(history, attempts=(*history.attempts, end)))
 
 
 def _with_rate(state: AppState, service: Service) -> AppState:

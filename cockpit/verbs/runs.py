@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from cockpit.state.formatting import format_age, format_duration
+from cockpit.state.formatting import format_age, format_duration, format_size
+from cockpit.state.run_filter import parse_filter
 from cockpit.verbs import run_files
 from cockpit.verbs.follow import watch
 from cockpit.verbs.output import console, emit, format_metric, say, show_problem, table
@@ -19,6 +20,7 @@ from engine.protocol import states
 from engine.protocol.client import Client
 from engine.protocol.home import Home
 from engine.protocol.messages import (
+    AttemptEnd,
     CheckpointInfo,
     Command,
     Continue,
@@ -41,8 +43,10 @@ BOUNDARY = 600.0
 def runs(options: argparse.Namespace) -> int:
     if options.state and options.state not in states.STATES:
         raise ValueError(f"there is no state {options.state!r}: {', '.join(states.STATES)}")
+    wanted = parse_filter(" ".join(options.filter))
     with Client(Home.locate(options.home)) as client:
         found: list[Run] = client.request("runs", ListRuns(state=options.state)).runs
+    found = [run for run in found if wanted.matches(run)]
     if options.json:
         emit([_summary(run) for run in found])
     elif found:
@@ -53,7 +57,8 @@ def runs(options: argparse.Namespace) -> int:
             for advice in list_advice(run.metrics)[:1] if run.state == states.RUNNING else ():
                 say(f"{run.id} {advice.message}: {advice.hint}")
     else:
-        say("There are no runs in this state." if options.state else "There are no runs yet: cockpit demo")
+        some = options.state or options.filter
+        say("No run fits." if some else "There are no runs yet: cockpit demo")
     return 0
 
 
@@ -80,13 +85,18 @@ def _summary(run: Run) -> dict[str, Any]:
         "metrics": run.metrics,
         "advice": [each._asdict() for each in list_advice(run.metrics)],
         "problem": run.problem,
+        "tags": run.tags,
+        "note": run.note,
+        "pinned": run.pinned,
+        "learning_rate": run.learning_rate,
     }
 
 
 def _row(run: Run) -> tuple[str, ...]:
     progress = f"{run.step}/{run.max_steps}" if run.max_steps else str(run.step)
     loss = format_metric(run.metrics.get("train/loss"))
-    return run.id, run.state, progress, loss, run.base, format_age(run.created)
+    marks = f"{run.base}{' ★' if run.pinned else ''}{''.join(f' #{tag}' for tag in run.tags)}"
+    return run.id, run.state, progress, loss, marks, format_age(run.created)
 
 
 def show(options: argparse.Namespace) -> int:
@@ -97,13 +107,20 @@ def show(options: argparse.Namespace) -> int:
             _summary(detail.run)
             | {
                 "checkpoints": [
-                    {"step": each.step, "path": each.path, "metrics": each.metrics, "best": each.best}
+                    {
+                        "step": each.step,
+                        "path": each.path,
+                        "metrics": each.metrics,
+                        "best": each.best,
+                        "bytes": each.bytes,
+                    }
                     for each in detail.checkpoints
                 ],
                 "pids": detail.pids,
                 "ledger": [msgspec.structs.asdict(line) for line in detail.ledger],
                 "warnings": detail.warnings,
                 "hosts": detail.hosts,
+                "attempts": detail.attempts,
             }
         )
     else:
@@ -133,6 +150,8 @@ def _print_detail(detail: RunDetail) -> None:
         "base": f"{run.base} · {run.method} · {run.adapter}",
         "step": f"{run.step} of {run.max_steps or '?'}, epoch {run.epoch:.2f}, attempt {run.attempt}",
         "time": f"age {format_age(run.created)}" + (f", this attempt {format_duration(spent)}" if spent else ""),
+        "tags": f"{'pinned ' * run.pinned}{' '.join(run.tags)}",
+        "note": run.note,
         "directory": run.directory,
         "processes": " ".join(map(str, detail.pids)) or "none",
         "metrics": "  ".join(f"{name} {format_metric(value)}" for name, value in sorted(run.metrics.items()))
@@ -147,6 +166,8 @@ def _print_detail(detail: RunDetail) -> None:
         print(f"{'host':<12}{_describe_host(sample)}")
     for each in detail.checkpoints:
         print(_checkpoint_line(each))
+    for end in detail.attempts:
+        print(f"{'attempt ' + str(end.attempt):<12}{describe_end(end)}")
     for change in detail.ledger:
         print(f"{'ledger':<12}step {change.step}: {change.name} {change.old} → {change.new}")
     for warning in detail.warnings:
@@ -156,10 +177,17 @@ def _print_detail(detail: RunDetail) -> None:
         show_problem(run.problem)
 
 
+def describe_end(end: AttemptEnd) -> str:
+    """How an attempt ended, and why."""
+    why = end.problem.title if end.problem else end.reason
+    return f"{end.state} at step {end.step or 0}" + (f": {why}" if why else "")
+
+
 def _checkpoint_line(checkpoint: CheckpointInfo) -> str:
     metrics = "  ".join(f"{name} {format_metric(value)}" for name, value in sorted(checkpoint.metrics.items()))
     mark = " (best)" if checkpoint.best else ""
-    return f"{'checkpoint':<12}{checkpoint.path}{mark}  {metrics}".rstrip()
+    size = f"  {format_size(checkpoint.bytes)}" if checkpoint.bytes else ""
+    return f"{'checkpoint':<12}{checkpoint.path}{mark}{size}  {metrics}".rstrip()
 
 
 def metrics(options: argparse.Namespace) -> int:

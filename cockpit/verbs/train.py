@@ -67,16 +67,31 @@ def resume(options: argparse.Namespace) -> int:
     run, at, step = options.run.partition("@")
     if at and not step.isdigit():
         raise ValueError(f"{options.run!r}: write the checkpoint as RUN@STEP, for instance {run}@200")
+    if at and options.from_step is not None:
+        raise ValueError(f"{options.run!r} names the step already: leave --from-step out")
+    if options.steps is not None and options.more is not None:
+        raise ValueError("give either --steps, the last step, or --more, how many are added")
     changes = parse_changes(options.overrides)
     with Client(Home.locate(options.home)) as client:
         found: Run = client.request("show", RunRef(run=run)).run
+        chosen = int(step) if at else options.from_step
+        if last := find_last_step(options, found.step if chosen is None else chosen):
+            changes["training.max_steps"] = last
         message = Resume(
             run=found.id,
-            step=int(step) if at else None,
+            step=chosen,
             changes=changes,
             environment=resume_environment(found.directory),
         )
         return _follow_or_detach(client, client.request("resume", message), options)
+
+
+def find_last_step(options: argparse.Namespace, begin: int) -> int | None:
+    """The step until which a run goes on that begins at `begin`; None for that of its profile. Raises ValueError."""
+    last: int | None = options.steps if options.more is None else begin + options.more
+    if last is not None and last <= begin:
+        raise ValueError(f"the run goes on from step {begin}: its last step must be a later one than {last}")
+    return last
 
 
 def watch(options: argparse.Namespace) -> int:

@@ -11,9 +11,10 @@ from textual.widgets import Static
 
 from cockpit.content import Content
 from cockpit.state.app_state import Entry, RunHistory
+from cockpit.state.formatting import format_state
 from cockpit.state.run_history import format_value
 from cockpit.widgets.run_dialog import RunDialog
-from engine.protocol.messages import Run
+from engine.protocol.messages import AttemptEnd, Run
 
 NOTHING = "Nothing yet: no changed settings, no warnings.\n\na changes a setting."
 WORDS = {
@@ -48,13 +49,16 @@ class HistoryDialog(RunDialog[None]):
 
 def format_entries(history: RunHistory, now: float, width: int) -> Iterator[Content]:
     """The lines of each change and each warning: step, time, name, old and new value; wrapped to `width` cells."""
-    entries = sorted((*history.ledger, *history.warnings), key=lambda entry: entry.get("time", 0.0), reverse=True)
+    ends = [{"kind": "end", "time": end.time, "step": end.step, "end": end} for end in history.attempts]
+    entries: list[Entry] = sorted(
+        (*history.ledger, *history.warnings, *ends), key=lambda entry: entry.get("time", 0.0), reverse=True
+    )
     steps = [f"step {entry['step']:,}" if entry.get("step") is not None else "" for entry in entries]
     clocks = [_clock(entry.get("time", 0.0), now) for entry in entries]
     first, second = max(map(len, steps), default=0), max(map(len, clocks), default=0)
     for entry, step, clock in zip(entries, steps, clocks, strict=True):
         head = Content.styled(f"{step:<{first}}  {clock:<{second}}  ", "$text-muted")
-        text = _change(entry) if entry.get("kind") == "ledger" else _warning(entry)
+        text = _WRITERS.get(entry.get("kind", ""), _warning)(entry)
         for at, line in enumerate(text.wrap(max(20, width - head.cell_length))):
             yield (head if at == 0 else Content(" " * head.cell_length)) + line
 
@@ -76,6 +80,20 @@ def _warning(entry: Entry) -> Content:
     return Content.assemble(
         ("! ", "bold $warning"), (entry["message"], "$warning"), (f"\n→ {hint}" if hint else "", "$text")
     )
+
+
+def _end(entry: Entry) -> Content:
+    """How an attempt ended, which the run's own line does not say any more once it is resumed."""
+    end: AttemptEnd = entry["end"]
+    head = Content.assemble(format_state(end.state), (f"  attempt {end.attempt}", "$text-muted"))
+    if end.problem is not None:
+        lines = [f"  {end.problem.title}", *(part for part in (end.problem.cause,) if part)]
+        return Content.assemble(head, ("\n".join(lines), "$error"))
+    return Content.assemble(head, (f"  {end.reason}" if end.reason else "", "$text"))
+
+
+_WRITERS = {"ledger": _change, "end": _end}
+"""Kind of entry -> its text; all others are warnings."""
 
 
 def _clock(moment: float, now: float) -> str:

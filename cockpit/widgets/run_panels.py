@@ -19,6 +19,7 @@ from cockpit.state.formatting import (
     format_percent,
     format_state,
 )
+from cockpit.state.remaining import list_following, remaining_seconds
 from cockpit.state.run_history import Threshold, active_warnings, meets_threshold, pause_advice, thresholds
 from cockpit.widgets.line import MUTED, Line, join_fitting, labelled
 from engine.config.diagnosis import list_advice
@@ -41,14 +42,15 @@ class RunHeader(Vertical):
         self._lines = [Line(), Line(), Line()]
         super().__init__(*self._lines, id="header")
 
-    def show_run(self, run: Run, history: RunHistory, place: str) -> None:
+    def show_run(self, run: Run, history: RunHistory, place: str, waiting: Sequence[str] = ()) -> None:
+        """`waiting`: commands that the run has not taken yet."""
         width = self.content_size.width or self.app.size.width - 2
-        contents = _title(run, place, width), _progress(run, width), _speed(run, history, width)
+        contents = _title(run, place, width, waiting), _progress(run, width), _speed(run, history, width)
         for line, content in zip(self._lines, contents, strict=True):
             line.show(content)
 
 
-def _title(run: Run, place: str, width: int) -> Content:
+def _title(run: Run, place: str, width: int, waiting: Sequence[str] = ()) -> Content:
     phase = run.phase if run.state in LIVE and run.phase not in ("", run.state, "training") else ""
     if run.state == "queued" and run.position:
         phase = f"place {run.position} in the queue"
@@ -57,7 +59,9 @@ def _title(run: Run, place: str, width: int) -> Content:
         left = Content.assemble(left, "  ", (run.id, MUTED))
     if run.state == PAUSED:
         phase = ""  # it repeats the reason
-    for note, colour in ((run.reason, "$warning"), (phase, "$secondary")):
+    follows = f"{phase or 'this step'}; {' and '.join(waiting)} follow{'s' * (len(waiting) == 1)}" if waiting else ""
+    notes = ((run.reason, "$warning"), ("" if waiting else phase, "$secondary"), (follows, "bold $warning"))
+    for note, colour in notes:
         left = Content.assemble(left, (f"   {note}" if note else "", colour))
     right = Content.styled(place, MUTED)
     left = left.truncate(max(0, width - right.cell_length - 2), ellipsis=True)
@@ -84,7 +88,8 @@ def _speed(run: Run, history: RunHistory, width: int) -> Content:
         parts.append(labelled("elapsed", format_duration((run.ended or time.time()) - run.started)))
     left = remaining_seconds(run, history)
     if left is not None:
-        parts.append(labelled("remaining", format_duration(left)))
+        then = "".join(f" + {stage}" for stage in list_following(run))
+        parts.append(labelled("remaining", format_duration(left) + then))
     for name, key, write in (
         ("", "train/tokens_per_second", lambda value: f"{format_count(value)} tok/s"),
         ("", "train/samples_per_second", lambda value: f"{format_number(value)} samples/s"),
@@ -96,18 +101,6 @@ def _speed(run: Run, history: RunHistory, width: int) -> Content:
         if key in metrics:
             parts.append(labelled(name, write(metrics[key])) if name else Content(write(metrics[key])))
     return join_fitting(parts, width)
-
-
-def remaining_seconds(run: Run, history: RunHistory) -> float | None:
-    """Seconds until the last step, by the time of recent steps, else by the average of this attempt; None when it
-    cannot be estimated."""
-    if run.state != "running" or not history.start or not run.max_steps:
-        return None
-    if step_seconds := run.metrics.get("train/step_seconds"):
-        return step_seconds * (run.max_steps - run.step)
-    done = run.step - history.start.get("step", 0)
-    spent = time.time() - history.start.get("time", time.time())
-    return spent / done * (run.max_steps - run.step) if done > 0 else None
 
 
 # ── facts and notices ───────────────────────────────────────────────────────────────────────────────────────────

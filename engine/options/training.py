@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from engine.options.base import Options, option
 
@@ -129,11 +130,35 @@ class WandbOptions(Options):
     )
 
 
+_VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
+_OPEN = re.compile(r"(json|xml|form)s?://[^\s@?]+")
+"""Addresses of one's own services, in which nothing is secret."""
+
+
+def _check_address(address: str) -> str:
+    """An address of apprise in a profile, which is kept with the run and shown: it names secrets, and holds none."""
+    if not _VARIABLE.search(address) and not _OPEN.fullmatch(address):
+        raise ValueError(
+            "such an address holds a secret, and a profile is kept and shown: put it into a variable of the "
+            "environment, and write $NAME"
+        )
+    return address
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
+
+
 class LoggingOptions(Options):
     every_steps: int = option(1, help="Steps between two entries of metrics.", unit="steps", ge=1)
     plots: bool = option(True, help="Draw loss curves as pictures at each checkpoint.")
     tensorboard: bool = option(True, help="Also write TensorBoard events.")
     wandb: WandbOptions | None = option(None, help="Also log to Weights & Biases.")
+    notify: list[Address] = option(
+        [],
+        help="Where to tell of completion, trouble, and a start after a wait in the queue: addresses of apprise, with "
+        "secrets as $VARIABLES.",
+        examples=[["$SLACK_ADDRESS"]],
+    )
 
 
 class LimitOptions(Options):

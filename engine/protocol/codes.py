@@ -192,6 +192,7 @@ CODES: dict[str, str] = {
         "Settings of an earlier stage have changed, so the later one cannot start from it. Start earlier."
     ),
     "stage.failed": "A stage of the run failed. The message and the log say why; `cockpit resume` repeats the stage.",
+    "clean.refused": "What was to be removed is in use, is needed to resume, or is gone. `cockpit clean` lists again.",
     "checkpoint.none": "The run has no checkpoint yet. `checkpoint.every_steps` says when it saves one.",
     "checkpoint.not_found": "The run has no checkpoint of this step. The message lists those that it has.",
     "checkpoint.damaged": (
@@ -449,6 +450,7 @@ CODES: dict[str, str] = {
         "The run was resumed, but not exactly: something differs from before. Nothing to do if that was intended."
     ),
     "logging.wandb_failed": "Weights & Biases receives nothing from this attempt. Log in, or set it to offline.",
+    "notify.failed": "A notice about a run was not sent. Correct the address that the message names.",
     "setting.refused": "A setting cannot be changed to this value while the run is running. The message says why.",
     "command.no_choice": "There is no such choice for a batch that is held back. Use skip or rollback.",
     "command.nothing_held": "No batch is held back, so there is nothing to skip or to roll back.",

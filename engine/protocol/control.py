@@ -124,6 +124,15 @@ class Reorder(RunRef, kw_only=True):
     position: int
 
 
+class Label(RunRef, kw_only=True):
+    """Tags to add and to remove; a note and a pin where they are not null."""
+
+    add: list[str] = []
+    remove: list[str] = []
+    note: str | None = None
+    pinned: bool | None = None
+
+
 class SeriesQuery(RunRef, kw_only=True):
     """Asks for metrics `names`, reduced to at most `points` buckets each, from step `first` to `last` (inclusive; null:
     from the start, to the end)."""
@@ -189,6 +198,37 @@ class TelemetryHistory(Message, kw_only=True):
     """Samples, the oldest first: one per second of the last hour, one per minute before."""
 
     samples: list[Telemetry]
+
+
+class CleanItem(Message, kw_only=True):
+    """Something under the home that can be removed. `kind`: `checkpoint` (intermediate, of a completed run), `resume`
+    (a checkpoint of a run that may be resumed), `cache` (prepared rows that no run refers to), `deleted` (the rest of
+    a deleted run)."""
+
+    path: str
+    kind: str
+    run: str = ""
+    step: int = 0
+    bytes: int = 0
+    safe: bool = True
+    """Whether nothing needs it any more."""
+    why: str = ""
+
+
+class CleanQuery(Message, kw_only=True):
+    """`remove`: paths of listed items to remove; none: only list them. `unsafe`: also those that are not safe."""
+
+    remove: list[str] = []
+    unsafe: bool = False
+
+
+class CleanReply(Message, kw_only=True):
+    """What can be removed now, the largest first, and what has been removed."""
+
+    items: list[CleanItem]
+    removed: list[CleanItem] = []
+    disk_free: int = 0
+    disk_total: int = 0
 
 
 class Shutdown(Message, kw_only=True):
@@ -334,9 +374,21 @@ OPERATIONS: dict[str, Operation] = {
         RunRef, Nothing, "Delete the directory of a run that has ended.", (NO_RUN, "the run has not ended")
     ),
     "reorder": Operation(Reorder, Run, "Move a run within the queue.", (NO_RUN, "the run is not queued")),
+    "label": Operation(
+        Label,
+        Run,
+        "Change the tags, the note and the pin of a run, which are kept in its directory.",
+        (NO_RUN, "a tag or the note is not valid", "it cannot be written"),
+    ),
     "series": Operation(SeriesQuery, SeriesReply, "Return metrics, reduced to a number of buckets.", (NO_RUN,)),
     "log": Operation(LogQuery, LogReply, "Return a part of a run's log.", (NO_RUN,)),
     "telemetry": Operation(TelemetryQuery, TelemetryHistory, "Return samples of the past."),
+    "clean": Operation(
+        CleanQuery,
+        CleanReply,
+        "List what can be removed from the home, and remove what is asked for.",
+        ("a path is not listed, or not safe and `unsafe` is not set",),
+    ),
     "shutdown": Operation(Shutdown, Nothing, "End the supervisor.", ("jobs are live, and `force` is not set",)),
     "reindex": Operation(Nothing, RunList, "Rebuild the index from the journals."),
     "service_open": Operation(

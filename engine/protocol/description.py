@@ -82,11 +82,17 @@ class Run(Message, kw_only=True):
     stages: list[str] = []
     """All stages that the profile asks for, in order."""
     global_batch: int = 0
+    learning_rate: float = 0.0
+    """That of the profile: the metric is the schedule's value at the latest step."""
     parameters: int = 0
     trainable_parameters: int = 0
     metrics: dict[str, float] = {}
     """The latest value of each metric."""
     problem: Problem | None = None
+    tags: list[str] = []
+    note: str = ""
+    pinned: bool = False
+    """`tags`, `note` and `pinned` are the user's own, see `Label`."""
 
 
 class CheckpointInfo(Message, kw_only=True):
@@ -96,6 +102,20 @@ class CheckpointInfo(Message, kw_only=True):
     path: str
     metrics: dict[str, float] = {}
     best: bool = False
+    bytes: int = 0
+    """What its files take on the disk."""
+
+
+class AttemptEnd(Message, kw_only=True):
+    """How an attempt of a run ended. Times are seconds since the epoch."""
+
+    attempt: int
+    state: str
+    step: int = 0
+    time: float = 0.0
+    reason: str = ""
+    code: str = ""
+    problem: Problem | None = None
 
 
 class LedgerLine(Message, kw_only=True):
@@ -123,6 +143,8 @@ class RunDetail(Message, kw_only=True):
     """The latest journal entries other than metrics, oldest first, as JSON objects: the entries of earlier `told`
     events."""
     facts: dict[str, Any] = {}
+    attempts: list[AttemptEnd] = []
+    """How earlier attempts ended, oldest first: a resume clears the reason and the problem of `run`."""
     hosts: list[Telemetry] = []
     """The latest samples of the hosts that the run is on, where these are others than the engine's."""
 

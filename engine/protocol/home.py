@@ -9,6 +9,7 @@
       chats/              conversations that the app has saved
       charts.json         how the app's panels of metrics are arranged, for each profile
       drafts/             what the app has not saved yet: profiles, conversations, prompts
+      settings.yaml       theme, columns, filters, notices
       app.log             exceptions of the app
       votes.jsonl         votes and ratings of models that are no runs
       engine/<host>/      this host's supervisor: registry, connection file, lock, log
@@ -88,6 +89,11 @@ class Home:
     def drafts(self) -> Path:
         """What was typed in the app and is not saved, a JSON file each. The folder is made with the first."""
         return self.root / "drafts"
+
+    @property
+    def settings(self) -> Path:
+        """The user's settings of the app, and where the engine sends its notices."""
+        return self.root / "settings.yaml"
 
     @property
     def app_log(self) -> Path:
@@ -177,6 +183,11 @@ class RunDirectory:
     def votes(self) -> Path:
         """Votes and ratings of the run's replies, a `messages.Judgement` per line, written by the supervisor."""
         return self.path / "votes.jsonl"
+
+    @property
+    def labels(self) -> Path:
+        """The user's tags, note and pin, see `engine.supervisor.labels`."""
+        return self.path / "labels.json"
 
     @property
     def evaluations(self) -> Path:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from engine.protocol import file_channel, states
+from engine.protocol import file_channel, journal, states
 from engine.protocol.home import Home
-from engine.protocol.messages import CheckpointInfo, LedgerLine, Rank, Run, RunDetail, Telemetry
+from engine.protocol.messages import AttemptEnd, CheckpointInfo, LedgerLine, Rank, Run, RunDetail, Telemetry
 from engine.supervisor.registry import Registry
 from engine.supervisor.run_files import escape_name
 from engine.supervisor.run_record import Record, find_checkpoints
@@ -34,6 +36,7 @@ def describe_run(registry: Registry, record: Record, run: Run, ranks: list[Rank]
         warnings=[*_list_warnings(entries), *record.warnings, *record.damage],
         told=entries,
         facts=facts if isinstance(facts, dict) else {},
+        attempts=_list_attempts(record),
         hosts=_list_hosts(record, run),
     )
 
@@ -78,9 +81,41 @@ def _list_checkpoints(record: Record, entries: list[dict[str, Any]]) -> list[Che
             path=escape_name(str(record.directory.checkpoint(step))),
             metrics=known[step].metrics if step in known else {},
             best=step == best,
+            bytes=measure_folder(record.directory.checkpoint(step)),
         )
         for step in record.directory.checkpoint_steps()
     ]
+
+
+def _list_attempts(record: Record) -> list[AttemptEnd]:
+    """How the attempts before the present one ended."""
+    try:
+        entries = [entry for entry, _ in journal.read(record.directory.lifecycle)]
+    except OSError:
+        return []
+    return [
+        AttemptEnd(
+            attempt=entry.attempt,
+            state=entry.state,
+            step=entry.step or 0,
+            time=entry.time,
+            reason=entry.reason,
+            code=entry.code,
+            problem=entry.problem,
+        )
+        for entry in entries
+        if isinstance(entry, journal.State) and entry.state in states.ENDED and entry.attempt < record.run.attempt
+    ]
+
+
+def measure_folder(folder: Path) -> int:
+    """Bytes that the files below a folder take. What vanishes or cannot be read meanwhile counts as nothing."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(place, name)).st_size
+    return total
 
 
 def list_notes(home: Home, registry: Registry) -> list[str]:

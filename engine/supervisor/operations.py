@@ -19,12 +19,14 @@ from engine.protocol.messages import (
     Ask,
     Cancel,
     CancelInstruction,
+    CleanQuery,
     Command,
     Continue,
     Instruction,
     Judgement,
     JudgementQuery,
     Judgements,
+    Label,
     ListRuns,
     LogQuery,
     LogReply,
@@ -51,7 +53,7 @@ from engine.protocol.messages import (
     TelemetryQuery,
     Welcome,
 )
-from engine.supervisor import details, votes
+from engine.supervisor import cleaning, details, labels, votes
 from engine.supervisor.clients import Caller
 from engine.supervisor.run_record import Record
 from engine.supervisor.server import Handler, Server
@@ -214,6 +216,13 @@ def reorder(server: Server, caller: Caller, message: Reorder) -> Run:
     return server.queue.reorder(server.runs.find(message.run), message.position)
 
 
+def label(server: Server, caller: Caller, message: Label) -> Run:
+    record = server.runs.find(message.run)
+    labels.change(record.directory, record.run, message)
+    record.changed = True
+    return record.run
+
+
 def series(server: Server, caller: Caller, message: SeriesQuery) -> None:
     record = server.runs.find(message.run)
     server.backlog.prefer(record)
@@ -242,6 +251,11 @@ def log(server: Server, caller: Caller, message: LogQuery) -> None:
             return LogReply(text=text.decode("utf-8", "replace"), offset=file.tell())
 
     server.reply_later(caller, read)
+
+
+def clean(server: Server, caller: Caller, message: CleanQuery) -> None:
+    records = list(server.runs.records.values())
+    server.reply_later(caller, lambda: cleaning.answer(server.home, records, message))
 
 
 def telemetry(server: Server, caller: Caller, message: TelemetryQuery) -> None:
@@ -366,9 +380,11 @@ HANDLERS: dict[str, Handler] = {
     "resume": resume,
     "delete": delete,
     "reorder": reorder,
+    "label": label,
     "series": series,
     "log": log,
     "telemetry": telemetry,
+    "clean": clean,
     "shutdown": shutdown,
     "reindex": reindex,
     "service_open": service_open,

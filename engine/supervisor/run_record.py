@@ -18,6 +18,7 @@ from engine.protocol.file_channel import SupervisorFiles
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Checkpoint, End, Evaluation, Ledger, Metrics, Phase, Start
 from engine.protocol.messages import CLOCK, Instruction, Problem, Rank, Run
+from engine.supervisor import labels
 from engine.supervisor.hang_detector import Heartbeats
 from engine.supervisor.processes import Leader
 
@@ -304,6 +305,7 @@ def replay(
     record = Record(run=run, directory=directory, job=job, offset=offset if summary else 0, stage=stage)
     record.warnings, record.damage = warnings, damage
     run.stage = stage
+    labels.read(directory, run, record.warnings.append)
     return record, launched
 
 

@@ -100,6 +100,7 @@ class Runs:
         run = record.run
         run.base, run.method, run.adapter = profile.model.origin, profile.method.kind, profile.adapter.kind
         run.stages = [stages.PREPARE] if record.job.kind == "prepare" else stage_plan.list_stages(profile)
+        run.learning_rate = profile.training.learning_rate
         run.epochs, run.max_steps = profile.training.epochs, profile.training.max_steps or run.max_steps
 
     def find_busy_devices(self) -> dict[int, str]:

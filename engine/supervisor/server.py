@@ -45,6 +45,7 @@ from engine.supervisor.clients import Caller, Clients
 from engine.supervisor.devices import Devices
 from engine.supervisor.elsewhere import Elsewhere
 from engine.supervisor.launching import Launcher
+from engine.supervisor.notices import Notices
 from engine.supervisor.pending import PendingRequests
 from engine.supervisor.queue import Queue
 from engine.supervisor.registry import Registry
@@ -103,6 +104,7 @@ class Server:
         self.queue = Queue(self.runs, Launcher(home, workers, address, devices))
         self.backlog = Backlog(self.runs, self.index)
         self.monitor = RunMonitor(self.runs, self.queue, publish, self.instruct, self.run_in_background)
+        self.notices = Notices(home, self.runs, self.run_in_background, self.monitor.warn)
         self.elsewhere = Elsewhere(self.runs, self.monitor, self.services, self._pending, self._take_answer)
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -323,9 +325,7 @@ class Server:
         if request is None:
             return
         if answer.problem is None and request.job in self.runs.records:
-            self.monitor.read_journal(
-                self.runs.records[request.job]
-            )  # so that the reply has the state after the command
+            self.monitor.read_journal(self.runs.records[request.job])  # so that the reply has the state after it
         self._pending.answer(request, answer)
 
     # ── timers ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -348,6 +348,7 @@ class Server:
     def publish_changes(self) -> None:
         """Publish and index the runs that have changed since the last call."""
         for record in self.monitor.publish_changed():
+            self.notices.look(record)
             if record.run.state in states.ENDED:
                 self._pending.resolve_ended(record.run)
             self.index(record)

@@ -1,0 +1,66 @@
+"""`cockpit clean`: what takes room under the home, and the removal of what nothing needs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from cockpit.state.formatting import format_size
+from cockpit.verbs.output import console, emit, say, table
+from engine.protocol.client import Client
+from engine.protocol.home import Home
+from engine.protocol.messages import CleanItem, CleanQuery, CleanReply
+
+LISTED = 40
+"""Items that a terminal shows."""
+
+
+def clean(options: argparse.Namespace) -> int:
+    """List what can be removed; remove it after a question, or at once with `--yes`."""
+    with Client(Home.locate(options.home)) as client:
+        found: CleanReply = client.request("clean", CleanQuery(), 600.0)
+        wanted = [item for item in found.items if (item.safe or options.all) and _fits(item, options)]
+        if not options.json:
+            _print(found, wanted)
+        removed: list[CleanItem] = []
+        if wanted and (options.yes or (not options.json and _agrees(wanted))):
+            message = CleanQuery(remove=[item.path for item in wanted], unsafe=options.all)
+            removed = client.request("clean", message, 600.0).removed
+    if options.json:
+        emit(
+            {
+                "items": [item for item in found.items if _fits(item, options)],
+                "removed": removed,
+                "bytes": sum(item.bytes for item in removed),
+                "disk_free": found.disk_free,
+            }
+        )
+    elif removed:
+        print(f"{format_size(sum(item.bytes for item in removed))} removed")
+    return 0
+
+
+def _fits(item: CleanItem, options: argparse.Namespace) -> bool:
+    return not options.run or item.run == options.run
+
+
+def _print(found: CleanReply, wanted: list[CleanItem]) -> None:
+    if found.items:
+        rows = [
+            (item.path, format_size(item.bytes), "yes" if item.safe else "only with --all", item.why)
+            for item in found.items[:LISTED]
+        ]
+        table(("WHAT", "SIZE", "SAFE", "WHY"), rows)
+    if len(found.items) > LISTED:
+        say(f"and {len(found.items) - LISTED} more, smaller ones")
+    total, free = sum(item.bytes for item in wanted), format_size(found.disk_free)
+    say(f"{len(wanted)} can be removed, {format_size(total)}; {free} of the disk are free" if wanted else
+        f"Nothing to remove; {free} of the disk are free")  # fmt: skip
+
+
+def _agrees(wanted: list[CleanItem]) -> bool:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        say("nothing was removed: --yes removes it")
+        return False
+    console().print(f"Remove these {len(wanted)} permanently? [y/N] ", end="", markup=False)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -1,0 +1,40 @@
+"""The user's own words about runs: tags, a note, a pin."""
+
+from __future__ import annotations
+
+import argparse
+
+from cockpit.verbs.output import emit
+from engine.protocol.client import Client
+from engine.protocol.home import Home
+from engine.protocol.messages import Label, Run
+
+
+def tag(options: argparse.Namespace) -> int:
+    """Add and remove tags; without any, print those that the run has."""
+    return _label(options, Label(run=options.run, add=options.tags, remove=options.remove))
+
+
+def note(options: argparse.Namespace) -> int:
+    """Replace the note; without a text, print it. An empty text removes it."""
+    return _label(options, Label(run=options.run, note=None if options.text is None else options.text))
+
+
+def pin(options: argparse.Namespace) -> int:
+    return _label(options, Label(run=options.run, pinned=not options.off))
+
+
+def _label(options: argparse.Namespace, message: Label) -> int:
+    with Client(Home.locate(options.home)) as client:
+        run: Run = client.request("label", message)
+    if options.json:
+        emit({"run": run.id, "tags": run.tags, "note": run.note, "pinned": run.pinned})
+    else:
+        print(describe(run))
+    return 0
+
+
+def describe(run: Run) -> str:
+    """`RUN is pinned, tagged a b; note: …`"""
+    parts = [*(["is pinned"] if run.pinned else []), f"is tagged {' '.join(run.tags)}" if run.tags else "has no tags"]
+    return f"{run.id} {', '.join(parts)}" + (f"\n{run.note}" if run.note else "")
