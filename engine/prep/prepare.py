@@ -87,6 +87,7 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
         "hash": name,
         **model,
         "files": files_of_rows,
+        "sources": [str(path) for path in list_source_files(sources).values()],
         "left_out": left_out,
         "expanded": expansion,
         "damaged": damaged,

@@ -14,7 +14,7 @@ from engine.config.profile import Profile
 from engine.models.chat_template import adapt_template
 from engine.models.template_lock import find_turn_ends, hash_template, render
 from engine.models.template_metadata import read_metadata
-from engine.prep import token_store
+from engine.prep import row_places, token_store
 from engine.prep.base_model import Progress, load_tokenizer
 from engine.prep.errors import check_kind, check_rejects, check_trained, count_bad, problems_for_mistakes
 from engine.prep.rows import Rejects
@@ -100,6 +100,7 @@ def _tokenize_part(
             progress,
             rows.files,
             kept_rows=folder / "validation.jsonl" if part == "validation" else None,
+            places=folder / row_places.FILE if part == "train" else None,
             kind=settings["wanted"],
             max_prompt=settings["max_prompt"],
             task=settings.get("task"),
@@ -142,9 +143,13 @@ def _join_rows(profile: Profile, folder: Path, stats: dict[str, dict[str, int]],
         (folder / part).rename(folder / "plain")
         if sequences == "packed":
             report = partial(progress, "packing")
-            stats[part]["sequences"] = token_store.write_packed(folder / "plain", folder / part, capacity, report)
+            stats[part]["sequences"] = token_store.write_packed(
+                folder / "plain", folder / part, capacity, report, partial(row_places.reorder, folder)
+            )
         else:
             blocks = token_store.write_blocks(folder / "plain", folder / part, capacity, partial(progress, "joining"))
+            if part == "train":
+                row_places.divide(folder, token_store.TokenSet(folder / "plain").lengths, capacity)
             # A document that continues in another block begins anew there: nothing predicts that part's first token.
             stats[part] |= {"sequences": blocks.rows, "trained_tokens": blocks.trained_tokens}
         shutil.rmtree(folder / "plain")

@@ -7,12 +7,13 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from engine.prep import detect_format, token_store
+from engine.prep import detect_format, row_places, token_store
 from engine.prep.chunks import SIZE, Span, SpanResult, cut, read_lines, work_through
 from engine.prep.files.lines import LONGEST_LINE, describe_too_long
 from engine.prep.formats.canonical import conversation_of
@@ -50,6 +51,7 @@ def tokenize_rows(
     files: Sequence[str] = (),
     formats: Sequence[str | None] = (),
     kept_rows: Path | None = None,
+    places: Path | None = None,
     kind: str = "tokens",
     max_prompt: int | None = None,
     task: str | None = None,
@@ -61,9 +63,9 @@ def tokenize_rows(
     Without `files`, each line is a row. With `files`, each line is `[file, line, offset, row]`, as between two stages,
     where `file` is an index into `files`. Rows are canonical unless `formats` gives the format of each of `files`, or
     one format for all lines. Bad rows go to `rejects`. `kind` and the parameters behind it are those of
-    `make_row_tokenizer`. `kept_rows`, if given, becomes a JSONL file of the canonical rows that were kept.
-    `work_folder` keeps finished spans across kills; remove it when the result is safe. `progress` gets (bytes done,
-    bytes in all).
+    `make_row_tokenizer`. `kept_rows`, if given, becomes a JSONL file of the canonical rows that were kept, and `places`
+    the file of where each sequence comes from (see `row_places`). `work_folder` keeps finished spans across kills;
+    remove it when the result is safe. `progress` gets (bytes done, bytes in all).
 
     Raises ProblemError for a conversation if the tokenizer has no template, ValueError for a tokenizer that is pure
     Python.
@@ -80,6 +82,7 @@ def tokenize_rows(
         "files": list(files),
         "formats": list(formats),
         "kept_rows": kept_rows is not None,
+        "places": places is not None,
     }
     total = sum(path.stat().st_size for path in rows)
     # The size, and so the result, does not depend on the number of processes. Small input is not worth many.
@@ -87,7 +90,8 @@ def tokenize_rows(
     spans = [span for path in rows for span in cut(path, size)]
     processes = min(processes, 1 + total // (2 * SIZE))
     made, work = TokenizeResult(Counts(), []), f"{__name__}:tokenize_span"
-    with token_store.link_streams(into, COLUMNS[kind]) as link, open(kept_rows or os.devnull, "wb") as rows_file:
+    with token_store.link_streams(into, COLUMNS[kind]) as link, ExitStack() as stack:
+        rows_file, places_file = (stack.enter_context(open(path or os.devnull, "wb")) for path in (kept_rows, places))
         for done in work_through(spans, work, settings, work_folder / "tokens", processes, progress):
             _check_template(done.counts["untemplated"])
             made.counts.add(Counts.from_json(done.counts["counts"]))
@@ -96,6 +100,8 @@ def tokenize_rows(
             _add_rejects(rejects, done)
             if kept_rows:
                 rows_file.write((done.folder / "rows.jsonl").read_bytes())
+            if places:
+                places_file.write((done.folder / "places.bin").read_bytes())
     return made
 
 
@@ -118,18 +124,20 @@ def _check_template(place: str) -> None:
 
 
 def tokenize_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The work on a span (see `chunks.Work`): writes `tokens.arrow`, `rejects.jsonl` and, if requested,
-    `rows.jsonl`."""
+    """The work on a span (see `chunks.Work`): writes `tokens.arrow`, `rejects.jsonl` and, if requested, `rows.jsonl`
+    and `places.bin`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # there is one process per core already
     tokenizing = _load_row_tokenizer(
         *(settings[name] for name in ("kind", "tokenizer", "loss_on", "max_length", "max_prompt", "task")),
         *(settings[name] for name in ("turns", "thinking")),
     )
     counts, summary = Counts(), {"read": 0, "untemplated": ""}
+    numbers = {path: number for number, path in enumerate(settings["files"])}
     golden: list[list[dict[str, Any]]] = []
     with (
         (folder / "rejects.jsonl").open("w", encoding="utf-8") as rejects_file,
         (folder / "rows.jsonl").open("wb") as rows_file,
+        (folder / "places.bin").open("wb") as places_file,
         token_store.arrow_writer(folder / "tokens.arrow", COLUMNS[settings["kind"]]) as write,
     ):
         rejects = Rejects(rejects_file.write)
@@ -143,6 +151,9 @@ def tokenize_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[st
             for at, reason in batch.refused.items():
                 rejects.add(some[at].file, some[at].line, some[at].offset, reason)
             write(batch.columns)
+            if settings["places"]:
+                kept = [some[at] for at in batch.rows]
+                places_file.write(row_places.encode([(numbers[row.file], row.line) for row in kept]))
             for at in dict.fromkeys(batch.rows):
                 content = some[at].content
                 if len(golden) < _GOLDEN and (talk := conversation_of(content)) and talk not in golden:

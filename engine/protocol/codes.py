@@ -404,6 +404,10 @@ CODES: dict[str, str] = {
         "An auxiliary loss was asked for, and the base has no routers that it balances. Leave "
         "`training.router_aux_loss` out."
     ),
+    "training.row_losses": (
+        "The losses of rows cannot be recorded any more. Free some space; the run goes on, and a resume records them "
+        "again."
+    ),
     "training.long_rows": (
         "Rows are longer than `training.tokens_per_batch`: each is a micro-batch of its own. Nothing to do if memory "
         "suffices."
