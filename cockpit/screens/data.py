@@ -34,6 +34,7 @@ SOURCES = "sources"
 STAGES = {
     "expand": "asks the service for new rows; its earlier answers are kept",
     "validate": "rejects bad rows, each with its reason",
+    "exclude": "leaves out the rows that data.exclude lists",
     "clean": "repairs text and rejects rows that break a rule",
     "dedup": "rejects equal and nearly equal rows",
     "split": "sets validation and test rows apart",

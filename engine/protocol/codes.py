@@ -167,6 +167,9 @@ CODES: dict[str, str] = {
     "run.deleted": "The run was deleted while it was being followed.",
     "run.live": "The run has not ended, and this needs a run that has. Wait for its end, or stop it.",
     "run.not_live": "The run is not running, and this needs a run that is. Resume it, or wait until it has started.",
+    "run.no_row_losses": (
+        "The run has recorded no losses of rows. Runs of sft and pretrain do so while `logging.row_losses` is true."
+    ),
     "run.not_queued": "The run is not in the queue, so it cannot be moved within it.",
     "run.not_training": "Only a run that is training answers from its own process. Ask one of its checkpoints.",
     "run.past_training": "The run has finished training and is in a later stage, which takes no commands but `stop`.",
@@ -357,6 +360,7 @@ CODES: dict[str, str] = {
     "data.rows.cleaned": (
         "Cleaning or deduplication left out rows; the rejects file names them. Look whether they matter."
     ),
+    "data.rows.excluded": "The list in `data.exclude` leaves out training rows. Nothing to do if that is intended.",
     "data.rows.cut": (
         "Rows were cut at `data.max_length`, or left out because the cut came before their reply. Raise it if that "
         "matters."

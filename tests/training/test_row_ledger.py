@@ -42,7 +42,7 @@ def expected(prepared: dict[str, Any]) -> Any:
     [
         ("training.micro_batch=4", "training.accumulation=2"),
         ("training.micro_batch=3", "training.optimizations=false"),
-        ("training.tokens_per_batch=64",),
+        ("training.micro_batch=1", "training.tokens_per_batch=64", "training.accumulation=2"),
     ],
     ids=["joined", "padded", "by tokens"],
 )

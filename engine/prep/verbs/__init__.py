@@ -15,5 +15,6 @@ VERBS = {
     "data expand": "engine.prep.verbs.expand",
     "data tokenize": "engine.prep.verbs.tokenize",
     "data stats": "engine.prep.verbs.stats",
+    "data worst": "engine.prep.verbs.worst",
     "tokenizer train": "engine.prep.verbs.train_tokenizer",
 }
