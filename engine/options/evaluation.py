@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
@@ -77,6 +77,13 @@ class EvaluationOptions(Options):
             "How a service judges replies, when `cockpit eval --judge` or a pipeline asks it to; never while training."
         ),
     )
+    drift: bool = option(
+        False,
+        help="Measure at each evaluation how far the model has moved from its base on 64 neutral prompts and texts: "
+        "drift_kl, drift_perplexity, drift_changed, drift_stops, drift_format, drift_language.",
+    )
+    drift_limit: float | None = option(None, help="Largest drift_kl; none: no limit.", unit="nats per token", gt=0)
+    drift_action: Literal["warn", "stop"] = option("warn", help="What happens beyond evaluation.drift_limit.")
     benchmarks: BenchmarkOptions | None = option(
         None, help="Benchmarks on which the best checkpoint is measured after training."
     )

@@ -408,6 +408,13 @@ CODES: dict[str, str] = {
         "An auxiliary loss was asked for, and the base has no routers that it balances. Leave "
         "`training.router_aux_loss` out."
     ),
+    "evaluation.drift": (
+        "The model has moved further from its base than `evaluation.drift_limit`. A smaller learning rate, fewer steps "
+        "or some general rows keep it closer."
+    ),
+    "evaluation.no_drift": (
+        "Drift is not measured, since the answers of the base are not known. Nothing to do; a new run measures it."
+    ),
     "training.row_losses": (
         "The losses of rows cannot be recorded any more. Free some space; the run goes on, and a resume records them "
         "again."

@@ -98,6 +98,7 @@ class TrainingLoop:
         if self.profile.training.rehearsal:
             preflight.rehearse(self, fresh=not resumed)
         self.ledger.begin()
+        self.evaluator.drift.begin()
         self.reporter.set_phase("first step")
         if self.step == 0 and self.profile.evaluation.at_start:
             self.evaluate()
