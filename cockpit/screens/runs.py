@@ -52,6 +52,7 @@ class RunsScreen(RunActionsScreen):
         Binding("t", "sort", "Sort"),
         Binding("o", "overlay", "Overlay"),
         Binding("E", "evaluations", "Results"),
+        Binding("w", "worst", "Worst rows", show=False),
         Binding("X", "export", "Export", show=False),
         Binding("j", "cursor(1)", "Down", show=False),
         Binding("k", "cursor(-1)", "Up", show=False),

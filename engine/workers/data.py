@@ -2,12 +2,13 @@
 
 Requests: `open {profile, directory}`, `rows {part, start, count}`, `narrow {part, query}`, `tokens {part, index}`,
 `rendered {part, index}`, `stats {part}`, `stages {until}`, `prepare {}`, `batch {step}`, `decide {at, decision}`,
-`reread {}`. `open`, `narrow`, `stats`, `stages`, `prepare` and `reread` send events `progress {phase, done, total}` and
+`reread {}`, `worst {run, by, top[, drop, only, weight]}`. `open`, `narrow`, `stats`, `stages`, `prepare` and `reread` send events `progress {phase, done, total}` and
 can be cancelled; what `prepare` has done by then is kept.
 """
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.worker_link import Link
 from engine.workers.service_loop import Cancelled, ErrorTexts, build_parser, serve_requests
 
-QUESTIONS = ("open", "rows", "narrow", "tokens", "rendered", "stats", "prepare", "batch", "decide", "reread", "stages")
+QUESTIONS = ("open", "rows", "narrow", "tokens", "rendered", "stats", "prepare", "batch", "decide", "reread", "stages", "worst")
 _EVERY = 0.1
 """Seconds between two progress events."""
 
@@ -117,6 +118,13 @@ class Data:
         return describe_batch(
             self.prepared, self._require_browser().profile, self._require_browser().tokenizer(), arguments["step"]
         )
+
+    def worst(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """What `cockpit data worst` says of a run's rows. Raises ValueError, ProblemError."""
+        from engine.prep.verbs import worst
+
+        given = {"drop": None, "only": None, "weight": 0.0, **arguments}
+        return worst.run(self.home, argparse.Namespace(**given), lambda *_: None)
 
     def _require_browser(self) -> Browser:
         if self.browser is None:
