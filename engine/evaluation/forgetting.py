@@ -88,7 +88,7 @@ def run(store: ResultStore, target: Target, request: EvaluationRequest, models: 
     missing = [question for question in questions if question["id"] not in answered]
     if missing:
         _ask(store, models.language_model(target, request.dtype, request.quantization), missing, request, watch)
-    entries = [entry for entry in read_lines(store.folder / SAMPLES)]
+    entries = list(read_lines(store.folder / SAMPLES))
     values = {name: sum(rows.values()) / len(rows) for name, rows in _group(entries).items()}
     result = {
         "metrics": values,
