@@ -51,7 +51,8 @@ added to a list, which data.exclude of a profile names."""
         Binding("k", "move(-1)", "Up", show=False),
         Binding("pagedown", "scroll(1)", "Text down", show=False),
         Binding("pageup", "scroll(-1)", "Text up", show=False),
-        Binding("escape,q", "leave", "Back", key_display="Esc"),
+        Binding("escape", "leave", "Back", key_display="Esc"),
+        Binding("q", "leave", "Back", show=False),
     ]
     DEFAULT_CSS = """
     WorstRowsScreen #place {
@@ -122,7 +123,7 @@ added to a list, which data.exclude of a profile names."""
         table.clear(columns=True)
         places = [_place(row) for row in self.rows]
         width = min(28, max(map(len, places), default=5))
-        room = max(10, self.app.size.width - 9 - 9 - 9 - width - 6)
+        room = max(10, self.app.size.width - (1 + 6 + 6 + width) - 5 * 2 - 2)
         for name, cells in (("", 1), ("score", 6), ("loss", 6), ("row", width), ("answer", room)):
             table.add_column(name, width=cells)
         for row, place in zip(self.rows, places, strict=True):

@@ -51,8 +51,11 @@ class JudgeOptions(ServiceOptions):
 
 
 class BenchmarkOptions(Options):
-    """Benchmarks of lm-evaluation-harness on which the best checkpoint is measured after training."""
+    """Benchmarks of lm-evaluation-harness on which the best checkpoint is measured after training, and the model during it."""
 
+    every_steps: int | None = option(
+        None, help="Also measure every so many steps; none: only after training.", unit="steps", ge=1
+    )
     names: list[str] = option(help="Their names, such as arc_easy.", min_length=1)
     rows: int | None = option(None, help="Use at most this many rows of each; none: all.", unit="rows", ge=1)
     folder: str | None = option(None, help="A folder with YAML files of further benchmarks.")

@@ -27,6 +27,7 @@ from engine.training.drift import DriftMeter
 from engine.training.early_stopping import Patience
 from engine.training.methods.base import take_counts
 from engine.training.overfitting import OverfittingDetector
+from engine.training.step_benchmarks import StepBenchmarks
 
 if TYPE_CHECKING:
     from engine.training.loop import TrainingLoop
@@ -57,6 +58,7 @@ class Evaluator:
         rows = self._method.held_out
         self._batches = self._divide_rows(rows) if rows is not None else []
         self.drift = DriftMeter(loop)
+        self.benchmarks = StepBenchmarks(loop)
         self._needed = rows is not None or bool(self._options.probes) or self.drift.enabled
         task = load_task(self._options.task) if self._options.task else None
         self._task = task if self._options.samples and rows is not None else None
@@ -70,7 +72,7 @@ class Evaluator:
         """Measure the held-out loss and the task's metrics; does nothing without held-out rows and probes, or when this
         step is already evaluated."""
         loop = self._loop
-        if not self._needed or loop.step in self.results:
+        if not (self._needed or self.benchmarks.is_due()) or loop.step in self.results:
             return
         with loop.reporter.in_phase("evaluating"):
             start = time.perf_counter()
@@ -151,6 +153,7 @@ class Evaluator:
                 if optimized and self._prompts and not merged:
                     stack.enter_context(merge_weights(model, rounded=True))
                 values |= self.drift.measure()
+                values |= self.benchmarks.measure()
                 replies = self._generate(self._prompts, self._job.profile.generation.max_new_tokens)
         finally:
             model.train()

@@ -187,6 +187,8 @@ class TrainingLoop:
         last = self.step >= self.max_steps
         if self.is_due(self.profile.evaluation.every_steps) or last:
             self.evaluate()
+        elif self.evaluator.benchmarks.is_due():
+            self.guard.evaluate()
         if self.is_due(self.profile.checkpoint.every_steps) or last:
             self.control.save(background=not last)
         self.control.take_commands()
