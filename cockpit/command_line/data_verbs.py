@@ -190,7 +190,11 @@ DATA_VERBS = (
             option("--drop", metavar="LIST", help="add these rows to a list that data.exclude of a profile names"),
             option("--only", metavar="NUMBERS", help="of the rows, only these, such as 1,3-5"),
             option(
-                "--weight", type=float, metavar="W", default=0.0, help="use them this often instead of leaving them out (0)"
+                "--weight",
+                type=float,
+                metavar="W",
+                default=0.0,
+                help="use them this often instead of leaving them out (0)",
             ),
         ),
     ),

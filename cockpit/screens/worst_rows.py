@@ -226,7 +226,6 @@ added to a list, which data.exclude of a profile names."""
         self.dismiss(None)
 
 
-
 def edit_command(file: str, line: int, environment: Any) -> list[str]:
     """The command that opens a file at a line, in the user's editor; `vi` without one."""
     editor = shlex.split(environment.get("VISUAL") or environment.get("EDITOR") or "vi")

@@ -137,7 +137,17 @@ def _judge_keys(target: str, home: Home, judge: Mapping[str, Any]) -> dict[str, 
 
 def _score_predictions(options: argparse.Namespace, home: Home, settings: dict[str, Any]) -> dict[str, Any]:
     """Score replies in a process of its own, in the foreground. This starts no engine."""
-    for name in ("data", "rows", "samples", "max_new_tokens", "constrained", "dtype", "quantization", "benchmarks", "forgetting"):
+    for name in (
+        "data",
+        "rows",
+        "samples",
+        "max_new_tokens",
+        "constrained",
+        "dtype",
+        "quantization",
+        "benchmarks",
+        "forgetting",
+    ):
         if name in settings:
             raise ValueError(
                 f"--{name.replace('_', '-')} applies to measuring a model; leave it out with --predictions"

@@ -181,8 +181,8 @@ def _measure(
     loaded: Any,
     watch: Callable[[str, int, int], None],
 ) -> dict[str, Any]:
-    """The harness's results; the model's answers are kept in the file `answers`, if it is given. Raises ProblemError for
-    rows that cannot be had."""
+    """The harness's results; the model's answers are kept in the file `answers`, if it is given. Raises ProblemError
+    for rows that cannot be had."""
     from lm_eval.evaluator import simple_evaluate
 
     from engine.evaluation.benchmark_model import BenchmarkModel

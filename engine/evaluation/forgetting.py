@@ -48,7 +48,9 @@ def _path() -> Path:
 def check_request(request: EvaluationRequest) -> None:
     """Raises ValueError for a request that asks for other rows."""
     if clash := [name for name in _NOT_WITH if getattr(request, name)]:
-        raise ValueError(f"--{clash[0].replace('_', '-')} cannot be used with --forgetting, which has its own questions")
+        raise ValueError(
+            f"--{clash[0].replace('_', '-')} cannot be used with --forgetting, which has its own questions"
+        )
 
 
 def describe_request(request: EvaluationRequest) -> dict[str, Any]:
@@ -166,9 +168,7 @@ def compare_folders(before: Path, after: Path) -> dict[str, Any]:
     return found | {"forgot": list(_list_lost(*sides)), "learnt": list(_list_lost(*reversed(sides)))}
 
 
-def _list_lost(
-    before: Mapping[int, dict[str, Any]], after: Mapping[int, dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
+def _list_lost(before: Mapping[int, dict[str, Any]], after: Mapping[int, dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for row, entry in sorted(before.items()):
         if row in after and entry["right"] and not after[row]["right"]:
             named = {name: entry[name] for name in ("row", "kind", "language", "question")}

@@ -51,7 +51,7 @@ class JudgeOptions(ServiceOptions):
 
 
 class BenchmarkOptions(Options):
-    """Benchmarks of lm-evaluation-harness on which the best checkpoint is measured after training, and the model during it."""
+    """Benchmarks of lm-evaluation-harness on which the best checkpoint is measured after training."""
 
     every_steps: int | None = option(
         None, help="Also measure every so many steps; none: only after training.", unit="steps", ge=1

@@ -121,7 +121,8 @@ def collate_flat(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
 
     `lengths` are the lengths of the parts that attend only to themselves: rows, or the sequences in a packed row
     (`seq_lengths`). `picked` are the positions whose next token is trained, `targets` those tokens, `trained` their
-    number in each part. An empty micro-batch, which a rank gets if the last global batch has no row for it, is one token that trains nothing.
+    number in each part. An empty micro-batch, which a rank gets if the last global batch has no row for it, is one
+    token that trains nothing.
     """
     lengths = [length for row in rows for length in row.get("seq_lengths") or [len(row["input_ids"])]] or [1]
     ids = torch.tensor([token for row in rows for token in row["input_ids"]] or [0])

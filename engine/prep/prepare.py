@@ -1,9 +1,9 @@
 """Prepares a profile's data, from files to tokens on disk. The entry point is `prepare`.
 
-sources → expand → validate → exclude → clean → dedup → split → balance → tokenize (and pack). The result is cached by content
-hash: a second run with the same files, tokenizer and settings only computes the hash, without loading a tokenizer. The
-rows after the stages have a cache entry of their own, so that other lengths or another tokenizer do not repeat the
-stages. A killed preparation is continued.
+sources → expand → validate → exclude → clean → dedup → split → balance → tokenize (and pack). The result is cached by
+content hash: a second run with the same files, tokenizer and settings only computes the hash, without loading a
+tokenizer. The rows after the stages have a cache entry of their own, so that other lengths or another tokenizer do not
+repeat the stages. A killed preparation is continued.
 """
 
 from __future__ import annotations

@@ -49,7 +49,9 @@ class TokenParts:
             trained = labels != MASKED
             starts = numpy.cumsum(lengths) - lengths
             trained[starts[lengths > 0]] = False
-            counts.append(numpy.diff(numpy.concatenate([[0], numpy.cumsum(trained)])[numpy.append(starts, len(labels))]))
+            counts.append(
+                numpy.diff(numpy.concatenate([[0], numpy.cumsum(trained)])[numpy.append(starts, len(labels))])
+            )
         return numpy.concatenate(counts)
 
     def take(self, part: int) -> tuple[list[int], list[int]]:

@@ -8,6 +8,7 @@ and memorise exceptions later), so the mean over all epochs ranks likely label e
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def compare(losses: Any) -> Any:
 
     groups = max(1, round(len(losses) / _TOGETHER))
     bounds = [index * len(losses) // groups for index in range(groups + 1)]
-    pairs = list(zip(bounds[:-1], bounds[1:], strict=True))
+    pairs = list(itertools.pairwise(bounds))
     centres = numpy.array([(begin + end - 1) / 2 for begin, end in pairs])
     medians = numpy.array([_median(losses[begin:end]) for begin, end in pairs])
     usual = numpy.interp(numpy.arange(len(losses)), centres, medians)

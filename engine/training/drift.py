@@ -168,7 +168,9 @@ class DriftMeter:
         if not self._job.ranks.first:
             return
         about = json.dumps([item._asdict() for item in self._items])
-        arrays = {f"{name}{number}": getattr(kept, name) for number, kept in enumerate(self._kept) for name in Kept._fields}
+        arrays = {
+            f"{name}{number}": getattr(kept, name) for number, kept in enumerate(self._kept) for name in Kept._fields
+        }
         draft = self._path.with_name(f".{FILE}")
         try:
             with draft.open("wb") as file:
@@ -239,9 +241,8 @@ class DriftMeter:
         return {
             names.STOPS: sum(ended) / len(rows),
             names.FORMAT: sum(map(is_well_formed, texts)) / len(rows),
-            names.LANGUAGE: sum(
-                speaks(text, row["language"]) for text, row in zip(texts, rows, strict=True)
-            ) / len(rows),
+            names.LANGUAGE: sum(speaks(text, row["language"]) for text, row in zip(texts, rows, strict=True))
+            / len(rows),
         }
 
     def _speak(self, prompts: list[list[int]], length: int) -> list[list[int]]:

@@ -2,8 +2,9 @@
 
 Requests: `open {profile, directory}`, `rows {part, start, count}`, `narrow {part, query}`, `tokens {part, index}`,
 `rendered {part, index}`, `stats {part}`, `stages {until}`, `prepare {}`, `batch {step}`, `decide {at, decision}`,
-`reread {}`, `worst {run, by, top[, drop, only, weight]}`. `open`, `narrow`, `stats`, `stages`, `prepare` and `reread` send events `progress {phase, done, total}` and
-can be cancelled; what `prepare` has done by then is kept.
+`reread {}`, `worst {run, by, top[, drop, only, weight]}`. `open`, `narrow`, `stats`,
+`stages`, `prepare` and `reread` send events `progress {phase, done, total}` and can be cancelled; what `prepare` has
+done by then is kept.
 """
 
 from __future__ import annotations
@@ -24,7 +25,20 @@ from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.worker_link import Link
 from engine.workers.service_loop import Cancelled, ErrorTexts, build_parser, serve_requests
 
-QUESTIONS = ("open", "rows", "narrow", "tokens", "rendered", "stats", "prepare", "batch", "decide", "reread", "stages", "worst")
+QUESTIONS = (
+    "open",
+    "rows",
+    "narrow",
+    "tokens",
+    "rendered",
+    "stats",
+    "prepare",
+    "batch",
+    "decide",
+    "reread",
+    "stages",
+    "worst",
+)
 _EVERY = 0.1
 """Seconds between two progress events."""
 

@@ -43,7 +43,9 @@ def main() -> int:
     verb = importlib.import_module(VERBS[f"{arguments.group} {arguments.verb}"])
     try:
         with _show_progress() as report:
-            result: dict[str, Any] = verb.run(Home.locate(arguments.home), argparse.Namespace(**arguments.arguments), report)
+            result: dict[str, Any] = verb.run(
+                Home.locate(arguments.home), argparse.Namespace(**arguments.arguments), report
+            )
     except ProblemError as error:
         return _print_problem(arguments.json, error.problem)
     except (ValueError, OSError) as error:

@@ -17,9 +17,11 @@ from engine.protocol.messages import ProblemError
 
 QUESTIONS = forgetting.read_questions()
 
-FOLLOWED = """Yes.|no|lantern|42|HELLO|river|red, green, blue|cat, dog|1 2 3 4 5|East.|Down|{"city": "Oslo"}|c b a|cat|???
+FOLLOWED = """Yes.|no|lantern|42|HELLO|river|red, green, blue|cat, dog
+1 2 3 4 5|East.|Down|{"city": "Oslo"}|c b a|cat|???
 banana|B|apple, melon, pear|star star|No, it is a mammal.|They drink water.|The sea is so wide!|c-a-t|[]
-是|否|灯笼|42|红，绿，蓝|猫、狗|1 2 3 4 5|下|东|{"city": "北京"}|狗|Thank you!|香蕉|B|星 星|不是，它是哺乳动物。|牛喝水。
+是|否|灯笼|42|红，绿，蓝|猫、狗|1 2 3 4 5|下|东|{"city": "北京"}|狗|Thank you!
+香蕉|B|星 星|不是，它是哺乳动物。|牛喝水。
 大海真美！|丙 乙 甲|？？？|2|好的，明天见。|足|[]"""
 IGNORED = "Well, that is not quite something which I could say."
 
@@ -117,7 +119,11 @@ def test_what_was_forgotten_is_listed(tiny: Path, tmp_path: Path) -> None:
     assert asked == [len(QUESTIONS)] * 2, "what has been asked is not asked again"
     assert result["metrics"]["right_facts"] == 0.5 and result["metrics"]["right_arithmetic"] == 0
     found = history.compare_folders(folders["before"], folders["after"])
-    lost = [each for each in QUESTIONS if each["kind"] == "arithmetic" or (each["kind"], each["language"]) == ("facts", "zh")]
+    lost = [
+        each
+        for each in QUESTIONS
+        if each["kind"] == "arithmetic" or (each["kind"], each["language"]) == ("facts", "zh")
+    ]
     assert [each["question"] for each in found["forgot"]] == [each["question"] for each in lost]
     assert found["learnt"] == []
     whole = found["differences"]["right"]

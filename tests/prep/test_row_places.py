@@ -35,7 +35,10 @@ def _parts(folder: str) -> list[list[int]]:
 @pytest.mark.parametrize("kind", ["rows", "packed", "blocks", "staged"])
 def test_every_part_is_found_in_its_line(kind: str, home: Home, tmp_path: Path, tokenizer: Any) -> None:
     """Each row holds words that no other has; where a part is said to come from, its words must stand."""
-    texts = [[f"z{file}y{number} " * (23 if kind == "blocks" else 3 + number % 5) for number in range(30)] for file in range(2)]
+    texts = [
+        [f"z{file}y{number} " * (23 if kind == "blocks" else 3 + number % 5) for number in range(30)]
+        for file in range(2)
+    ]
     if kind == "blocks":
         write(tmp_path / "a.jsonl", *({"text": text} for text in texts[0]))
     else:

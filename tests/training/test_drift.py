@@ -54,7 +54,9 @@ def test_the_divergence_is_that_of_the_libraries(full: bool, prepared: dict[str,
     for item in items:
         ids = torch.tensor([item["ids"]])
         with torch.no_grad():
-            first, now = (each(input_ids=ids).logits[0, item["start"] - 1 : -1].log_softmax(-1) for each in (base, model))
+            first, now = (
+                each(input_ids=ids).logits[0, item["start"] - 1 : -1].log_softmax(-1) for each in (base, model)
+            )
         total += float((first.exp() * (first - now)).sum())
         count += len(first)
         targets = ids[0, item["start"] :]

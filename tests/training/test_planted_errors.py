@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 from collections import Counter
@@ -129,7 +130,7 @@ def test_planted_errors_come_first_and_are_dropped(tiny_run: tuple[Home, Any, se
     with pytest.raises(ValueError, match="has changed since"):
         ask(home, 3, drop=str(chosen))
     chosen.write_text('{"digest": "a", "weight": 7}\n')
-    with pytest.raises(ProblemError, match="data.exclude"):
+    with pytest.raises(ProblemError, match=r"data\.exclude"):
         prepare(replace(profile, data=data), home, quiet)
 
 
@@ -153,7 +154,7 @@ def test_near_duplicates_with_other_answers_are_named(tmp_path: Path) -> None:
     with link_streams(tmp_path / "set", PLAIN) as link:
         link(tmp_path / "stream")
     tokens = TokenParts(tmp_path / "set")
-    pairs = [{*zip(prompt, prompt[1:], strict=False)} for prompt, _ in rows]
+    pairs = [{*itertools.pairwise(prompt)} for prompt, _ in rows]
     spread = Counter(pair for own in pairs for pair in own)
     chosen = list(range(0, len(rows), 3))
     listed = {pair for at in chosen for pair in pairs[at] if spread[pair] > 0.1 * len(rows)}

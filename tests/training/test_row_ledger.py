@@ -76,7 +76,9 @@ def _write_stream(plain: Path, path: Path) -> None:
 
     rows = load_from_disk(str(plain))
     with arrow_writer(path, PLAIN) as write:
-        write({name: ([each for row in rows for each in row[name]], [len(row[name]) for row in rows]) for name in PLAIN})
+        write(
+            {name: ([each for row in rows for each in row[name]], [len(row[name]) for row in rows]) for name in PLAIN}
+        )
 
 
 def test_a_resume_has_the_ledger_of_an_uninterrupted_run(prepared: dict[str, Any], tmp_path: Path) -> None:
@@ -137,7 +139,9 @@ def test_any_prefix_of_a_file_is_readable(tmp_path: Path) -> None:
                 known = {each: value for each, value in known.items() if each < at}
                 if rows_then is not None:
                     known[at] = rows_then
-            found = {block.step: dict(zip(block.rows.tolist(), block.losses, strict=True)) for block in read_blocks(folder)}
+            found = {
+                block.step: dict(zip(block.rows.tolist(), block.losses, strict=True)) for block in read_blocks(folder)
+            }
             assert found.keys() == known.keys()
             assert all(found[at] == pytest.approx(known[at], rel=1e-3) for at in known)
 

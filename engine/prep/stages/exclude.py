@@ -36,7 +36,7 @@ def read_list(path: Path) -> dict[str, float]:
             entry = json.loads(line)
             weights[str(entry["digest"])] = float(entry["weight"])
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path.name}:{number}: a line is {{\"digest\": …, \"weight\": 0 to 1}}") from None
+            raise ValueError(f'{path.name}:{number}: a line is {{"digest": …, "weight": 0 to 1}}') from None
         if not 0 <= weights[str(entry["digest"])] <= 1:
             raise ValueError(f"{path.name}:{number}: a weight is from 0 (leave the row out) to 1")
     return weights

@@ -1,7 +1,7 @@
 """Runs the stages in order, from a profile's sources to rows that are ready to be tokenised.
 
-validate → exclude → clean → dedup → split → balance → weights and limit. Each stage writes a file of placed canonical rows and
-its counts, and is not repeated; its input is removed when it is done.
+validate → exclude → clean → dedup → split → balance → weights and limit. Each stage writes a file of placed canonical
+rows and its counts, and is not repeated; its input is removed when it is done.
 """
 
 from __future__ import annotations

@@ -89,7 +89,9 @@ def list_worst(directory: RunDirectory, by: str, top: int) -> tuple[dict[str, An
         )
     order, scores = worst_rows.rank(found, by)
     chosen = order[:top].tolist()
-    tokenizer = load_tokenizer(prepared.get("tokenizer") or prepared["base"], _trusts(directory), prepared.get("template"))
+    tokenizer = load_tokenizer(
+        prepared.get("tokenizer") or prepared["base"], _trusts(directory), prepared.get("template")
+    )
     parts = [int(found.parts[row]) for row in chosen]
     alike = worst_rows.find_alike(tokens, parts)
     rows = []
