@@ -86,10 +86,11 @@ def read_losses(folder: Path, train: Path, tokens: TokenParts) -> RowLosses:
         table[epoch[known], rows[known]] = values[known]
     places = row_places.read(train.parent)
     if places is None or len(places) != len(tokens):
-        return RowLosses(*tables, numpy.arange(len(tokens)), None)
+        return RowLosses(tables[0], tables[1], numpy.arange(len(tokens)), None)
     unique, first, of_row = numpy.unique(places, axis=0, return_index=True, return_inverse=True)
     weights = numpy.maximum(tokens.count_trained(), 1)
-    return RowLosses(*(_join(table, of_row.reshape(-1), len(unique), weights) for table in tables), first, unique)
+    joined = [_join(table, of_row.reshape(-1), len(unique), weights) for table in tables]
+    return RowLosses(joined[0], joined[1], first, unique)
 
 
 def compare(losses: Any) -> Any:

@@ -10,6 +10,8 @@ import pytest
 
 from engine.evaluation import run as examine
 from engine.evaluation.request import EvaluationRequest
+from engine.models import tokenizers
+from engine.models.template_lock import hash_template
 from engine.protocol.home import Home
 from engine.protocol.journal import Evaluation, Warn
 from tests.evaluation.benchmark_files import CHOICES, HARNESS, QUESTIONS
@@ -38,6 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_so_many_steps(tiny: Path, folder: Path, tmp_path: Path) -> None:
     prepared = prepare(tmp_path / "prepared", tiny)
+    prepared["lock"]["template_sha256"] = hash_template(tokenizers.load(tiny))
     section = "evaluation={every_steps: 100, at_start: false, benchmarks: {names: [capitals], every_steps: 3, "
     with_benchmarks = f"{section}rows: 5, folder: {folder}}}}}"
     measured = train(Home(tmp_path), "measured", prepared, *SETTINGS, with_benchmarks)
@@ -59,7 +62,6 @@ def test_every_so_many_steps(tiny: Path, folder: Path, tmp_path: Path) -> None:
             return False
 
     request = EvaluationRequest(benchmarks=["capitals"], benchmark_folder=str(folder), rows=5, out=str(tmp_path / "o"))
-    (measured.checkpoint(6) / "lock.json").unlink()  # the prepared rows were made without a template
     checkpoint = str(measured.checkpoint(6))
     there = examine.evaluate(checkpoint, request, Home(tmp_path), tmp_path, Models(), Watch())["metrics"]  # type: ignore[arg-type]
     assert there and {name: found[6][name] for name in there} == pytest.approx(there, abs=1e-4)
