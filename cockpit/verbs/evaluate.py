@@ -229,10 +229,10 @@ def _print_comparison(result: dict[str, Any], other: dict[str, Any]) -> None:
         interval = f"{each['difference']:+.4g}  [{each['low']:+.4g}, {each['high']:+.4g}]"
         rows.append((name, format_metric(each["first"]), format_metric(each["second"]), interval, verdict))
     table(("", other["target"], result["target"], "difference, 95 % interval", ""), rows)
-    for title in ("forgot", "learnt"):
-        listed = other.get(title, ())
+    for change in ("forgot", "learnt"):
+        listed = other.get(change, ())
         if listed:
-            say(f"{title} {len(listed)} of {other['compared_rows']} questions:")
+            say(f"{change} {len(listed)} of {other['compared_rows']} questions:")
             for each in listed:
                 said = (" ".join(each[name].split())[:_SAID] for name in ("question", "right", "wrong"))
                 print("  {}\n    right: {}\n    wrong: {}".format(*said))

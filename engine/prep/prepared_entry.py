@@ -22,7 +22,7 @@ from engine.prep.stages import row_files
 from engine.prep.stages.context import default_processes
 from engine.prep.stages.pipeline import StageRows
 from engine.prep.token_rows import UNLIMITED, Counts
-from engine.prep.tokenize_files import TokenizeResult, tokenize_rows
+from engine.prep.tokenize_files import PLACES, ROWS, TokenizeResult, tokenize_rows
 from engine.protocol.messages import Problem, ProblemError
 
 
@@ -99,8 +99,7 @@ def _tokenize_part(
             data.processes or default_processes(),
             progress,
             rows.files,
-            kept_rows=folder / "validation.jsonl" if part == "validation" else None,
-            places=folder / row_places.FILE if part == "train" else None,
+            kept={ROWS: folder / "validation.jsonl"} if part == "validation" else {PLACES: folder / row_places.FILE},
             kind=settings["wanted"],
             max_prompt=settings["max_prompt"],
             task=settings.get("task"),
