@@ -173,6 +173,31 @@ DATA_VERBS = (
             PROCESSES,
         ),
     ),
+    Verb(
+        "worst",
+        "the training rows that a run learnt worst, likely label errors first",
+        "tools:data",
+        (
+            option("run", metavar="RUN", help="a run, a prefix of one, or last"),
+            option(
+                "--by",
+                choices=("error", "loss", "rise", "never-learnt"),
+                default="error",
+                help="order: likely label errors, the latest loss, its rise since the best epoch, or the best loss of "
+                "all epochs (error)",
+            ),
+            option("--top", type=int, metavar="N", default=20, help="number of rows (20)"),
+            option("--drop", metavar="LIST", help="add these rows to a list that data.exclude of a profile names"),
+            option("--only", metavar="NUMBERS", help="of the rows, only these, such as 1,3-5"),
+            option(
+                "--weight",
+                type=float,
+                metavar="W",
+                default=0.0,
+                help="use them this often instead of leaving them out (0)",
+            ),
+        ),
+    ),
 )
 
 TOKENIZER_VERBS = (

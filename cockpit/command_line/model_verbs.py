@@ -62,6 +62,11 @@ EVAL = Verb(
         option("--benchmark-folder", metavar="DIR", help="a folder with YAML files of further benchmarks"),
         option("--few-shot", type=int, metavar="N", help="examples before each question (as the benchmark says)"),
         option("--chat-template", action="store_true", help="ask a benchmark's questions in the model's chat template"),
+        option(
+            "--forgetting",
+            action="store_true",
+            help="ask the 208 bundled questions, of the base too: what has been forgotten, with intervals",
+        ),
         option("--samples", type=int, metavar="N", help="generate replies for N of the rows (all); 0 for none"),
         option("--max-new-tokens", type=int, metavar="N", help="longest reply, in tokens (the run's, else 256)"),
         option("--constrained", action="store_true", help="make replies fit the task's JSON schema"),

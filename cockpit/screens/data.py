@@ -34,6 +34,7 @@ SOURCES = "sources"
 STAGES = {
     "expand": "asks the service for new rows; its earlier answers are kept",
     "validate": "rejects bad rows, each with its reason",
+    "exclude": "leaves out the rows that data.exclude lists",
     "clean": "repairs text and rejects rows that break a rule",
     "dedup": "rejects equal and nearly equal rows",
     "split": "sets validation and test rows apart",
@@ -95,6 +96,7 @@ class DataScreen(DraftingScreen):
         Binding("slash", "find", "Find", key_display="/"),
         Binding("r", "run", "Run stages"),
         Binding("s", "facts", "Facts"),
+        Binding("w", "worst", "Worst rows"),
         Binding("n", "count", "Count tokens", show=False),
         Binding("escape", "stop", "Back", show=False),
     ]
@@ -201,6 +203,16 @@ class DataScreen(DraftingScreen):
         picker = Picker("Run the stages up to", "its rows are shown then", choices, len(names) - 1)
         if name := await self.app.push_screen_wait(picker):
             await self._run_stages("" if name == SOURCES else name)
+
+    def action_worst(self) -> None:
+        """Open the rows that the run of the dashboard learnt worst."""
+        from cockpit.screens.worst_rows import WorstRowsScreen
+
+        run = self.app.state.selected
+        if run is None:
+            self.notify("no run yet: its training shows which rows are learnt worst", severity="warning")
+        elif len(self.app.screen_stack) == 1:
+            self.app.push_screen(WorstRowsScreen(run))
 
     async def _run_stages(self, until: str) -> None:
         if self.request:  # tokens are being counted, and would have to be counted again

@@ -77,6 +77,7 @@ HELP: dict[str, Sentences] = {
             "pause": "Pause it after the current step.",
             "continue": "Let it go on.",
             "evaluations": "Open its evaluations.",
+            "worst": "Show the training rows that it learnt worst.",
             "stop": "Stop it, or take it out of the queue.",
             "resume": "Queue it again, from its newest checkpoint.",
             "extend": "Train more steps of it, also when it is completed.",
@@ -232,6 +233,9 @@ HELP: dict[str, Sentences] = {
             "facts": "On a narrow screen, show the facts in place of the row.",
             "count": "Count the tokens of a large set.",
         },
+        "Rows that were learnt badly": {
+            "worst": "Show the rows that the run of the dashboard learnt worst.",
+        },
         "Stages": {
             "run": "Run the stages up to one, as a run does first.",
             "stop": "Stop what is going on, else leave the batches, else go back.",
@@ -242,6 +246,21 @@ HELP: dict[str, Sentences] = {
             "decide('dropped')": "Drop the row; it is never trained on.",
             "take_back": "Take the last decision back.",
             "undecided": "Show only rows without a decision.",
+        },
+    },
+    "WorstRowsScreen": {
+        "Rows": {
+            "sort": "Order the rows by another measure.",
+            "move(1)": "Go down.",
+            "move(-1)": "Go up.",
+            "scroll(1)": "Scroll the text down.",
+            "scroll(-1)": "Scroll the text up.",
+            "leave": "Go back.",
+        },
+        "The row under the cursor": {
+            "edit": "Open its file at its line in $EDITOR.",
+            "exclude('0')": "Leave it out of later runs, by a list that data.exclude names.",
+            "exclude('0.5')": "Use it half as often in later runs, by the same list.",
         },
     },
     "DoctorScreen": {

@@ -126,6 +126,14 @@ class RunActionsScreen(CockpitScreen):
         """The runs that are looked at together: the current one alone, unless some are marked."""
         return [self.current_run.id] if self.current_run is not None else []
 
+    def action_worst(self) -> None:
+        """Open the training rows that the run learnt worst."""
+        from cockpit.screens.worst_rows import WorstRowsScreen
+
+        run = self.current_run
+        if run is not None and len(self.app.screen_stack) == 1:
+            self.app.push_screen(WorstRowsScreen(run.id))
+
     @opens_dialog
     @work(group="command")
     async def action_export(self) -> None:

@@ -72,6 +72,7 @@ m draws all their metrics, C says how they differ.
         Binding("asterisk", "pin", "Pin", key_display="*", show=False),
         Binding("D", "clean", "Disk", show=False),
         Binding("A", "choose_all", "Choose all", show=False),
+        Binding("w", "worst", "Worst rows", show=False),
         Binding("X", "export", "Export", show=False),
         Binding("j", "cursor(1)", "Down", show=False),
         Binding("k", "cursor(-1)", "Up", show=False),

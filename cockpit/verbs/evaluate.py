@@ -24,6 +24,8 @@ from engine.protocol.console import text_column
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError, ServiceEvent
 
+_SAID = 100
+"""Characters of a question or a reply that are shown."""
 DEFAULT_KEY = "DEEPSEEK_API_KEY"
 """The environment variable of the judge's API key, when no other is named."""
 
@@ -48,7 +50,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """The evaluation worker's settings, those that are given."""
     names = ("data", "task", "rows", "samples", "max_new_tokens", "dtype", "quantization", "few_shot")
     settings = {name: value for name in names if (value := getattr(options, name)) is not None}
-    settings |= {name: True for name in ("constrained", "again") if getattr(options, name)}
+    settings |= {name: True for name in ("constrained", "again", "forgetting") if getattr(options, name)}
     if options.benchmark:
         settings["benchmarks"] = [name for each in options.benchmark for name in each.split(",") if name]
         settings["chat_template"] = options.chat_template
@@ -135,7 +137,17 @@ def _judge_keys(target: str, home: Home, judge: Mapping[str, Any]) -> dict[str, 
 
 def _score_predictions(options: argparse.Namespace, home: Home, settings: dict[str, Any]) -> dict[str, Any]:
     """Score replies in a process of its own, in the foreground. This starts no engine."""
-    for name in ("data", "rows", "samples", "max_new_tokens", "constrained", "dtype", "quantization", "benchmarks"):
+    for name in (
+        "data",
+        "rows",
+        "samples",
+        "max_new_tokens",
+        "constrained",
+        "dtype",
+        "quantization",
+        "benchmarks",
+        "forgetting",
+    ):
         if name in settings:
             raise ValueError(
                 f"--{name.replace('_', '-')} applies to measuring a model; leave it out with --predictions"
@@ -217,4 +229,11 @@ def _print_comparison(result: dict[str, Any], other: dict[str, Any]) -> None:
         interval = f"{each['difference']:+.4g}  [{each['low']:+.4g}, {each['high']:+.4g}]"
         rows.append((name, format_metric(each["first"]), format_metric(each["second"]), interval, verdict))
     table(("", other["target"], result["target"], "difference, 95 % interval", ""), rows)
+    for change in ("forgot", "learnt"):
+        listed = other.get(change, ())
+        if listed:
+            say(f"{change} {len(listed)} of {other['compared_rows']} questions:")
+            for each in listed:
+                said = (" ".join(each[name].split())[:_SAID] for name in ("question", "right", "wrong"))
+                print("  {}\n    right: {}\n    wrong: {}".format(*said))
     say(f"paired bootstrap over {other['compared_rows']} rows, {other['resamples']} resamples", "dim")

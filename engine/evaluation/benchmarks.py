@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir, nullcontext
 from importlib import metadata
 from pathlib import Path
@@ -102,7 +102,7 @@ def run(store: ResultStore, target: Target, request: EvaluationRequest, models: 
         )
     if request.chat_template and not loaded.templated:
         raise ValueError(f"{target.label} has no chat template: leave --chat-template out")
-    found = _measure(store, request, manager, loaded, watch)
+    found = _measure(store.folder / REQUESTS, request, manager, loaded, watch)
     content = json.dumps(_summarize(found), ensure_ascii=False, indent=1, default=str)
     write_private(store.folder / RESULTS, content.encode())
     (store.folder / SAMPLES).unlink(missing_ok=True)
@@ -126,6 +126,12 @@ def run(store: ResultStore, target: Target, request: EvaluationRequest, models: 
     }
     store.finish([], result)
     return result
+
+
+def measure_model(request: EvaluationRequest, loaded: Any, watch: Callable[[str, int, int], None]) -> dict[str, float]:
+    """The metrics of a model whose weights change, so that nothing of it is kept. Of `loaded` its `model`, `tokenizer`
+    and `context` are used. Raises ProblemError, ValueError."""
+    return _read_metrics(_measure(None, request, _find_benchmarks(request), loaded, watch))
 
 
 def compare_folders(first: Path, second: Path) -> dict[str, Any]:
@@ -168,8 +174,15 @@ def _find_benchmarks(request: EvaluationRequest) -> Any:
     return manager
 
 
-def _measure(store: ResultStore, request: EvaluationRequest, manager: Any, loaded: Any, watch: Watch) -> dict[str, Any]:
-    """The harness's results. Raises ProblemError for rows that cannot be had."""
+def _measure(
+    answers: Path | None,
+    request: EvaluationRequest,
+    manager: Any,
+    loaded: Any,
+    watch: Callable[[str, int, int], None],
+) -> dict[str, Any]:
+    """The harness's results; the model's answers are kept in the file `answers`, if it is given. Raises ProblemError
+    for rows that cannot be had."""
     from lm_eval.evaluator import simple_evaluate
 
     from engine.evaluation.benchmark_model import BenchmarkModel
@@ -183,7 +196,7 @@ def _measure(store: ResultStore, request: EvaluationRequest, manager: Any, loade
                 num_fewshot=request.few_shot,
                 limit=request.rows,
                 apply_chat_template=request.chat_template,
-                use_cache=str(store.folder / REQUESTS),
+                use_cache=str(answers) if answers else None,
                 task_manager=manager,
                 bootstrap_iters=RESAMPLES,
                 log_samples=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engine.evaluation import benchmarks, results_store
+from engine.evaluation import benchmarks, forgetting, results_store
 from engine.evaluation.compare import compare
 from engine.evaluation.results_store import REPLIES
 from engine.evaluation.summarize import prompt_text, read_tallies
@@ -140,6 +140,8 @@ def compare_folders(first: Path, second: Path) -> dict[str, Any]:
     identities = [results_store.read_result(folder).get("identity", {}) for folder in (first, second)]
     if all("benchmarks" in identity for identity in identities):
         return benchmarks.compare_folders(first, second)
+    if all("forgetting" in identity for identity in identities):
+        return forgetting.compare_folders(first, second)
     for name, words in (("sha256", "rows"), ("task", "tasks"), ("benchmarks", "benchmarks")):
         if identities[0].get(name) != identities[1].get(name):
             raise ValueError(f"the two were measured on different {words} and cannot be compared")

@@ -42,6 +42,8 @@ class EvaluationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     again: bool = False
     benchmarks: list[str] | None = None
     """Benchmarks of lm-evaluation-harness to measure on, instead of rows."""
+    forgetting: bool = False
+    """Ask the bundled questions, instead of rows."""
     benchmark_folder: str | None = None
     """A folder with files of further benchmarks."""
     few_shot: int | None = None

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from engine.evaluation import benchmarks
+from engine.evaluation import benchmarks, forgetting
 from engine.evaluation.collect_outputs import OutputCollector
 from engine.evaluation.dataset import EvaluationSet, RunFiles, read_source
 from engine.evaluation.request import NEW_TOKENS, EvaluationRequest, Models, Watch, check_request
@@ -36,6 +36,8 @@ def evaluate(
     target = targets.resolve(name, home, directory)
     if request.benchmarks:
         return _run_benchmarks(target, request, home, models, watch)
+    if request.forgetting:
+        return _ask_questions(target, request, home, models, watch)
     request = fill_defaults(request, target, home)
     run = RunFiles.read(home.run(target.run)) if target.run else None
     watch("reading", 0, 0)
@@ -97,6 +99,23 @@ def _run_benchmarks(
     }
     with ResultStore(_folder(target, request, home, identity), identity, again=request.again) as store:
         return benchmarks.run(store, target, request, models, watch)
+
+
+def _ask_questions(
+    target: Target, request: EvaluationRequest, home: Home, models: Models, watch: Watch
+) -> dict[str, Any]:
+    check_request(request)
+    forgetting.check_request(request)
+    identity = {
+        "target": target.label,
+        "weights": _fingerprint(target),
+        "dtype": request.dtype,
+        "quantization": request.quantization,
+        "origin": "forgetting",
+        **forgetting.describe_request(request),
+    }
+    with ResultStore(_folder(target, request, home, identity), identity, again=request.again) as store:
+        return forgetting.run(store, target, request, models, watch)
 
 
 def _read_marks(target: Target) -> Marks:

@@ -17,4 +17,5 @@ METRICS = {
     "repetition": "engine.metrics.repetition",
     "stopping": "engine.metrics.stopping",
     "latency": "engine.metrics.latency",
+    "drift": "engine.metrics.drift",
 }

@@ -166,6 +166,10 @@ class DataOptions(Options):
     )
     max_rejected: float = option(0.01, help="Share of bad rows beyond which a launch is refused.", ge=0, le=1)
     processes: int | None = option(None, help="Processes that prepare data; none: one a core.", ge=1)
+    exclude: str | None = option(
+        None,
+        help="A list of training rows to leave out or to use less often, as `cockpit data worst --drop` writes it.",
+    )
     clean: CleanOptions | None = option(None, help="Clean rows before they are used.")
     dedup: DedupOptions | None = option(None, help="Drop duplicates.")
     split: SplitOptions | None = option(None, help="Hold out a part of the training sources.")

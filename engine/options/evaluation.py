@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
@@ -53,6 +53,9 @@ class JudgeOptions(ServiceOptions):
 class BenchmarkOptions(Options):
     """Benchmarks of lm-evaluation-harness on which the best checkpoint is measured after training."""
 
+    every_steps: int | None = option(
+        None, help="Also measure every so many steps; none: only after training.", unit="steps", ge=1
+    )
     names: list[str] = option(help="Their names, such as arc_easy.", min_length=1)
     rows: int | None = option(None, help="Use at most this many rows of each; none: all.", unit="rows", ge=1)
     folder: str | None = option(None, help="A folder with YAML files of further benchmarks.")
@@ -77,6 +80,13 @@ class EvaluationOptions(Options):
             "How a service judges replies, when `cockpit eval --judge` or a pipeline asks it to; never while training."
         ),
     )
+    drift: bool = option(
+        False,
+        help="Measure at each evaluation how far the model has moved from its base on 64 neutral prompts and texts: "
+        "drift_kl, drift_perplexity, drift_changed, drift_stops, drift_format, drift_language.",
+    )
+    drift_limit: float | None = option(None, help="Largest drift_kl; none: no limit.", unit="nats per token", gt=0)
+    drift_action: Literal["warn", "stop"] = option("warn", help="What happens beyond evaluation.drift_limit.")
     benchmarks: BenchmarkOptions | None = option(
         None, help="Benchmarks on which the best checkpoint is measured after training."
     )

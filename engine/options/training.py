@@ -152,6 +152,7 @@ class LoggingOptions(Options):
     every_steps: int = option(1, help="Steps between two entries of metrics.", unit="steps", ge=1)
     plots: bool = option(True, help="Draw loss curves as pictures at each checkpoint.")
     tensorboard: bool = option(True, help="Also write TensorBoard events.")
+    row_losses: bool = option(True, help="Keep each training row's loss in each epoch, for `cockpit data worst`.")
     wandb: WandbOptions | None = option(None, help="Also log to Weights & Biases.")
     notify: list[Address] = option(
         [],

@@ -120,21 +120,25 @@ def collate_flat(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
     """A micro-batch as one sequence of concatenated rows, [1, tokens], without padding.
 
     `lengths` are the lengths of the parts that attend only to themselves: rows, or the sequences in a packed row
-    (`seq_lengths`). `picked` are the positions whose next token is trained, `targets` those tokens. An empty
-    micro-batch, which a rank gets if the last global batch has no row for it, is one token that trains nothing.
+    (`seq_lengths`). `picked` are the positions whose next token is trained, `targets` those tokens, `trained` their
+    number in each part. An empty micro-batch, which a rank gets if the last global batch has no row for it, is one
+    token that trains nothing.
     """
     lengths = [length for row in rows for length in row.get("seq_lengths") or [len(row["input_ids"])]] or [1]
     ids = torch.tensor([token for row in rows for token in row["input_ids"]] or [0])
     labels = torch.tensor([label for row in rows for label in row["labels"]] or [MASKED])
     following = torch.cat([labels[1:], labels.new_tensor([MASKED])])
-    following[torch.tensor(lengths).cumsum(0) - 1] = MASKED  # the last token of a part has nothing to predict
+    ends = torch.tensor(lengths).cumsum(0)
+    following[ends - 1] = MASKED  # the last token of a part has nothing to predict
     picked = (following != MASKED).nonzero().squeeze(1)
+    before = torch.searchsorted(picked, ends)
     return {
         "input_ids": ids[None],
         "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
         "lengths": lengths,
         "picked": picked,
         "targets": following[picked],
+        "trained": torch.diff(before, prepend=before.new_zeros(1)).tolist(),
         "rows": len(rows),
         "tokens": sum(len(row["input_ids"]) for row in rows),
     }
@@ -154,5 +158,5 @@ def collate_padded(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
     starts = torch.tensor([0, *flat["lengths"][:-1]]).cumsum(0)
     row = torch.searchsorted(starts, flat["picked"], right=True) - 1
     picked = row * ids.shape[1] + flat["picked"] - starts[row]
-    others = {key: flat[key] for key in ("targets", "rows", "tokens")}
+    others = {key: flat[key] for key in ("targets", "trained", "rows", "tokens")}
     return {"input_ids": ids, "picked": picked, "lengths": None, "position_ids": None, **others}

@@ -1,9 +1,9 @@
 """Prepares a profile's data, from files to tokens on disk. The entry point is `prepare`.
 
-sources → expand → validate → clean → dedup → split → balance → tokenize (and pack). The result is cached by content
-hash: a second run with the same files, tokenizer and settings only computes the hash, without loading a tokenizer. The
-rows after the stages have a cache entry of their own, so that other lengths or another tokenizer do not repeat the
-stages. A killed preparation is continued.
+sources → expand → validate → exclude → clean → dedup → split → balance → tokenize (and pack). The result is cached by
+content hash: a second run with the same files, tokenizer and settings only computes the hash, without loading a
+tokenizer. The rows after the stages have a cache entry of their own, so that other lengths or another tokenizer do not
+repeat the stages. A killed preparation is continued.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from engine.prep.errors import check_rejects, count_bad, problems_for_mistakes
 from engine.prep.first_rows import check_held_out
 from engine.prep.prepared_entry import make_lock, record_template, sequence_kind, token_settings, write_entry
 from engine.prep.sources import find_left_out
-from engine.prep.stages import pipeline, pretokenized, source_files
+from engine.prep.stages import exclude, pipeline, pretokenized, source_files
 from engine.prep.stages.context import Context, default_processes
 from engine.prep.stages.pipeline import OPTIONAL_STAGES, SourceFiles, StageRows
 from engine.prep.stages.source_files import PARTS
@@ -89,6 +89,7 @@ def prepare(profile: Profile, home: Home, progress: Progress) -> dict[str, Any]:
         "hash": name,
         **model,
         "files": files_of_rows,
+        "sources": [str(path) for path in list_source_files(sources).values()],
         "left_out": left_out,
         "expanded": expansion,
         "damaged": damaged,
@@ -321,6 +322,10 @@ def row_settings(profile: Profile, sources: SourceFiles) -> dict[str, Any]:
     }
     kinds = [path.suffix.lower() for found in sources.values() for _, paths in found for path in paths]
     data = profile.data.model_dump(exclude=_NOT_OF_ROWS | set(PARTS))
+    if data["exclude"] is None:
+        del data["exclude"]  # entries from before there were lists stay valid
+    else:
+        data["exclude"] = sorted(read_excluded(profile).items())
     return {"data": data, "sources": listed, "kinds": kinds, "seed": profile.training.seed}
 
 
@@ -350,6 +355,22 @@ def rows_entry(profile: Profile, sources: SourceFiles, digests: dict[str, str]) 
     return "data-" + cache.entry_name(of_rows, row_settings(profile, sources))
 
 
+def read_excluded(profile: Profile) -> dict[str, float]:
+    """The weights of the rows that `data.exclude` lists. Raises ProblemError."""
+    assert profile.data.exclude is not None
+    try:
+        return exclude.read_list(profile.directory / Path(profile.data.exclude).expanduser())
+    except (OSError, ValueError) as error:
+        raise ProblemError(
+            Problem(
+                code="data.source.unusable",
+                title=f"data.exclude: {profile.data.exclude} cannot be used",
+                cause=str(error),
+                hint="`cockpit data worst RUN --drop` writes such a list; or leave data.exclude out",
+            )
+        )
+
+
 def run_stages(
     profile: Profile, sources: SourceFiles, folder: Path, progress: Progress, begun: StageRows | None = None
 ) -> StageRows:
@@ -366,4 +387,5 @@ def run_stages(
                 count_bad(profile, counts), counts["in"], counts["first"], data.max_rejected, f"data.{part}"
             ),
             begun,
+            read_excluded(profile) if data.exclude is not None else None,
         )

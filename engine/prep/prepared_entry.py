@@ -14,7 +14,7 @@ from engine.config.profile import Profile
 from engine.models.chat_template import adapt_template
 from engine.models.template_lock import find_turn_ends, hash_template, render
 from engine.models.template_metadata import read_metadata
-from engine.prep import token_store
+from engine.prep import row_places, token_store
 from engine.prep.base_model import Progress, load_tokenizer
 from engine.prep.errors import check_kind, check_rejects, check_trained, count_bad, problems_for_mistakes
 from engine.prep.rows import Rejects
@@ -22,7 +22,7 @@ from engine.prep.stages import row_files
 from engine.prep.stages.context import default_processes
 from engine.prep.stages.pipeline import StageRows
 from engine.prep.token_rows import UNLIMITED, Counts
-from engine.prep.tokenize_files import TokenizeResult, tokenize_rows
+from engine.prep.tokenize_files import PLACES, ROWS, TokenizeResult, tokenize_rows
 from engine.protocol.messages import Problem, ProblemError
 
 
@@ -99,7 +99,7 @@ def _tokenize_part(
             data.processes or default_processes(),
             progress,
             rows.files,
-            kept_rows=folder / "validation.jsonl" if part == "validation" else None,
+            kept={ROWS: folder / "validation.jsonl"} if part == "validation" else {PLACES: folder / row_places.FILE},
             kind=settings["wanted"],
             max_prompt=settings["max_prompt"],
             task=settings.get("task"),
@@ -142,9 +142,13 @@ def _join_rows(profile: Profile, folder: Path, stats: dict[str, dict[str, int]],
         (folder / part).rename(folder / "plain")
         if sequences == "packed":
             report = partial(progress, "packing")
-            stats[part]["sequences"] = token_store.write_packed(folder / "plain", folder / part, capacity, report)
+            stats[part]["sequences"] = token_store.write_packed(
+                folder / "plain", folder / part, capacity, report, partial(row_places.reorder, folder)
+            )
         else:
             blocks = token_store.write_blocks(folder / "plain", folder / part, capacity, partial(progress, "joining"))
+            if part == "train":
+                row_places.divide(folder, token_store.TokenSet(folder / "plain").lengths, capacity)
             # A document that continues in another block begins anew there: nothing predicts that part's first token.
             stats[part] |= {"sequences": blocks.rows, "trained_tokens": blocks.trained_tokens}
         shutil.rmtree(folder / "plain")

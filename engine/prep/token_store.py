@@ -205,15 +205,22 @@ class TokenSet:
 # ── joining ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def write_packed(plain: Path, folder: Path, capacity: int, progress: Progress = lambda *_: None) -> int:
+def write_packed(
+    plain: Path,
+    folder: Path,
+    capacity: int,
+    progress: Progress = lambda *_: None,
+    tell_order: Callable[[Any], object] = lambda _: None,
+) -> int:
     """Pack the rows of the plain set into sequences of at most `capacity` tokens. Returns the number of sequences.
 
-    `progress` gets (rows done, rows in all).
+    `progress` gets (rows done, rows in all), `tell_order` the rows of all parts, in the order of the parts.
     """
     import numpy
 
     rows = TokenSet(plain)
     order, sizes = pack(rows.lengths, capacity)
+    tell_order(order)
     behind = numpy.cumsum(sizes)
     with _open_set(folder, JOINED) as out:
         for first in range(0, len(sizes), _ROWS // 4):

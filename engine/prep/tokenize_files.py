@@ -6,13 +6,15 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
 
-from engine.prep import detect_format, token_store
+from engine.prep import detect_format, row_places, token_store
 from engine.prep.chunks import SIZE, Span, SpanResult, cut, read_lines, work_through
 from engine.prep.files.lines import LONGEST_LINE, describe_too_long
 from engine.prep.formats.canonical import conversation_of
@@ -26,6 +28,8 @@ from engine.protocol.messages import Problem, ProblemError
 PLACED_LINE = 2**31
 """Bytes of a placed line at most. We write these lines: each is as long as its row, whose length a reader has
 checked."""
+ROWS, PLACES = "rows.jsonl", "places.bin"
+"""What tokenising can keep of rows besides their tokens."""
 _GOLDEN = 3
 """Conversations that a template lock keeps."""
 
@@ -49,7 +53,7 @@ def tokenize_rows(
     progress: Callable[[int, int], object],
     files: Sequence[str] = (),
     formats: Sequence[str | None] = (),
-    kept_rows: Path | None = None,
+    kept: Mapping[str, Path] = MappingProxyType({}),
     kind: str = "tokens",
     max_prompt: int | None = None,
     task: str | None = None,
@@ -61,7 +65,7 @@ def tokenize_rows(
     Without `files`, each line is a row. With `files`, each line is `[file, line, offset, row]`, as between two stages,
     where `file` is an index into `files`. Rows are canonical unless `formats` gives the format of each of `files`, or
     one format for all lines. Bad rows go to `rejects`. `kind` and the parameters behind it are those of
-    `make_row_tokenizer`. `kept_rows`, if given, becomes a JSONL file of the canonical rows that were kept.
+    `make_row_tokenizer`. `kept` are files to write, too: the kept canonical rows (`ROWS`) and their `PLACES`.
     `work_folder` keeps finished spans across kills; remove it when the result is safe. `progress` gets (bytes done,
     bytes in all).
 
@@ -79,23 +83,23 @@ def tokenize_rows(
         "thinking": thinking,
         "files": list(files),
         "formats": list(formats),
-        "kept_rows": kept_rows is not None,
+        "kept": sorted(kept),
     }
     total = sum(path.stat().st_size for path in rows)
     # The size, and so the result, does not depend on the number of processes. Small input is not worth many.
-    size = min(SIZE, max(SIZE // 8, total // 16))
-    spans = [span for path in rows for span in cut(path, size)]
+    spans = [span for path in rows for span in cut(path, min(SIZE, max(SIZE // 8, total // 16)))]
     processes = min(processes, 1 + total // (2 * SIZE))
     made, work = TokenizeResult(Counts(), []), f"{__name__}:tokenize_span"
-    with token_store.link_streams(into, COLUMNS[kind]) as link, open(kept_rows or os.devnull, "wb") as rows_file:
+    with token_store.link_streams(into, COLUMNS[kind]) as link, ExitStack() as stack:
+        written = {name: stack.enter_context(path.open("wb")) for name, path in kept.items()}
         for done in work_through(spans, work, settings, work_folder / "tokens", processes, progress):
             _check_template(done.counts["untemplated"])
             made.counts.add(Counts.from_json(done.counts["counts"]))
             made.golden.extend(done.counts["golden"][: _GOLDEN - len(made.golden)])
             link(done.folder / "tokens.arrow")
             _add_rejects(rejects, done)
-            if kept_rows:
-                rows_file.write((done.folder / "rows.jsonl").read_bytes())
+            for name, file in written.items():
+                file.write((done.folder / name).read_bytes())
     return made
 
 
@@ -118,18 +122,20 @@ def _check_template(place: str) -> None:
 
 
 def tokenize_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The work on a span (see `chunks.Work`): writes `tokens.arrow`, `rejects.jsonl` and, if requested,
-    `rows.jsonl`."""
+    """The work on a span (see `chunks.Work`): writes `tokens.arrow`, `rejects.jsonl` and, if requested, `rows.jsonl`
+    and `places.bin`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # there is one process per core already
     tokenizing = _load_row_tokenizer(
         *(settings[name] for name in ("kind", "tokenizer", "loss_on", "max_length", "max_prompt", "task")),
         *(settings[name] for name in ("turns", "thinking")),
     )
     counts, summary = Counts(), {"read": 0, "untemplated": ""}
+    numbers = {path: number for number, path in enumerate(settings["files"])}
     golden: list[list[dict[str, Any]]] = []
     with (
         (folder / "rejects.jsonl").open("w", encoding="utf-8") as rejects_file,
-        (folder / "rows.jsonl").open("wb") as rows_file,
+        (folder / ROWS).open("wb") as rows_file,
+        (folder / PLACES).open("wb") as places_file,
         token_store.arrow_writer(folder / "tokens.arrow", COLUMNS[settings["kind"]]) as write,
     ):
         rejects = Rejects(rejects_file.write)
@@ -148,11 +154,14 @@ def tokenize_span(span: Span, folder: Path, settings: dict[str, Any]) -> dict[st
                     entry = {"file": file, "line": number, "offset": offset, "reason": reason, "bad": False}
                     rejects_file.write(json.dumps(entry, ensure_ascii=False) + "\n")
             write(batch.columns)
+            if PLACES in settings["kept"]:
+                placed = (some[at] for at in batch.rows)
+                places_file.write(row_places.encode([(numbers[row.file], row.line) for row in placed]))
             for at in dict.fromkeys(batch.rows):
                 content = some[at].content
                 if len(golden) < _GOLDEN and (talk := conversation_of(content)) and talk not in golden:
                     golden.append(talk)
-                if settings["kept_rows"]:
+                if ROWS in settings["kept"]:
                     rows_file.write(msgspec.json.encode(content) + b"\n")
         summary["read"] = rejects.read
     return {"counts": counts.to_json(), "golden": golden, **summary}

@@ -171,6 +171,9 @@ CODES: dict[str, str] = {
     "run.deleted": "The run was deleted while it was being followed.",
     "run.live": "The run has not ended, and this needs a run that has. Wait for its end, or stop it.",
     "run.not_live": "The run is not running, and this needs a run that is. Resume it, or wait until it has started.",
+    "run.no_row_losses": (
+        "The run has recorded no losses of rows. Runs of sft and pretrain do so while `logging.row_losses` is true."
+    ),
     "run.not_queued": "The run is not in the queue, so it cannot be moved within it.",
     "run.not_training": "Only a run that is training answers from its own process. Ask one of its checkpoints.",
     "run.past_training": "The run has finished training and is in a later stage, which takes no commands but `stop`.",
@@ -370,6 +373,7 @@ CODES: dict[str, str] = {
     "data.rows.cleaned": (
         "Cleaning or deduplication left out rows; the rejects file names them. Look whether they matter."
     ),
+    "data.rows.excluded": "The list in `data.exclude` leaves out training rows. Nothing to do if that is intended.",
     "data.rows.cut": (
         "Rows were cut at `data.max_length`, or left out because the cut came before their reply. Raise it if that "
         "matters."
@@ -416,6 +420,17 @@ CODES: dict[str, str] = {
     "training.no_aux_loss": (
         "An auxiliary loss was asked for, and the base has no routers that it balances. Leave "
         "`training.router_aux_loss` out."
+    ),
+    "evaluation.drift": (
+        "The model has moved further from its base than `evaluation.drift_limit`. A smaller learning rate, fewer steps "
+        "or some general rows keep it closer."
+    ),
+    "evaluation.no_drift": (
+        "Drift is not measured, since the answers of the base are not known. Nothing to do; a new run measures it."
+    ),
+    "training.row_losses": (
+        "The losses of rows cannot be recorded any more. Free some space; the run goes on, and a resume records them "
+        "again."
     ),
     "training.long_rows": (
         "Rows are longer than `training.tokens_per_batch`: each is a micro-batch of its own. Nothing to do if memory "

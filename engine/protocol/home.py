@@ -176,6 +176,11 @@ class RunDirectory:
         return self.path / "tensorboard"
 
     @property
+    def row_losses(self) -> Path:
+        """Each training row's loss in each epoch, see `engine.storage.row_losses`."""
+        return self.path / "row_losses"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.json"
 

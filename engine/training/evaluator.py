@@ -24,9 +24,11 @@ from engine.protocol.journal import Evaluation, Sample
 from engine.tasks.task import load_task
 from engine.tasks.thoughts import MARKS, drop_thoughts
 from engine.training import memory
+from engine.training.drift import DriftMeter
 from engine.training.early_stopping import Patience
 from engine.training.methods.base import take_counts
 from engine.training.overfitting import OverfittingDetector
+from engine.training.step_benchmarks import StepBenchmarks
 
 if TYPE_CHECKING:
     from engine.training.loop import TrainingLoop
@@ -56,7 +58,9 @@ class Evaluator:
         self._reported = 0.0
         rows = self._method.held_out
         self._batches = self._divide_rows(rows) if rows is not None else []
-        self._needed = rows is not None or bool(self._options.probes)
+        self.drift = DriftMeter(loop)
+        self.benchmarks = StepBenchmarks(loop)
+        self._needed = rows is not None or bool(self._options.probes) or self.drift.enabled
         task = load_task(self._options.task) if self._options.task else None
         self._task = task if self._options.samples and rows is not None else None
         self._conversations = list(self._read_conversations()) if self._task else []
@@ -70,7 +74,7 @@ class Evaluator:
         """Measure the held-out loss and the task's metrics; does nothing without held-out rows and probes, or when this
         step is already evaluated."""
         loop = self._loop
-        if not self._needed or loop.step in self.results:
+        if not (self._needed or self.benchmarks.is_due()) or loop.step in self.results:
             return
         with loop.reporter.in_phase("evaluating"):
             start = time.perf_counter()
@@ -92,7 +96,11 @@ class Evaluator:
                 )
 
     def check_patience(self) -> None:
-        """Count this step's evaluation, if there is one, for early stopping."""
+        """Count this step's evaluation, if there is one, for early stopping, and compare its drift with the limit."""
+        if self._loop.step in self.results:
+            self.stop_reason = self.drift.judge(self.results[self._loop.step])
+            if self.stop_reason:
+                return
         if self.patience and self._loop.step in self.results:
             self.stop_reason = self.patience.update(self._loop.step, self.results[self._loop.step])
 
@@ -146,6 +154,8 @@ class Evaluator:
                 method.expect_plain_batches()
                 if optimized and self._prompts and not merged:
                     stack.enter_context(merge_weights(model, rounded=True))
+                values |= self.drift.measure()
+                values |= self.benchmarks.measure()
                 replies = self._generate(self._prompts, self._job.profile.generation.max_new_tokens)
         finally:
             model.train()

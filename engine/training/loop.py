@@ -12,6 +12,7 @@ guard           batches that must not reach the weights, and running out of memo
 evaluator       held-out loss, generated replies, early stopping                        evaluator.py
 checkpointer    complete checkpoints, and resuming from one                             checkpointer.py
 reporter        the journal, phases and loggers                                         reporter.py
+ledger          each training row's loss in each epoch                                  row_ledger.py
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from engine.training.exceptions import StopTraining
 from engine.training.methods.base import Batch, MethodSetup, make_method, take_counts
 from engine.training.movement import Movement
 from engine.training.routers import Routers
+from engine.training.row_ledger import RowLedger
 from engine.training.run_control import RunControl
 from engine.training.schedule import make_schedule, rebase_schedule
 from engine.training.step_clock import StepClock
@@ -71,6 +73,7 @@ class TrainingLoop:
         self.evaluator = Evaluator(self)
         self.checkpointer = Checkpointer(self)
         self.guard = BadBatchGuard(self)
+        self.ledger = RowLedger(self)
         self.control = RunControl(self)
 
     def run(self, on_ready: Callable[[str], None]) -> None:
@@ -91,6 +94,7 @@ class TrainingLoop:
         except StopTraining:
             self.outcome = "stopped"
         finally:
+            self.ledger.close()
             self.checkpointer.close()
 
     def begin(self, on_ready: Callable[[str], None]) -> None:
@@ -101,6 +105,8 @@ class TrainingLoop:
         on_ready(resumed)
         if self.profile.training.rehearsal:
             preflight.rehearse(self, fresh=not resumed)
+        self.ledger.begin()
+        self.evaluator.drift.begin()
         self.reporter.set_phase("first step")
         if self.step == 0 and self.profile.evaluation.at_start:
             self.evaluate()
@@ -114,7 +120,7 @@ class TrainingLoop:
     def epoch_batches(self) -> Iterator[list[Batch]]:
         """Yield this rank's micro-batches of each global batch, to the end of the epoch of the next step."""
         self.batches.step = self.step
-        batches = iter(self.loader)
+        batches, numbers = iter(self.loader), self.ledger.number_batches()
         while True:
             # Before any random number is drawn for the step: one that is held back is saved in the state it began with.
             self.checkpointer.mark_step_begin()
@@ -124,6 +130,7 @@ class TrainingLoop:
             if not micro_batches:
                 self.checkpointer.mark_step_end()
                 return
+            self.ledger.expect(numbers, len(micro_batches))
             yield micro_batches
 
     def train_step(self, micro_batches: list[Batch]) -> None:
@@ -139,6 +146,7 @@ class TrainingLoop:
         units = max(self.ranks.sum([sum(map(self.method.units, micro_batches))])[0], 1.0)
         self.clock.lap("wait")
         share = self.compute_gradients(micro_batches, units)
+        self.ledger.record()
         loss = self.guard.vote(share)
         self.clock.lap("wait")
         with self.ranks.waiting():  # the norm is there once all ranks have sent their gradients
@@ -206,6 +214,9 @@ class TrainingLoop:
         if self.is_due(self.profile.evaluation.every_steps) or last:
             self.evaluate()
             self.movement.compare()
+            self.clock.lap("evaluation")
+        elif self.evaluator.benchmarks.is_due():
+            self.guard.evaluate()
             self.clock.lap("evaluation")
         if self.is_due(self.profile.checkpoint.every_steps) or last:
             self.control.save(background=not last)

@@ -19,6 +19,8 @@ class Supervised(Method):
     """Mean cross entropy over the trained positions of the global batch. The output layer computes no other
     positions."""
 
+    records_rows = True
+
     def __init__(self, setup: MethodSetup) -> None:
         super().__init__(setup)
         settings = self.profile.training
@@ -39,6 +41,8 @@ class Supervised(Method):
             batch,
             lambda logits, targets: (token_losses(logits, targets, self._smoothing),),
         )
+        if self.row_losses is not None:
+            self.row_losses.append((losses.detach().to("cpu", non_blocking=True), batch["trained"]))
         return losses.sum() / units
 
     def measure(self, batch: Batch) -> dict[str, float]:

@@ -2,12 +2,14 @@
 
 Requests: `open {profile, directory}`, `rows {part, start, count}`, `narrow {part, query}`, `tokens {part, index}`,
 `rendered {part, index}`, `stats {part}`, `stages {until}`, `prepare {}`, `batch {step}`, `decide {at, decision}`,
-`reread {}`, `draft {name}`. `open`, `narrow`, `stats`, `stages`, `prepare`, `reread` and `draft` send events
-`progress {phase, done, total}` and can be cancelled; what `prepare` has done by then is kept.
+`reread {}`, `draft {name}`, `worst {run, by, top[, drop, only, weight]}`. `open`, `narrow`, `stats`, `stages`,
+`prepare`, `reread` and `draft` send events `progress {phase, done, total}` and can be cancelled; what `prepare` has
+done by then is kept.
 """
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +27,7 @@ from engine.workers.service_loop import Cancelled, ErrorTexts, build_parser, ser
 
 QUESTIONS = (
     *("open", "rows", "narrow", "tokens", "rendered", "stats"),
-    *("prepare", "batch", "decide", "reread", "stages", "draft"),
+    *("prepare", "batch", "decide", "reread", "stages", "draft", "worst"),
 )
 _EVERY = 0.1
 """Seconds between two progress events."""
@@ -126,6 +128,13 @@ class Data:
         return describe_batch(
             self.prepared, self._require_browser().profile, self._require_browser().tokenizer(), arguments["step"]
         )
+
+    def worst(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """What `cockpit data worst` says of a run's rows. Raises ValueError, ProblemError."""
+        from engine.prep.verbs import worst
+
+        given = {"drop": None, "only": None, "weight": 0.0, **arguments}
+        return worst.run(self.home, argparse.Namespace(**given), lambda *_: None)
 
     def _require_browser(self) -> Browser:
         if self.browser is None:

@@ -40,10 +40,12 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     tokenizers.leave_out_torch()
-    run = importlib.import_module(VERBS[f"{arguments.group} {arguments.verb}"]).run
+    verb = importlib.import_module(VERBS[f"{arguments.group} {arguments.verb}"])
     try:
         with _show_progress() as report:
-            result: dict[str, Any] = run(Home.locate(arguments.home), argparse.Namespace(**arguments.arguments), report)
+            result: dict[str, Any] = verb.run(
+                Home.locate(arguments.home), argparse.Namespace(**arguments.arguments), report
+            )
     except ProblemError as error:
         return _print_problem(arguments.json, error.problem)
     except (ValueError, OSError) as error:
@@ -60,6 +62,8 @@ def main() -> int:
         return 130
     if arguments.json:
         print(to_json(result))
+    elif hasattr(verb, "describe"):
+        OUT.print(text(verb.describe(result)), soft_wrap=True)
     else:
         _print_result(result)
     return 0

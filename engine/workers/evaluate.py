@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from engine.evaluation import history
+from engine.evaluation import forgetting, history
 from engine.evaluation import run as examine
 from engine.evaluation.request import EvaluationRequest
+from engine.models import targets
 from engine.models.targets import Target
 from engine.protocol.home import Home
 from engine.protocol.worker_link import Link
@@ -92,7 +93,10 @@ class Evaluate:
         watch = Watch(self.link, arguments.get("request", ""), self.cancelled)
         models = Models(self.home, watch)
         found: list[dict[str, Any]] = []
-        for target in (arguments["target"], *arguments.get("against", ())):
+        against = list(arguments.get("against", ()))
+        if wanted.forgetting and not against:
+            against = [forgetting.find_base(targets.resolve(arguments["target"], self.home, directory), self.home)]
+        for target in (arguments["target"], *against):
             watch.target = target
             settings = (
                 msgspec.structs.replace(wanted, out=_name_folder(wanted.out, target))

@@ -114,6 +114,13 @@ def _list_reading_warnings(prepared: dict[str, Any]) -> Iterator[Remark]:
                 message=f"columns of {stage['part']} that are not used: {columns}{f' and {more} more' * (more > 0)}",
                 hint="name the format of the source, or its columns, if one of them should be trained on",
             )
+        if stage["name"] == "exclude":
+            yield Remark(
+                code="data.rows.excluded",
+                message=f"data.exclude names {stage['listed']} of {stage['in']} training rows, and leaves out "
+                f"{stage['dropped']}",
+                hint="nothing to do; rows that have been changed since the list was made are no longer named by it",
+            )
         if stage["name"] == "split" and stage.get("cut"):
             yield Remark(
                 code="data.split.cut",

@@ -89,6 +89,12 @@ class FakeServices(FakeEngine):
                 each = {"first": 0.5, "second": 0.6, "difference": 0.1, "low": -0.1, "high": 0.2, "better": 0}
                 differences = {text: each | {"beyond_noise": False}}
                 return {"compared_rows": 5, "resamples": 100, "differences": differences}
+            case "worst":
+                alike = [{"file": f"/data/{text}", "line": 7, "similarity": 0.9, "answer": text}]
+                row = {"file": f"/data/{text}", "score": 9.5, "losses": [None, 2.5], "prompt": text, "answer": text}
+                worst = [{**row, "line": at + 1, "alike": alike} for at in range(3)]
+                facts = {"by": arguments["by"], "epochs": 2, "rows": 400, "places": True, "listed": 1, "added": 1}
+                return facts | {"worst": worst}
             case "evaluate":
                 return self._evaluation(25)
         return {}

@@ -1,7 +1,7 @@
 """Runs the stages in order, from a profile's sources to rows that are ready to be tokenised.
 
-validate → clean → dedup → split → balance → weights and limit. Each stage writes a file of placed canonical rows and
-its counts, and is not repeated; its input is removed when it is done.
+validate → exclude → clean → dedup → split → balance → weights and limit. Each stage writes a file of placed canonical
+rows and its counts, and is not repeated; its input is removed when it is done.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -22,12 +22,13 @@ from engine.prep.stages.balance import balance
 from engine.prep.stages.clean import clean
 from engine.prep.stages.context import Context, run_once
 from engine.prep.stages.dedup import dedup
+from engine.prep.stages.exclude import exclude
 from engine.prep.stages.row_files import PlacedRow
 from engine.prep.stages.split import split
 from engine.prep.stages.validate import CANONICAL, SourceFile, find_format, validate
 from engine.protocol.messages import Problem, ProblemError
 
-OPTIONAL_STAGES = ("clean", "dedup", "split", "balance")
+OPTIONAL_STAGES = ("exclude", "clean", "dedup", "split", "balance")
 """Keys of the data section that enable a stage."""
 
 SourceFiles = dict[str, list[tuple[SourceOptions, list[Path]]]]
@@ -80,10 +81,12 @@ def run_stages(
     context: Context,
     check: Check,
     begun: StageRows | None = None,
+    excluded: Mapping[str, float] | None = None,
 ) -> StageRows:
     """Run the stages that `data` enables and that `begun` has not completed.
 
-    The rows are in `context.folder`, where the work of a killed process is continued. Raises ValueError, OSError, and
+    `excluded` are the weights of the rows that `data.exclude` lists. The rows are in `context.folder`, where the work
+    of a killed process is continued. Raises ValueError, OSError, and
     what `check` raises.
     """
     files = [str(path) for sources in source_files.values() for _, paths in sources for path in paths]
@@ -97,6 +100,8 @@ def run_stages(
             checked = work.validate(part, sources, number)
             check(part, checked)
         number += sum(len(paths) for _, paths in sources)
+    if excluded is not None and "exclude" not in done:
+        work.exclude(excluded)
     for part in list(work.parts):
         if data.clean and "clean" not in done:
             work.clean(part)
@@ -150,6 +155,10 @@ class _Pipeline:
             return {"in": counts["read"], **counts}
 
         return self._once("validate", part, make)
+
+    def exclude(self, weights: Mapping[str, float]) -> None:
+        rows, seed = self.parts["train"], self.seed
+        self._once("exclude", "train", lambda context, kept, _: exclude(rows, kept, weights, seed, context))
 
     def clean(self, part: str) -> None:
         options = self.data.clean

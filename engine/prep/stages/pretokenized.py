@@ -12,7 +12,7 @@ from engine.prep.stages.source_files import PARTS
 from engine.prep.token_rows import COLUMNS, MASKED, PLAIN, Counts
 from engine.protocol.messages import Problem, ProblemError
 
-_WORK_ON_ROWS = ("expand", "clean", "dedup", "split", "balance", "max_rows", "packing", "test")
+_WORK_ON_ROWS = ("expand", "exclude", "clean", "dedup", "split", "balance", "max_rows", "packing", "test")
 
 
 def find_folders(data: DataOptions, directory: Path, learning: bool = False) -> dict[str, Path]:

@@ -18,5 +18,6 @@ VERBS = {
     "data tokenize": "engine.prep.verbs.tokenize",
     "data stats": "engine.prep.verbs.stats",
     "profile new": "engine.prep.verbs.new_profile",
+    "data worst": "engine.prep.verbs.worst",
     "tokenizer train": "engine.prep.verbs.train_tokenizer",
 }

@@ -42,6 +42,8 @@ class Method:
     rehearsable = True
     """Whether `loss` changes nothing but gradients, metrics and random generators, so that the preflight may call
     it."""
+    records_rows = False
+    """Whether `loss` adds the losses of a micro-batch's tokens to `row_losses`."""
     mergeable = True
     """Whether held-out rows may be measured with the adapter merged into the weights (see
     `engine.inference.merged_decode`)."""
@@ -52,6 +54,9 @@ class Method:
         self.rows, self.held_out = setup.rows, setup.held_out
         self.metrics, self.memory = setup.metrics, setup.memory
         self.strategy = setup.strategy
+        self.row_losses: list[tuple[Any, list[int]]] | None = None
+        """While a step is computed: for each micro-batch the losses of its trained tokens, on their way to the host,
+        and the number of them in each part of it; else None."""
 
     def collate(self, rows: list[Row]) -> Batch:
         """A micro-batch, on the CPU. Its counts `rows` and `tokens` are removed before other methods receive it."""

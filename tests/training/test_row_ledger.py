@@ -1,0 +1,152 @@
+"""The ledger of rows: the loss of each is its own, however rows are batched, joined, interrupted and shared."""
+
+from __future__ import annotations
+
+import random
+import signal
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+
+from engine.prep.token_rows import PLAIN
+from engine.prep.token_store import link_streams, write_packed
+from engine.protocol.home import Home
+from engine.storage.row_losses import RowLossWriter, read_blocks, read_row_losses
+from tests.training.in_process import train
+
+STILL = ("training.learning_rate=1e-12", "training.warmup=0", "training.epochs=2", "model.quantization=none")
+ROWS = 27
+
+
+@pytest.fixture(scope="module")
+def expected(prepared: dict[str, Any]) -> Any:
+    """Each row's mean loss under the base, from one forward pass of the library's own for each."""
+    from datasets import load_from_disk
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(prepared["base"]).eval()
+    losses = []
+    for row in load_from_disk(prepared["train"]):
+        ids, labels = (torch.tensor([row[name]]) for name in ("input_ids", "labels"))
+        with torch.no_grad():
+            losses.append(float(model(input_ids=ids, labels=labels).loss))
+    return numpy.array(losses)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("training.micro_batch=4", "training.accumulation=2"),
+        ("training.micro_batch=3", "training.optimizations=false"),
+        ("training.micro_batch=1", "training.tokens_per_batch=64", "training.accumulation=2"),
+    ],
+    ids=["joined", "padded", "by tokens"],
+)
+def test_each_row_has_its_own_loss(
+    changes: tuple[str, ...], prepared: dict[str, Any], expected: Any, tmp_path: Path
+) -> None:
+    run = train(Home(tmp_path), "run", prepared, *STILL, *changes)
+    table = read_row_losses(run.row_losses, ROWS)
+    assert table.shape == (2, ROWS)
+    assert numpy.allclose(table, expected, rtol=2e-3), abs(table - expected).max()
+    assert sum(path.stat().st_size for path in run.row_losses.iterdir()) <= 2 * ROWS * 6 + 16 * 40
+
+
+def test_packed_rows_are_told_apart(prepared: dict[str, Any], expected: Any, tmp_path: Path) -> None:
+    order: list[Any] = []
+    plain = Path(prepared["train"])
+    with link_streams(tmp_path / "plain", PLAIN) as link:
+        _write_stream(plain, tmp_path / "stream")
+        link(tmp_path / "stream")
+    write_packed(tmp_path / "plain", tmp_path / "train", 64, tell_order=order.append)
+    run = train(Home(tmp_path), "run", prepared | {"train": str(tmp_path / "train")}, *STILL, "data.packing=true")
+    table = read_row_losses(run.row_losses, ROWS)
+    assert sorted(order[0].tolist()) == list(range(ROWS))
+    assert numpy.allclose(table, expected[order[0]], rtol=2e-3)
+
+
+def _write_stream(plain: Path, path: Path) -> None:
+    from datasets import load_from_disk
+
+    from engine.prep.token_store import arrow_writer
+
+    rows = load_from_disk(str(plain))
+    with arrow_writer(path, PLAIN) as write:
+        write(
+            {name: ([each for row in rows for each in row[name]], [len(row[name]) for row in rows]) for name in PLAIN}
+        )
+
+
+def test_a_resume_has_the_ledger_of_an_uninterrupted_run(prepared: dict[str, Any], tmp_path: Path) -> None:
+    settings = ("training.epochs=3", "checkpoint.every_steps=4", "checkpoint.keep=9", "training.micro_batch=4")
+    whole = train(Home(tmp_path), "whole", prepared, *settings)
+    broken = train(Home(tmp_path), "broken", prepared, *settings)
+    train(Home(tmp_path), "broken", prepared, *settings, from_step=8)
+    assert len(list(broken.row_losses.iterdir())) == 2
+    tables = [read_row_losses(run.row_losses, ROWS) for run in (whole, broken)]
+    assert not numpy.isnan(tables[0]).any() and numpy.array_equal(*tables)
+    assert tables[0][0].mean() > tables[0][2].mean()
+
+
+def test_switched_off_it_leaves_no_file(prepared: dict[str, Any], tmp_path: Path) -> None:
+    run = train(Home(tmp_path), "run", prepared, "training.max_steps=2", "logging.row_losses=false")
+    assert not run.row_losses.exists()
+
+
+@pytest.mark.slow
+def test_killed_ranks_leave_a_whole_ledger(start_run: Any, expected: Any) -> None:
+    run = start_run("run", *STILL, "training.epochs=3", "checkpoint.every_steps=4", "training.micro_batch=2")
+    run.start(processes=2)
+    run.until(lambda: len(run.series("train/loss")) >= 10)
+    run.process.send_signal(signal.SIGKILL)
+    run.process.wait()
+    run.train()  # alone, so that the rows are divided otherwise
+    table = read_row_losses(run.run.row_losses, ROWS)
+    assert table.shape == (3, ROWS) and numpy.allclose(table, expected, rtol=2e-3)
+
+
+def test_any_prefix_of_a_file_is_readable(tmp_path: Path) -> None:
+    """Whatever a kill leaves: each complete block counts, and nothing else."""
+    generator = random.Random(7)
+    for case in range(30):
+        folder = tmp_path / str(case)
+        writer, model, sizes = RowLossWriter(folder, 1, 0), [], [0]
+        step = 0
+        for _ in range(generator.randrange(1, 12)):
+            if generator.random() < 0.2:
+                step = generator.randrange(step + 1)
+                writer.rewind(step)
+                model.append((step, None))
+            else:
+                rows = generator.sample(range(50), generator.randrange(1, 9))
+                losses = [generator.random() * 9 for _ in rows]
+                writer.add(step, step // 4, rows, numpy.array(losses))
+                model.append((step, dict(zip(rows, losses, strict=True))))
+                step += 1
+            sizes.append(next(folder.iterdir()).stat().st_size)
+        writer.close()
+        path = next(folder.iterdir())
+        content = path.read_bytes()
+        for cut in {generator.randrange(len(content) + 1) for _ in range(6)} | {len(content)}:
+            path.write_bytes(content[:cut])
+            whole = sum(size <= cut for size in sizes) - 1
+            known: dict[int, dict[int, float]] = {}
+            for at, rows_then in model[:whole]:
+                known = {each: value for each, value in known.items() if each < at}
+                if rows_then is not None:
+                    known[at] = rows_then
+            found = {
+                block.step: dict(zip(block.rows.tolist(), block.losses, strict=True)) for block in read_blocks(folder)
+            }
+            assert found.keys() == known.keys()
+            assert all(found[at] == pytest.approx(known[at], rel=1e-3) for at in known)
+
+
+def test_a_file_of_something_else_is_ignored(tmp_path: Path) -> None:
+    (tmp_path / "attempt-0001.rank-0000.bin").write_bytes(b"\xff" * 99)
+    (tmp_path / "attempt-0002.rank-0000.bin").write_bytes(struct.pack("<4sIII", b"rows", 0, 0, 2**31))
+    assert read_row_losses(tmp_path, 4).shape == (0, 4)
