@@ -436,6 +436,11 @@ CODES: dict[str, str] = {
     "resume.drift": (
         "The run was resumed, but not exactly: something differs from before. Nothing to do if that was intended."
     ),
+    "logging.failed": "A logger failed and receives nothing more of this attempt. The run and its journal go on.",
+    "logging.tracker_failed": (
+        "A tracker did not take metrics of the run, which goes on. Check the service and its login, or set "
+        "`logging.offline`."
+    ),
     "logging.wandb_failed": "Weights & Biases receives nothing from this attempt. Log in, or set it to offline.",
     "setting.refused": "A setting cannot be changed to this value while the run is running. The message says why.",
     "command.no_choice": "There is no such choice for a batch that is held back. Use skip or rollback.",
