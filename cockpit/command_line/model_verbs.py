@@ -114,6 +114,21 @@ EXPORT = Verb(
         option("--converter", metavar="PATH", help="a llama.cpp checkout, for --gguf (otherwise searched for on PATH)"),
     ),
 )
+MERGE = Verb(
+    "merge",
+    "merge adapters, checkpoints or models into one",
+    "tools:merge",
+    (
+        option("targets", nargs="+", metavar="TARGET", help="adapters of one base, or whole models of one shape"),
+        option("--out", metavar="DIR", required=True, help="the folder to create; it must not exist, or be empty"),
+        option("--method", metavar="NAME", help="linear, ties, dare_linear or dare_ties (linear)"),
+        option("--weights", metavar="W,…", help="a weight for each target (equal ones)"),
+        option("--density", type=float, metavar="F", help="for ties and dare: the part of each change to keep (0.5)"),
+        option("--seed", type=int, metavar="N", help="for dare: chooses the part (0)"),
+        option("--base", metavar="TARGET", help="for ties and dare of whole models: what they were made from"),
+        option("--last", type=int, metavar="K", help="the average of a run's last K checkpoints"),
+    ),
+)
 SERVE = Verb(
     "serve",
     "serve a model at an OpenAI-compatible address; without a target, list the servers",

@@ -65,6 +65,13 @@ def plot(options: argparse.Namespace) -> NoReturn:
     _run_worker("plot", options, options.run, *names, *out)
 
 
+def merge(options: argparse.Namespace) -> NoReturn:
+    chosen = {"method": options.method, "weights": options.weights, "density": options.density, "seed": options.seed}
+    chosen |= {"base": options.base, "last": options.last, "out": options.out}
+    arguments = [f"--{name}={value}" for name, value in chosen.items() if value is not None]
+    _run_worker("merge", options, *options.targets, *arguments)
+
+
 def data(options: argparse.Namespace) -> NoReturn:
     _run_tool(options, "data")
 

@@ -30,7 +30,7 @@ from engine.protocol.messages import Problem, ProblemError
 
 FAILURES = 5
 """Entries in a row that a tracker may fail to take before it gets no more."""
-PATIENCE = 20.0
+PATIENCE = 30.0
 """Seconds that a tracker has at the end of a run to take what it has not taken yet."""
 WAITING = 100_000
 """Entries that wait for a slow tracker at most; further ones are left out."""
