@@ -15,7 +15,7 @@ STDIN_NAME = "COCKPIT_STDIN_NAME"
 VERBS = (
     *("demo", "train", "prepare", "chat", "generate", "eval", "export", "serve", "runs", "show", "watch", "metrics"),
     *("logs", "plot", "stop", "pause", "continue", "set", "resume", "delete", "profile", "data", "tokenizer"),
-    *("model", "engine", "doctor", "forecast", "fit", "merge", "launch-file", "completion"),
+    *("model", "engine", "doctor", "forecast", "fit", "merge", "push", "launch-file", "completion"),
 )
 """The verbs of the command line."""
 

@@ -129,6 +129,20 @@ MERGE = Verb(
         option("--last", type=int, metavar="K", help="the average of a run's last K checkpoints"),
     ),
 )
+PUSH = Verb(
+    "push",
+    "upload a model or an adapter to a hub, privately",
+    "tools:push",
+    (
+        option("target", metavar="TARGET", help="an exported folder, or a run, which is exported first"),
+        option("repository", metavar="ORG/NAME", help="the repository; it is made if it is not there"),
+        option("--hub", metavar="NAME", help="huggingface or modelscope (huggingface)"),
+        option("--merged", action="store_true", help="of a run: whole weights, not its adapter alone"),
+        option("--public", action="store_true", help="let everybody read it"),
+        option("--message", metavar="TEXT", help="of the commits"),
+        option("--dry-run", action="store_true", help="list what would be sent, and send nothing"),
+    ),
+)
 SERVE = Verb(
     "serve",
     "serve a model at an OpenAI-compatible address; without a target, list the servers",

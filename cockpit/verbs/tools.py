@@ -72,6 +72,13 @@ def merge(options: argparse.Namespace) -> NoReturn:
     _run_worker("merge", options, *options.targets, *arguments)
 
 
+def push(options: argparse.Namespace) -> NoReturn:
+    flags = [f"--{name}" for name in ("public", "merged") if getattr(options, name)]
+    dry = ["--dry-run"] if options.dry_run else []
+    chosen = [f"--{name}={value}" for name in ("hub", "message") if (value := getattr(options, name)) is not None]
+    _run_worker("push", options, options.target, options.repository, *flags, *dry, *chosen)
+
+
 def data(options: argparse.Namespace) -> NoReturn:
     _run_tool(options, "data")
 

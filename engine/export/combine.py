@@ -125,7 +125,7 @@ def _write_adapter(
     chosen: Sequence[Target],
     weights: list[float],
     recipe: Recipe,
-    _: Target | None,
+    base: Target | None,
     progress: Callable[[str, int, int], None],
 ) -> None:
     import torch

@@ -479,6 +479,7 @@ CODES: dict[str, str] = {
     "evaluation.failed": "The scoring process ended without a result.",
     "generation.failed": "The model failed while it was generating. The message gives the first line of the error.",
     "generation.process_failed": "A process of batch generation ended. Its log says why; the same command goes on.",
+    "push.failed": "The model was not uploaded, or not completely. The message says why; pushing again goes on.",
     "merge.refused": "These adapters or models cannot be merged with one another. The message says why.",
     "export.disagrees": (
         "The export would not answer like the checkpoint, so it was not written. Export the adapter alone with "
