@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from cockpit.command_line.options import DTYPES, FORMAT, QUANTIZATIONS, SAMPLING, SYSTEM, TARGET, Verb, option
 
+GGUF_TYPES = ("auto", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_m", "q2_k")
+
 CHAT = Verb(
     "chat",
     "one answer, or a conversation, with a run, a checkpoint or a model",
@@ -107,9 +109,9 @@ EXPORT = Verb(
             "--gguf",
             nargs="?",
             const="auto",
-            choices=("auto", "f32", "f16", "bf16", "q8_0"),
+            choices=GGUF_TYPES,
             metavar="TYPE",
-            help="also write GGUF: f32, f16, bf16, q8_0 or auto",
+            help="also write GGUF: f32, f16, bf16, q8_0 or auto; q6_k, q5_k_m, q4_k_m, … by llama-quantize",
         ),
         option("--converter", metavar="PATH", help="a llama.cpp checkout, for --gguf (otherwise searched for on PATH)"),
     ),
