@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from cockpit import remote_names
 from cockpit.command_line.data_verbs import DATA_VERBS, TOKENIZER_VERBS
 from cockpit.command_line.help_verbs import HELP_VERBS
-from cockpit.command_line.model_verbs import BASE_MODEL_VERBS, CHAT, EVAL, EXPORT, GENERATE, SERVE
+from cockpit.command_line.model_verbs import BASE_MODEL_VERBS, CHAT, EVAL, EXPORT, GENERATE, MERGE, PUSH, SERVE
 from cockpit.command_line.options import Verb, option
 from cockpit.command_line.run_verbs import ENGINE_VERBS, PROFILE_VERBS, RUN_VERBS, START_VERBS
 from cockpit.exit_status import DONE, INTERRUPTED, WRONG
@@ -29,6 +29,8 @@ VERBS = (
     GENERATE,
     EVAL,
     EXPORT,
+    MERGE,
+    PUSH,
     SERVE,
     *RUN_VERBS,
     Verb("profile", "list, show and check profiles", verbs=PROFILE_VERBS),

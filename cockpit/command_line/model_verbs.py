@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from cockpit.command_line.options import DTYPES, FORMAT, QUANTIZATIONS, SAMPLING, SYSTEM, TARGET, Verb, option
 
+GGUF_TYPES = ("auto", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_m", "q2_k")
+
 CHAT = Verb(
     "chat",
     "one answer, or a conversation, with a run, a checkpoint or a model",
@@ -112,11 +114,40 @@ EXPORT = Verb(
             "--gguf",
             nargs="?",
             const="auto",
-            choices=("auto", "f32", "f16", "bf16", "q8_0"),
+            choices=GGUF_TYPES,
             metavar="TYPE",
-            help="also write GGUF: f32, f16, bf16, q8_0 or auto",
+            help="also write GGUF: f32, f16, bf16, q8_0 or auto; q6_k, q5_k_m, q4_k_m, … by llama-quantize",
         ),
         option("--converter", metavar="PATH", help="a llama.cpp checkout, for --gguf (otherwise searched for on PATH)"),
+    ),
+)
+MERGE = Verb(
+    "merge",
+    "merge adapters, checkpoints or models into one",
+    "tools:merge",
+    (
+        option("targets", nargs="+", metavar="TARGET", help="adapters of one base, or whole models of one shape"),
+        option("--out", metavar="DIR", required=True, help="the folder to create; it must not exist, or be empty"),
+        option("--method", metavar="NAME", help="linear, ties, dare_linear or dare_ties (linear)"),
+        option("--weights", metavar="W,…", help="a weight for each target (equal ones)"),
+        option("--density", type=float, metavar="F", help="for ties and dare: the part of each change to keep (0.5)"),
+        option("--seed", type=int, metavar="N", help="for dare: chooses the part (0)"),
+        option("--base", metavar="TARGET", help="for ties and dare of whole models: what they were made from"),
+        option("--last", type=int, metavar="K", help="the average of a run's last K checkpoints"),
+    ),
+)
+PUSH = Verb(
+    "push",
+    "upload a model or an adapter to a hub, privately",
+    "tools:push",
+    (
+        option("target", metavar="TARGET", help="an exported folder, or a run, which is exported first"),
+        option("repository", metavar="ORG/NAME", help="the repository; it is made if it is not there"),
+        option("--hub", metavar="NAME", help="huggingface or modelscope (huggingface)"),
+        option("--merged", action="store_true", help="of a run: whole weights, not its adapter alone"),
+        option("--public", action="store_true", help="let everybody read it"),
+        option("--message", metavar="TEXT", help="of the commits"),
+        option("--dry-run", action="store_true", help="list what would be sent, and send nothing"),
     ),
 )
 SERVE = Verb(

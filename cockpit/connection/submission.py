@@ -16,7 +16,7 @@ from engine.protocol.messages import Submit
 if TYPE_CHECKING:
     from engine.config.profile import Profile
 
-SERVICES = ("HF_", "HUGGING_FACE_", "MODELSCOPE_", "WANDB_")
+SERVICES = ("HF_", "HUGGING_FACE_", "MODELSCOPE_", "WANDB_", "MLFLOW_", "SWANLAB_", "TRACKIO_", "COMET_", "CLEARML_")
 """Prefixes of variables that a job gets from the shell even where they are secrets: for hubs and trackers."""
 
 

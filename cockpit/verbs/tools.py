@@ -74,6 +74,20 @@ def report(options: argparse.Namespace) -> NoReturn:
     _run_worker("bundle", options, options.run, *given, *bundle)
 
 
+def merge(options: argparse.Namespace) -> NoReturn:
+    chosen = {"method": options.method, "weights": options.weights, "density": options.density, "seed": options.seed}
+    chosen |= {"base": options.base, "last": options.last, "out": options.out}
+    arguments = [f"--{name}={value}" for name, value in chosen.items() if value is not None]
+    _run_worker("merge", options, *options.targets, *arguments)
+
+
+def push(options: argparse.Namespace) -> NoReturn:
+    flags = [f"--{name}" for name in ("public", "merged") if getattr(options, name)]
+    dry = ["--dry-run"] if options.dry_run else []
+    chosen = [f"--{name}={value}" for name in ("hub", "message") if (value := getattr(options, name)) is not None]
+    _run_worker("push", options, options.target, options.repository, *flags, *dry, *chosen)
+
+
 def data(options: argparse.Namespace) -> NoReturn:
     _run_tool(options, "data")
 

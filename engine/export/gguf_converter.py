@@ -22,8 +22,9 @@ COMMANDS = (SCRIPT, "convert-hf-to-gguf", "llama-convert-hf-to-gguf")
 """Names of the converter as a command."""
 BESIDE = "gguf-converter"
 """Folder in this Python's prefix where the converter is searched for, too."""
-TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
-"""Types that the converter writes; llama.cpp's `llama-quantize` makes smaller ones from these."""
+QUANTIZER = "llama-quantize"
+QUANTISED = ("q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_m", "q2_k")
+"""Types that `llama-quantize` makes from what the converter writes."""
 
 
 def find_converter(named: str | None) -> list[str]:
@@ -62,16 +63,59 @@ def find_converter(named: str | None) -> list[str]:
     )
 
 
-def convert(folder: Path, name: str, kind: str, command: list[str]) -> dict[str, Any]:
+def find_quantizer(named: str | None) -> str:
+    """llama.cpp's `llama-quantize`: built in the checkout `named`, or on PATH. Raises ProblemError when there is
+    none."""
+    if named and (checkout := Path(named).expanduser()).is_dir():
+        for place in (checkout / "build" / "bin" / QUANTIZER, checkout / QUANTIZER):
+            if os.access(place, os.X_OK):
+                return str(place)
+    if found := shutil.which(QUANTIZER):
+        return found
+    raise ProblemError(
+        Problem(
+            code="export.no_converter",
+            title=f"There is no {QUANTIZER} on this machine",
+            cause=f"the types {', '.join(QUANTISED)} are made by llama.cpp's own tool",
+            hint="install llama.cpp so that it is on PATH, name a checkout that is built with --converter, "
+            "or take --gguf q8_0, which needs the converter alone",
+        )
+    )
+
+
+def convert(folder: Path, name: str, kind: str, command: list[str], quantizer: str | None = None) -> dict[str, Any]:
     """Write `NAME-KIND.gguf` into `folder`, from the model in it. Returns `file type bytes` and the comparison.
 
-    Raises ProblemError when the converter fails.
+    A type of `QUANTISED` is made by `quantizer` from an unquantised file, which is removed. Raises ProblemError when
+    one of them fails.
     """
     made = folder / f"{name.strip('.') or 'model'}-{kind}.gguf"
+    if kind in QUANTISED:
+        assert quantizer is not None
+        whole = folder / ".unquantised.gguf"
+        try:
+            _run_converter(folder, whole, "auto", command)
+            _run(
+                [quantizer, str(whole), str(made), kind.upper()], made, f"{QUANTIZER} cannot make {kind} of this model"
+            )
+        finally:
+            whole.unlink(missing_ok=True)
+    else:
+        _run_converter(folder, made, kind, command)
+    return {"file": made.name, "type": kind, "bytes": made.stat().st_size, **_compare(folder, made)}
+
+
+def _run_converter(folder: Path, made: Path, kind: str, command: list[str]) -> None:
+    arguments = ["--outtype", kind, "--outfile", str(made), str(folder)]
+    _run([*command, *arguments], made, "llama.cpp's converter does not support this model")
+
+
+def _run(command: list[str], made: Path, failure: str) -> None:
+    """Run one of llama.cpp's tools, which makes the file `made`. Raises ProblemError."""
     # The script uses its own copy of the gguf package, which may be newer than ours, and needs no network.
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": ""}
     done = subprocess.run(
-        [*command, "--outtype", kind, "--outfile", str(made), str(folder)],
+        command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -84,17 +128,16 @@ def convert(folder: Path, name: str, kind: str, command: list[str]) -> dict[str,
         raise ProblemError(
             Problem(
                 code="export.converter_failed",
-                title="llama.cpp's converter does not support this model",
+                title=failure,
                 cause="\n".join(lines[-3:]) or f"it ended with status {done.returncode}",
                 hint="a newer llama.cpp may support it; without --gguf the model can be exported",
             )
         )
-    return {"file": made.name, "type": kind, "bytes": made.stat().st_size, **_compare(folder, made)}
 
 
 def _compare(folder: Path, made: Path) -> dict[str, Any]:
-    """`kl` and `top1` of the file against the folder's own weights, on plain sentences, and `same_tokens`; or `unread`,
-    the reason why transformers cannot read the file."""
+    """`kl` and `top1` of the file against the folder's own weights, on plain sentences, `perplexity` of both, and
+    `same_tokens`; or `unread`, the reason why transformers cannot read the file."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -123,5 +166,15 @@ def _compare(folder: Path, made: Path) -> dict[str, Any]:
     return {
         "kl": 0.0 if divergence < 0 else divergence / places,
         "top1": same / places,
+        "perplexity": _measure_perplexity(after, texts),
+        "perplexity_before": _measure_perplexity(before, texts),
         "same_tokens": sum(one == text[0].tolist() for one, text in zip(ids, texts, strict=True)) / len(texts),
     }
+
+
+def _measure_perplexity(scores: list[Any], texts: list[Any]) -> float:
+    """Of the tokens after the first of each text; `scores` are log-probabilities [tokens, vocabulary]."""
+    import torch
+
+    losses = [-each[:-1].gather(1, text[0, 1:, None]).flatten() for each, text in zip(scores, texts, strict=True)]
+    return float(torch.cat(losses).mean().exp())

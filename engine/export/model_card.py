@@ -113,7 +113,10 @@ def _agreement(exported: ExportResult) -> Iterator[str]:
         yield f"- {difference['prompt']!r}: other {difference['of']} from token {difference['at']} on"
     if exported.gguf:
         made = exported.gguf
-        text = f"KL {made['kl']:.4g}, top-1 {made['top1']:.4g}" if "kl" in made else f"not read back: {made['unread']}"
+        text = f"not read back: {made.get('unread')}"
+        if "kl" in made:
+            perplexity = f"perplexity {made['perplexity']:.4g}, theirs {made['perplexity_before']:.4g}"
+            text = f"KL {made['kl']:.4g}, top-1 {made['top1']:.4g}, {perplexity}"
         yield f"`{made['file']}` ({made['bytes'] / 1e6:.0f} MB, {made['type']}) against these weights: {text}."
     yield ""
 

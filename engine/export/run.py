@@ -93,6 +93,8 @@ def check_request(target: Target, out: Path, request: ExportRequest) -> None:
                 )
             )
         gguf.find_converter(request.converter)
+        if request.gguf in gguf.QUANTISED:
+            gguf.find_quantizer(request.converter)
 
 
 def _check_empty(out: Path) -> None:
@@ -112,7 +114,7 @@ def _check_disk(target: Target, out: Path, request: ExportRequest) -> None:
         return
     place = next(parent for parent in (out, *out.parents) if parent.exists())
     one = placement.estimate_bytes(Path(target.base), request.dtype or target.dtype) / placement.OVERHEAD
-    needed = one * (len(_candidate_bases(target)) + bool(request.gguf))
+    needed = one * (len(_candidate_bases(target)) + bool(request.gguf) + (request.gguf in gguf.QUANTISED))
     free = shutil.disk_usage(place).free
     if needed > free:
         cause = (
@@ -347,7 +349,9 @@ class _ExportJob:
             return None
         self.check()
         self.progress(f"writing GGUF ({self.request.gguf})", 0, 0)
-        return gguf.convert(self.folder, self.out.name, self.request.gguf, gguf.find_converter(self.request.converter))
+        kind, named = self.request.gguf, self.request.converter
+        quantizer = gguf.find_quantizer(named) if kind in gguf.QUANTISED else None
+        return gguf.convert(self.folder, self.out.name, kind, gguf.find_converter(named), quantizer)
 
 
 def _distance(figures: dict[str, Any]) -> float:

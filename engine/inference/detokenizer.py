@@ -78,11 +78,18 @@ class StreamedReply:
     """
 
     def __init__(
-        self, tokenizer: Any, prompt: Sequence[int], stop: Sequence[str] = (), *, continues: bool = False
+        self,
+        tokenizer: Any,
+        prompt: Sequence[int],
+        stop: Sequence[str] = (),
+        *,
+        continues: bool = False,
+        shown: Sequence[str] = (),
     ) -> None:
-        """`continues`: the reply goes on with the prompt's text, so that a blank between them belongs to it."""
+        """`continues`: the reply goes on with the prompt's text, so that a blank between them belongs to it. `shown`:
+        special tokens that are text nevertheless."""
         self.marks = thinking_marks(tokenizer)
-        self._detokenizer = Detokenizer(tokenizer, shown=_find_special_marks(tokenizer, self.marks))
+        self._detokenizer = Detokenizer(tokenizer, shown=_find_special_marks(tokenizer, (*self.marks, *shown)))
         if continues:
             self._detokenizer.follow(prompt)
         self._growing = GrowingReply(tokenizer)
@@ -183,7 +190,7 @@ def _decode_with_marks(tokenizer: Any, ids: Sequence[int], marks: Marks) -> str:
     return "".join(parts)
 
 
-def _find_special_marks(tokenizer: Any, marks: Marks) -> dict[int, str]:
+def _find_special_marks(tokenizer: Any, marks: Sequence[str]) -> dict[int, str]:
     """The marks that are special tokens, which would have no text otherwise."""
     added: dict[str, int] = tokenizer.get_added_vocab()
     special = {*tokenizer.all_special_ids}

@@ -85,7 +85,7 @@ def build_merged(
         raise ProblemError(problem)
     scores = folders.is_reward_model(target.adapter)
     try:
-        model = _load_base(target, base, dtype, scores, trust_remote_code)
+        model = load_base(target, base, dtype, scores, trust_remote_code)
         progress(1, 4)
         untie_adapted_embeddings(model, target.adapter)
         # Not with low_cpu_mem_usage: peft 0.21 would round the adapter's float32 weights to the base's dtype first.
@@ -178,7 +178,7 @@ def find_non_finite(model: Any) -> str:
     return next((name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()), "")
 
 
-def _load_base(target: Target, base: str, dtype: str | None, scores: bool, trust_remote_code: bool) -> Any:
+def load_base(target: Target, base: str, dtype: str | None, scores: bool, trust_remote_code: bool) -> Any:
     import torch
 
     from engine.models.quantization import quantization_config, read_stored_dtype

@@ -60,3 +60,14 @@ STRATEGIES = {
 """`launch.strategy`: how several processes share a training step. A single process needs none."""
 AUTO = "auto"
 """A `launch.strategy` that is replaced by one of `STRATEGIES` before training starts, by the forecast."""
+
+TRACKERS = {
+    "mlflow": ("mlflow", "mlflow-skinny"),
+    "swanlab": ("swanlab", "swanlab"),
+    "trackio": ("trackio", "trackio"),
+    "comet": ("comet_ml", "comet_ml"),
+    "aim": ("aim", "aim"),
+    "clearml": ("clearml", "clearml"),
+}
+"""`logging.trackers`: the module of each tracker and the package that pip installs for it. How each is started is in
+`engine.training.trackers`."""

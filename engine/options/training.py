@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from engine.options.base import Options, option
+from engine.options.tables import TRACKERS
 
 
 class EmaOptions(Options):
@@ -160,6 +161,21 @@ class LoggingOptions(Options):
         "secrets as $VARIABLES.",
         examples=[["$SLACK_ADDRESS"]],
     )
+    trackers: list[str] = option([], help=f"Also log to these: {', '.join(TRACKERS)}.")
+    project: str = option("cockpit", help="Project, or experiment, of the run in logging.trackers.", min_length=1)
+    offline: bool = option(
+        False, help="true: logging.trackers send nothing; their records stay in trackers/ of the home."
+    )
+
+    @field_validator("trackers")
+    @classmethod
+    def _check_trackers(cls, trackers: list[str]) -> list[str]:
+        for name in trackers:
+            if name not in TRACKERS:
+                raise ValueError(f"there is no tracker {name!r}: choose from {', '.join(TRACKERS)}")
+        if len(set(trackers)) < len(trackers):
+            raise ValueError("a tracker is named twice")
+        return trackers
 
 
 class LimitOptions(Options):

@@ -464,6 +464,11 @@ CODES: dict[str, str] = {
     "resume.drift": (
         "The run was resumed, but not exactly: something differs from before. Nothing to do if that was intended."
     ),
+    "logging.failed": "A logger failed and receives nothing more of this attempt. The run and its journal go on.",
+    "logging.tracker_failed": (
+        "A tracker did not take metrics of the run, which goes on. Check the service and its login, or set "
+        "`logging.offline`."
+    ),
     "logging.wandb_failed": "Weights & Biases receives nothing from this attempt. Log in, or set it to offline.",
     "notify.failed": "A notice about a run was not sent. Correct the address that the message names.",
     "setting.refused": "A setting cannot be changed to this value while the run is running. The message says why.",
@@ -503,6 +508,8 @@ CODES: dict[str, str] = {
     "evaluation.failed": "The scoring process ended without a result.",
     "generation.failed": "The model failed while it was generating. The message gives the first line of the error.",
     "generation.process_failed": "A process of batch generation ended. Its log says why; the same command goes on.",
+    "push.failed": "The model was not uploaded, or not completely. The message says why; pushing again goes on.",
+    "merge.refused": "These adapters or models cannot be merged with one another. The message says why.",
     "export.disagrees": (
         "The export would not answer like the checkpoint, so it was not written. Export the adapter alone with "
         "`--adapter-only`."

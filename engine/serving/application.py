@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -25,6 +26,7 @@ from engine.serving.request_schemas import ChatRequest, RequestError, TextReques
 from engine.serving.response_schemas import FAILURES, ResponseWriter, find_failure, prompt_tokens, usage
 from engine.serving.scheduler import Scheduler
 from engine.serving.streams import ChoiceUpdate, ClientGone, EventRouter, ReplyStream
+from engine.serving.tool_calls import ToolCallReader
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 UPLOAD = 30.0
@@ -119,7 +121,9 @@ class CompletionServer:
         chat = request.url.path == CHAT
         completion = parse_body(await _read_body(request, self.most_bytes), ChatRequest if chat else TextRequest)
         jobs = await asyncio.to_thread(self.builder.chat if chat else self.builder.text, completion)
-        writer = ResponseWriter(chat, self.builder.names[0])
+        family = self.builder.find_family(completion) if chat else None
+        reader = partial(ToolCallReader, family, completion.parameters()) if family else None
+        writer = ResponseWriter(chat, self.builder.names[0], reader)
         stream = self.router.expect(jobs)
         try:
             self.scheduler.submit(jobs)

@@ -36,6 +36,8 @@ class Job:
     """Whether the reply goes on with the prompt's text, as a text completion does."""
     generates: bool = True
     """Whether a reply follows the prompt; else the prompt is only scored."""
+    shown: tuple[str, ...] = ()
+    """Special tokens that are text in the reply: the marks of tool calls."""
     cancelled: bool = False
     accepted: float = field(default_factory=time.monotonic)
     started: float = 0.0

@@ -14,6 +14,7 @@ from engine.models.template_metadata import takes_tools
 from engine.protocol.text import first_line
 from engine.serving.jobs import Job
 from engine.serving.request_schemas import ChatRequest, CompletionRequest, RequestError, TextRequest
+from engine.serving.tool_calls import REQUIRED, Family, find_family
 from engine.tasks.task import load_task
 
 MOST_CHOICES = 16
@@ -65,7 +66,18 @@ class RequestBuilder:
                 code="no_chat_template",
             )
         messages = self._wrap(request.conversation())
-        return self._make_jobs(request, [self._render(messages, request)])
+        family = self.find_family(request)
+        jobs = self._make_jobs(request, [self._render(messages, request)])
+        for job in jobs:
+            job.shown = family.marks if family else ()
+        return jobs
+
+    def find_family(self, request: ChatRequest) -> Family | None:
+        """How the tool calls of the reply are written; None where there are none, or where the template's marks are
+        unknown. Raises RequestError."""
+        if not request.uses_tools():
+            return None
+        return REQUIRED if request.requires_call() else find_family(self.loaded.tokenizer.chat_template)
 
     def text(self, request: TextRequest) -> list[Job]:
         """The jobs of a text completion. Raises RequestError."""
@@ -108,7 +120,7 @@ class RequestBuilder:
         """Raises RequestError."""
         try:
             with self._lock:
-                if request.tools and request.tool_choice != "none":
+                if request.uses_tools():
                     return self._render_with_tools(messages, request)
                 ids: list[int] = self._own.prompt(messages)
         except RequestError:
@@ -120,11 +132,9 @@ class RequestBuilder:
         return ids
 
     def _render_with_tools(self, messages: list[dict[str, Any]], request: ChatRequest) -> list[int]:
-        """Render the tools, for a template that takes them; the model's calls stay text. Raises RequestError."""
+        """Render the tools, for a template that takes them. Raises RequestError."""
         if not takes_tools(self._own.tokenizer.chat_template):
             raise RequestError(400, f"the chat template of {self.names[0]} takes no tools", param="tools")
-        if request.tool_choice not in (None, "auto"):
-            raise RequestError(400, "tool_choice is served as auto or none", param="tool_choice")
         return template_lock.render(self._own.tokenizer, messages, request.tools, reply_follows=True)
 
     def _encode(self, prompt: str | list[int]) -> list[int]:
@@ -183,6 +193,7 @@ class RequestBuilder:
                     with self._lock:
                         grammar = self._own.grammar(sampling)
                 except (ValueError, RecursionError) as error:
-                    raise RequestError(400, first_line(error), param="response_format")
+                    param = "response_format" if request.response_format else "tools"
+                    raise RequestError(400, first_line(error), param=param)
                 jobs.append(Job(prompt, replace(sampling, seed=seed), deadline, grammar, alternatives))
         return jobs

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from engine.serving import tool_calls
 from engine.serving.logprobs import MOST_ALTERNATIVES
 
 NOT_SERVED = {
@@ -157,6 +158,52 @@ class ChatRequest(CompletionRequest, kw_only=True):
         if self.top_logprobs is not None and not self.logprobs:
             raise RequestError(400, "top_logprobs goes with logprobs: true", param="top_logprobs")
         return _check_alternatives("top_logprobs", self.top_logprobs or 0) if self.logprobs else None
+
+    def uses_tools(self) -> bool:
+        """Whether the reply may call tools. Raises RequestError for tools that are not described as OpenAI's API
+        wants."""
+        if not self.tools:
+            if self.requires_call():
+                raise RequestError(400, "tool_choice goes with tools", param="tool_choice")
+            return False
+        if wrong := tool_calls.check_tools(self.tools):
+            raise RequestError(400, wrong, param="tools")
+        return self.tool_choice != "none"
+
+    def requires_call(self) -> bool:
+        """Whether the reply is a call. Raises RequestError for an unknown `tool_choice`."""
+        if self.tool_choice in (None, "auto", "none", "required"):
+            return self.tool_choice == "required"
+        if not isinstance(self.tool_choice, dict) or not self._chosen_tool():
+            raise RequestError(
+                400,
+                'tool_choice is auto, none, required, or {"type": "function", "function": {"name": NAME}}',
+                param="tool_choice",
+            )
+        return True
+
+    def _chosen_tool(self) -> str | None:
+        function = self.tool_choice.get("function") if isinstance(self.tool_choice, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        return name if isinstance(name, str) else None
+
+    def parameters(self) -> dict[str, dict[str, Any]]:
+        """The JSON schema of each tool's parameters."""
+        functions = [tool["function"] for tool in self.tools or []]
+        return {function["name"]: function.get("parameters") or {} for function in functions}
+
+    def schema(self) -> dict[str, Any] | None:
+        given = super().schema()
+        if not (self.uses_tools() and self.requires_call()):
+            return given
+        if given is not None:
+            raise RequestError(
+                400, "response_format does not go with a tool_choice that requires a call", param="response_format"
+            )
+        try:
+            return tool_calls.require(self.tools or [], self._chosen_tool())
+        except ValueError as error:
+            raise RequestError(400, str(error), param="tool_choice")
 
     def conversation(self) -> list[dict[str, Any]]:
         """The messages in the form that chat templates take. Raises RequestError."""

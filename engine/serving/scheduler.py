@@ -220,7 +220,7 @@ class Scheduler:
                 job.grammar,
                 find_thinking_end(self.tokenizer, job.prompt) if job.grammar else (),
             ),
-            StreamedReply(self.tokenizer, job.prompt, job.sampling.stop, continues=job.continues),
+            StreamedReply(self.tokenizer, job.prompt, job.sampling.stop, continues=job.continues, shown=job.shown),
             self.stop_ids | find_stop_tokens(self.tokenizer, job.sampling.stop),
             min(job.sampling.max_new_tokens, self.context - len(job.prompt)),
             cache,

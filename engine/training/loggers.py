@@ -1,6 +1,6 @@
-"""Loggers for other programs: TensorBoard events, and a Weights & Biases run if the profile sets one.
+"""Loggers for other programs: TensorBoard events, a Weights & Biases run and trackers, as the profile sets them.
 
-Both receive metrics and evaluations after the journal; neither can delay a run for long or end it.
+They receive metrics and evaluations after the journal; none can delay a run for long or end it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Evaluation, Metrics, Warn
 from engine.protocol.messages import Problem, ProblemError
+from engine.training import trackers
 from engine.training.job import Job
 
 _WANDB_TIMEOUT = 60.0
@@ -22,12 +23,20 @@ def open_loggers(job: Job) -> None:
     if not job.ranks.first:
         return
     logging = job.profile.logging
+    trackers.check_installed(logging)
     if logging.tensorboard:
         job.reporter.loggers.append(TensorBoard(job.run))
         if job.attempt > 1:
             job.reporter.rewind_loggers(int(job.resumed_from.name.removeprefix("step-")) if job.resumed_from else None)
-    if logging.wandb is None:
-        return
+    for name in logging.trackers:
+        job.reporter.loggers.append(
+            trackers.Tracker(name, job.run, logging, job.profile.to_dict(), warn=job.reporter.warn)
+        )
+    if logging.wandb is not None:
+        _open_wandb(job)
+
+
+def _open_wandb(job: Job) -> None:
     if importlib.util.find_spec("wandb") is None:
         raise ProblemError(
             Problem(

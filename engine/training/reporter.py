@@ -100,13 +100,33 @@ class Reporter:
 
     def rewind_loggers(self, step: int | None) -> None:
         """The run goes on from `step`, or from the beginning, and its later steps are done again."""
-        for logger in self.loggers:
-            with contextlib.suppress(OSError):
+        for logger in list(self.loggers):
+            with self._guard(logger):
                 logger.rewind(-1 if step is None else step)
 
     def close_loggers(self) -> None:
         while self.loggers:
-            self.loggers.pop().close()
+            with self._guard(logger := self.loggers.pop()):
+                logger.close()
+
+    @contextlib.contextmanager
+    def _guard(self, logger: Logger, step: int = 0) -> Iterator[None]:
+        """Losing an entry to a full disk is harmless: the journal has it. A logger that fails otherwise gets no more,
+        and the run goes on."""
+        try:
+            yield
+        except OSError:
+            pass
+        except Exception as error:  # noqa: BLE001 - whatever fails in another program, the run goes on
+            if logger in self.loggers:
+                self.loggers.remove(logger)
+            name = type(logger).__name__
+            self.warn(
+                code="logging.failed",
+                step=step,
+                message=f"{name} gets nothing more of this attempt: {type(error).__name__}: {error}",
+                hint="the run goes on, and its journal has everything",
+            )
 
     def _print(self, entry: AnyEntry) -> None:
         """Print a line to log.txt; for metrics at most one every `LOG_SECONDS` seconds."""
@@ -119,5 +139,6 @@ class Reporter:
 
     def _log(self, entry: AnyEntry) -> None:
         if isinstance(entry, (Metrics, Evaluation)):
-            for logger in self.loggers:
-                logger.write(entry)
+            for logger in list(self.loggers):
+                with self._guard(logger, entry.step):
+                    logger.write(entry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,9 +98,13 @@ def test_invalid_settings_are_errors_of_the_user(kitchen: Kitchen) -> None:
     assert len(json.loads(kitchen.cockpit("serve", "--json").stdout)) == len(json.loads(before)), "what failed is gone"
 
 
-def test_a_tasks_prompt_and_schema(kitchen: Kitchen, smollm2: Path) -> None:
+def test_a_tasks_prompt_and_schema_and_a_call_that_is_required(kitchen: Kitchen, smollm2: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
+    smollm2 = shutil.copytree(smollm2, tmp_path / "with-tools", copy_function=lambda a, b: Path(b).symlink_to(a))
+    template = (smollm2 / "chat_template.jinja").read_text()
+    (smollm2 / "chat_template.jinja").unlink()
+    (smollm2 / "chat_template.jinja").write_text(template + "{# tools <tool_call> #}")
     server = kitchen.serve("--task", "triples", "--constrained", target=str(smollm2))
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     text = "Ada lives in Paris."
@@ -135,4 +140,18 @@ def test_a_tasks_prompt_and_schema(kitchen: Kitchen, smollm2: Path) -> None:
             "Paris",
             "Rome",
         )
+        asked: Any = {
+            "model": name,
+            "messages": [{"role": "system", "content": "You are terse."}, {"role": "user", "content": "Call it."}],
+            "tools": [{"type": "function", "function": {"name": "look", "parameters": schema}}],
+            "tool_choice": "required",
+            "temperature": 0,
+        }
+        choice = client.chat.completions.create(**asked).choices[0]
+        assert choice.finish_reason == "tool_calls" and choice.message.content is None and choice.message.tool_calls
+        (call,) = choice.message.tool_calls
+        assert call.function.name == "look" and json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
+        chunks = client.chat.completions.create(**asked, stream=True)
+        parts = [part for chunk in chunks for part in chunk.choices[0].delta.tool_calls or []]
+        assert [(part.index, part.function.arguments) for part in parts] == [(0, call.function.arguments)]
     assert server.stop().returncode == 0
