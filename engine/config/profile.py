@@ -52,6 +52,8 @@ SECTIONS: dict[str, type[Options] | dict[str, str]] = {
 CHECKS = (
     "engine.options.launch_checks:check_launch",
     "engine.training.checks:check_combinations",
+    "engine.training.parallel.deepspeed_config:check_deepspeed",
+    "engine.training.parallel.deepspeed_config:check_host",
     "engine.training.online.checks:check_online",
     "engine.training.online.checks:check_reward_model",
     "engine.prep.checks:check_sources",
@@ -67,6 +69,7 @@ CHECKS = (
 DOUBTS = ("engine.training.doubts:check_doubts", "engine.models.checks:doubt_experts")
 """The same for a valid profile: what the run will hardly do as it is set. Nothing is refused because of these."""
 OF_HOST = (
+    "engine.training.parallel.deepspeed_config:check_host",
     "engine.training.online.checks:check_reward_model",
     "engine.prep.checks:check_sources",
     "engine.prep.checks:check_tokenizer",
@@ -85,7 +88,11 @@ NOTES = ("engine.models.checks:describe_family", "engine.llm_api.checks:describe
 LARGEST = 100_000
 """Most values in a profile."""
 
-PINS = {"model": "engine.models.checks:pin_base", "method": "engine.training.online.checks:pin_reward"}
+PINS = {
+    "model": "engine.models.checks:pin_base",
+    "method": "engine.training.online.checks:pin_reward",
+    "launch": "engine.training.parallel.deepspeed_config:pin_config",
+}
 """Section -> a function that replaces names whose meaning may change: `(section, directory, home) -> section`."""
 
 
