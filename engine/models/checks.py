@@ -46,7 +46,7 @@ def check_base(sections: Mapping[str, Any], directory: Path, home: Any) -> Itera
         if model.quantize_experts:
             yield from _check_experts(model, target)
         if not model.from_scratch or target.adapter:
-            targets.check(target)
+            targets.check(target, look)
         yield from _check_adapter(model, target)
         if not model.has_shape:
             yield from _check_limits(sections, target)

@@ -69,6 +69,7 @@ class DeepSpeed(SingleProcess):
         self._stage = int(self._config["zero_optimization"]["stage"])
         self._precise: dict[Any, Any] = {}
         """What this rank holds of trained weights in float32 until the optimiser has it: where they are rounded."""
+        self._hooks: list[Any] = []
         deepspeed.init_distributed(dist_backend=None, verbose=False)
         if self._stage < 3:
             model = make(device)
@@ -84,7 +85,21 @@ class DeepSpeed(SingleProcess):
             deepspeed.zero.Init(module=part, config_dict_or_path=self._config)
             for weight, value in precise.items():
                 self._precise[weight] = self._cut(value, weight).cpu()
+        self._gather_for_passes(model)
         return model
+
+    def _gather_for_passes(self, model: Any) -> None:
+        """Let `model` be tried before DeepSpeed has it: until then, gather the weights of each layer that computes."""
+        layers = find_layers(model)
+        known = {id(weight) for layer in layers for weight in layer.parameters()}
+        for part in (*layers, model):
+            weights = [each for each in part.parameters() if part is not model or id(each) not in known]
+            if weights:
+                first, *_ = weights
+                self._hooks += [
+                    part.register_forward_pre_hook(lambda *_, first=first, weights=weights: first.all_gather(weights)),
+                    part.register_forward_hook(lambda *_, first=first, weights=weights: first.partition(weights)),
+                ]
 
     def _cast(self, module: Any) -> dict[Any, Any]:
         """Give the weights that are not divided yet the dtype that DeepSpeed requires; returns the trained ones that
@@ -103,6 +118,8 @@ class DeepSpeed(SingleProcess):
 
     def prepare(self, model: Any, make_optimizer: Callable[[Any], Any]) -> None:
         deepspeed = _import(None)
+        for hook in self._hooks:
+            hook.remove()
         self.model = self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
         inner = make_optimizer(self.model)
         self._groups = [dict(group) for group in inner.param_groups]
@@ -259,6 +276,7 @@ class DeepSpeed(SingleProcess):
     def save(self) -> dict[str, Any]:
         """As with `ddp`: the state of each weight under its place in the optimiser, complete on rank 0."""
         state: dict[int, dict[str, Any]] = {}
+        self._link_states()
         held = self.list_states()
         first = next((each for each in held if each), {})
         keys = [key for key, value in first.items() if key != STEP and hasattr(value, "shape")]
@@ -275,6 +293,13 @@ class DeepSpeed(SingleProcess):
             groups.append({**group, **rates, "params": places})
         return {"state": state, "param_groups": groups}
 
+    def _link_states(self) -> None:
+        """Let DeepSpeed find the states of all weights: its own search, after the step of the first group, misses those
+        of the other groups."""
+        if self._stage < 3:
+            self._zero._hp_optimizer_states_linked = False
+            self._zero._lazy_init_hp_params_optimizer_state()
+
     def load_optimizer(self, saved: dict[str, Any]) -> None:
         import torch
 
@@ -289,9 +314,7 @@ class DeepSpeed(SingleProcess):
             if step is not None:
                 made[STEP] = torch.as_tensor(float(step), device=share.device if on_device else "cpu")
             self.optimizer.state[share] = made
-        if self._stage < 3:
-            self._zero._hp_optimizer_states_linked = False
-            self._zero._lazy_init_hp_params_optimizer_state()
+        self._link_states()
         for index, weight in enumerate(self._weights):
             for key in keys:
                 self._write(weight, saved["state"][index][key], key)
