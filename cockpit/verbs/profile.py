@@ -26,13 +26,13 @@ def find_profile(name: str, home: Home) -> Path:
     return own if not Path(name).is_file() and own.is_file() else find(name)
 
 
-def load_profile(name: str, overrides: list[str], home: Home) -> tuple[Path, Profile]:
-    """The file and its profile. Raises ProfileError with all problems."""
+def load_profile(name: str, overrides: list[str], home: Home, *, forecast: bool = False) -> tuple[Path, Profile]:
+    """The file and its profile, with `forecast` only for a forecast. Raises ProfileError with all problems."""
     if name == STDIN:
         file = os.environ.pop(STDIN_NAME, "stdin")
-        return Path.cwd() / file, parse(_read_stdin(), file, Path.cwd(), overrides, home)
+        return Path.cwd() / file, parse(_read_stdin(), file, Path.cwd(), overrides, home, forecast=forecast)
     path = find_profile(name, home)
-    return path, load(path, overrides, home)
+    return path, load(path, overrides, home, forecast=forecast)
 
 
 def _read_stdin() -> str:

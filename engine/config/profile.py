@@ -76,6 +76,8 @@ OF_HOST = (
     "engine.models.checks:check_base",
 )
 """Those among them that are about files of the host."""
+FOR_FORECAST = {"engine.models.checks:check_base": "engine.models.checks:check_shape"}
+"""A check -> the one that takes its place for a forecast."""
 OF_SOURCES = ("engine.prep.checks:check_sources",)
 """Those among them that are only about the files that rows are prepared from."""
 
@@ -166,13 +168,13 @@ class Profile:
         return stream.getvalue()
 
 
-def load(path: Path, overrides: Iterable[str] = (), home: Any = None) -> Profile:
-    """Read a profile file. Raises ProfileError with all problems, OSError when the file cannot be read."""
+def load(path: Path, overrides: Iterable[str] = (), home: Any = None, *, forecast: bool = False) -> Profile:
+    """Read a profile file, as `parse` does. Raises ProfileError with all problems, OSError when the file cannot be read."""
     try:
         text = read_text(path)
     except YAMLError as error:
         raise ProfileError([_describe_syntax_error(error, str(path), "")]) from None
-    return parse(text, str(path), path.parent, overrides, home)
+    return parse(text, str(path), path.parent, overrides, home, forecast=forecast)
 
 
 def read_text(path: Path) -> str:
@@ -222,10 +224,12 @@ def parse(
     *,
     prepared: bool = False,
     elsewhere: bool = False,
+    forecast: bool = False,
 ) -> Profile:
     """Read a profile from text. `home` (a `Home`) lets checks look for models there. With `prepared` its rows are
     prepared, so their sources need not exist any more; with `elsewhere` it is for another host, whose files are not
-    here. Raises ProfileError with all problems."""
+    here; with `forecast` nothing is computed with it, so its base needs no weights. Raises
+    ProfileError with all problems."""
     document, issues = _read_yaml(text, file)
     if document is None:
         raise ProfileError(issues)
@@ -238,7 +242,9 @@ def parse(
             continue
         found += [
             _Found(tuple(key.split(".")), message, code="profile.conflict")
-            for key, message in load_reference(check)(sections, directory, home)
+            for key, message in load_reference(FOR_FORECAST.get(check, check) if forecast else check)(
+                sections, directory, home
+            )
         ]
     issues += [places.issue(each) for each in found]
     if issues:

@@ -33,8 +33,6 @@ _GLM_TOKENIZERS = {
 }
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
 _NO_WEIGHTS = "there are no weights: model.safetensors and an index of shards are both missing"
 
 

@@ -219,5 +219,6 @@ def test_the_file_is_read_when_the_run_is_submitted(tmp_path: Path) -> None:
     from engine.training.parallel.deepspeed_config import pin_config
 
     (tmp_path / "ds.json").write_text(json.dumps(AGREES))
-    options = parse(BASE, "test", tmp_path, ("launch.deepspeed=ds.json", "launch.strategy=deepspeed"), elsewhere=True)
+    launch = "launch={processes: 2, strategy: deepspeed, deepspeed: ds.json}"
+    options = parse(BASE, "test", tmp_path, (launch,), elsewhere=True)
     assert pin_config(options.launch, tmp_path, None).deepspeed == AGREES
