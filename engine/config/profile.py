@@ -169,7 +169,8 @@ class Profile:
 
 
 def load(path: Path, overrides: Iterable[str] = (), home: Any = None, *, forecast: bool = False) -> Profile:
-    """Read a profile file, as `parse` does. Raises ProfileError with all problems, OSError when the file cannot be read."""
+    """Read a profile file, as `parse` does. Raises ProfileError with all problems, and OSError when the file cannot be
+    read."""
     try:
         text = read_text(path)
     except YAMLError as error:

@@ -102,9 +102,7 @@ def test_a_resume_is_exact_and_other_strategies_go_on_from_there(start_run: Call
 @needs_deepspeed
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_batch_is_held_back_and_its_gradients_are_dropped(
-    start_run: Callable[..., Supervised], stage: int
-) -> None:
+def test_a_batch_is_held_back_and_its_gradients_are_dropped(start_run: Callable[..., Supervised], stage: int) -> None:
     """With offload, where DeepSpeed keeps gradients elsewhere."""
     flat = ("training.learning_rate=1e-5", "training.epochs=4", "limits.loss_spike=1.003", "evaluation.every_steps=100")
     runs = []

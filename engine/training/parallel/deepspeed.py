@@ -12,7 +12,6 @@ be resumed by any strategy, with any number of ranks.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,10 +22,9 @@ from torch.optim import Optimizer
 
 from engine.config.profile import Profile
 from engine.models.devices import Device
-from engine.protocol.messages import Problem, ProblemError
 from engine.training import checkpoints
 from engine.training.parallel import sharded_state
-from engine.training.parallel.deepspeed_config import KEY, check_config, complete_config, read_config
+from engine.training.parallel.deepspeed_config import check_config, complete_config, import_library, read_config, refuse
 from engine.training.parallel.fsdp import find_layers
 from engine.training.parallel.lockstep import in_step
 from engine.training.parallel.single import SingleProcess, read_optimizer_state
@@ -47,16 +45,16 @@ class DeepSpeed(SingleProcess):
         try:
             self._given = read_config(profile.launch.deepspeed, profile.directory)
         except ValueError as error:
-            raise _refuse(str(error)) from None
+            raise refuse(str(error)) from None
         if wrong := next(check_config(self._given, sections, self.ranks.world), None):
-            raise _refuse(f"{wrong[0]} {wrong[1]}")
+            raise refuse(f"{wrong[0]} {wrong[1]}")
         self._training, self._full = profile.training, profile.adapter.kind == "none"
         self._offload = profile.launch.offload == "cpu"
 
     def build(self, make: Callable[[Device], Any], device: Device, masters: Any) -> Any:
         import torch
 
-        deepspeed = _import(device)
+        deepspeed = import_library(cpu=device.backend == "cpu")
         self._bfloat16 = device.compute == torch.bfloat16
         training = self._training
         self._config: dict[str, Any] = complete_config(
@@ -117,7 +115,7 @@ class DeepSpeed(SingleProcess):
         return rounded
 
     def prepare(self, model: Any, make_optimizer: Callable[[Any], Any]) -> None:
-        deepspeed = _import(None)
+        deepspeed = import_library()
         for hook in self._hooks:
             hook.remove()
         self.model = self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
@@ -278,7 +276,7 @@ class DeepSpeed(SingleProcess):
         state: dict[int, dict[str, Any]] = {}
         self._link_states()
         held = self.list_states()
-        first = next((each for each in held if each), {})
+        first: dict[str, Any] = next((each for each in held if each), {})
         keys = [key for key, value in first.items() if key != STEP and hasattr(value, "shape")]
         for index, weight in enumerate(self._weights if first else ()):
             state[index] = {key: self._read(weight, key) for key in keys}
@@ -339,7 +337,9 @@ class DeepSpeed(SingleProcess):
 
     def _list_shares(self) -> list[Any]:
         """This rank's shares of the float32 weights, each of which the optimiser takes for one weight."""
-        shares = self._zero.single_partition_of_fp32_groups if self._stage < 3 else self._zero.fp32_partitioned_groups_flat
+        shares = (
+            self._zero.single_partition_of_fp32_groups if self._stage < 3 else self._zero.fp32_partitioned_groups_flat
+        )
         return list(shares)
 
     def list_states(self) -> list[Any]:
@@ -389,34 +389,3 @@ class DividedOptimizer(Optimizer):
             for value in state.values():
                 if hasattr(value, "zero_"):
                     value.zero_()
-
-
-def _import(device: Device | None) -> Any:
-    """DeepSpeed, for this kind of device. Raises ProblemError where it is not installed."""
-    if device is not None and device.backend == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    try:
-        import deepspeed
-    except ImportError as error:
-        problem = Problem(
-            code="launch.deepspeed",
-            title="DeepSpeed cannot be imported",
-            cause=str(error),
-            hint="pip install 'cockpit[deepspeed]', or set launch.strategy to fsdp",
-        )
-        raise ProblemError(problem) from None
-    deepspeed.utils.logger.setLevel("WARNING")
-    # Compiled when it is first used, which takes minutes; gloo does the same.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
-
-
-def _refuse(cause: str) -> ProblemError:
-    return ProblemError(
-        Problem(
-            code="launch.deepspeed",
-            title="The ds_config does not go with the profile",
-            cause=cause,
-            hint=f"change {KEY}, or what it contradicts",
-        )
-    )

@@ -11,6 +11,7 @@ import copy
 import importlib.util
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -216,9 +217,7 @@ def _check_batches(config: Mapping[str, Any], training: Any, launch: Any, world:
         ranks = world or (launch.processes * launch.node_count if isinstance(launch.processes, int) else None)
         if ranks:
             named = "training.micro_batch × training.accumulation × ranks"
-            yield from _compare(
-                "train_batch_size", total, training.micro_batch * training.accumulation * ranks, named
-            )
+            yield from _compare("train_batch_size", total, training.micro_batch * training.accumulation * ranks, named)
     yield from _compare(
         "gradient_clipping", config.get("gradient_clipping"), training.max_grad_norm, "training.max_grad_norm"
     )
@@ -322,3 +321,34 @@ def complete_config(config: Mapping[str, Any], *, bfloat16: bool, several: bool,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": 2 if several else 1,
     }
+
+
+def import_library(*, cpu: bool = False) -> Any:
+    """DeepSpeed, at the first call for this kind of device. Raises ProblemError where it is not installed."""
+    if cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        import deepspeed
+    except ImportError as error:
+        problem = Problem(
+            code="launch.deepspeed",
+            title="DeepSpeed cannot be imported",
+            cause=str(error),
+            hint="pip install 'cockpit[deepspeed]', or set launch.strategy to fsdp",
+        )
+        raise ProblemError(problem) from None
+    deepspeed.utils.logger.setLevel("WARNING")
+    # Compiled when it is first used, which takes minutes; gloo does the same.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def refuse(cause: str) -> ProblemError:
+    return ProblemError(
+        Problem(
+            code="launch.deepspeed",
+            title="The ds_config does not go with the profile",
+            cause=cause,
+            hint=f"change {KEY}, or what it contradicts",
+        )
+    )
