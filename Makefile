@@ -53,7 +53,12 @@ HARNESS := $(VENV)/lm-eval/lm_eval/__init__.py
 $(HARNESS): $(STAMP) tests/benchmarks.txt
 	-$(BIN)/python -m pip install --no-deps --upgrade --target $(VENV)/lm-eval -r tests/benchmarks.txt && touch $@
 
-test: setup $(CONVERTER) $(HARNESS)
+# DeepSpeed, for the tests of that strategy, which are skipped without it. accelerate would import it in every process.
+DEEPSPEED := $(VENV)/deepspeed/deepspeed/__init__.py
+$(DEEPSPEED): $(STAMP) tests/deepspeed.txt
+	-DS_BUILD_OPS=0 $(BIN)/python -m pip install --no-deps --upgrade --target $(VENV)/deepspeed -r tests/deepspeed.txt && touch $@
+
+test: setup $(CONVERTER) $(HARNESS) $(DEEPSPEED)
 	$(BIN)/python -m pytest $(BESIDE) $(ARGS)
 
 check: setup lint

@@ -26,14 +26,16 @@ def find_profile(name: str, home: Home) -> Path:
     return own if not Path(name).is_file() and own.is_file() else find(name)
 
 
-def load_profile(name: str, overrides: list[str], home: Home, *, rows: bool = False) -> tuple[Path, Profile]:
-    """The file and its profile; with `rows` the first rows of its sources are looked at too. Raises ProfileError with
-    all problems."""
+def load_profile(
+    name: str, overrides: list[str], home: Home, *, rows: bool = False, forecast: bool = False
+) -> tuple[Path, Profile]:
+    """The file and its profile, `rows` and `forecast` as of `parse`. Raises ProfileError with all problems."""
     if name == STDIN:
         file = os.environ.pop(STDIN_NAME, "stdin")
-        return Path.cwd() / file, parse(_read_stdin(), file, Path.cwd(), overrides, home, rows=rows)
+        profile = parse(_read_stdin(), file, Path.cwd(), overrides, home, rows=rows, forecast=forecast)
+        return Path.cwd() / file, profile
     path = find_profile(name, home)
-    return path, load(path, overrides, home, rows=rows)
+    return path, load(path, overrides, home, rows=rows, forecast=forecast)
 
 
 def read_profile(name: str, home: Home) -> tuple[Path, str]:

@@ -53,7 +53,7 @@ def fit(options: argparse.Namespace) -> NoReturn:
 
 
 def _run_forecast(options: argparse.Namespace, action: str, arguments: dict[str, Any]) -> NoReturn:
-    path, profile = load_profile(options.profile, options.overrides, Home.locate(options.home))
+    path, profile = load_profile(options.profile, options.overrides, Home.locate(options.home), forecast=True)
     if arguments.get("apply") and not path.is_file():
         raise ValueError("--apply copies the file of a profile: name one")
     arguments |= {"text": profile.to_yaml(), "directory": str(profile.directory)}

@@ -52,6 +52,8 @@ SECTIONS: dict[str, type[Options] | dict[str, str]] = {
 CHECKS = (
     "engine.options.launch_checks:check_launch",
     "engine.training.checks:check_combinations",
+    "engine.training.parallel.deepspeed_config:check_deepspeed",
+    "engine.training.parallel.deepspeed_config:check_host",
     "engine.training.online.checks:check_online",
     "engine.training.online.checks:check_reward_model",
     "engine.prep.checks:check_sources",
@@ -67,12 +69,15 @@ CHECKS = (
 DOUBTS = ("engine.training.doubts:check_doubts", "engine.models.checks:doubt_experts")
 """The same for a valid profile: what the run will hardly do as it is set. Nothing is refused because of these."""
 OF_HOST = (
+    "engine.training.parallel.deepspeed_config:check_host",
     "engine.training.online.checks:check_reward_model",
     "engine.prep.checks:check_sources",
     "engine.prep.checks:check_tokenizer",
     "engine.models.checks:check_base",
 )
 """Those among them that are about files of the host."""
+FOR_FORECAST = {"engine.models.checks:check_base": "engine.models.checks:check_shape"}
+"""A check -> the one that takes its place for a forecast."""
 OF_SOURCES = ("engine.prep.checks:check_sources",)
 """Those among them that are only about the files that rows are prepared from."""
 
@@ -88,7 +93,11 @@ NOTES = ("engine.models.checks:describe_family", "engine.llm_api.checks:describe
 LARGEST = 100_000
 """Most values in a profile."""
 
-PINS = {"model": "engine.models.checks:pin_base", "method": "engine.training.online.checks:pin_reward"}
+PINS = {
+    "model": "engine.models.checks:pin_base",
+    "method": "engine.training.online.checks:pin_reward",
+    "launch": "engine.training.parallel.deepspeed_config:pin_config",
+}
 """Section -> a function that replaces names whose meaning may change: `(section, directory, home) -> section`."""
 
 
@@ -162,13 +171,15 @@ class Profile:
         return stream.getvalue()
 
 
-def load(path: Path, overrides: Iterable[str] = (), home: Any = None, *, rows: bool = False) -> Profile:
-    """Read a profile file (see `parse`). Raises ProfileError with all problems, OSError when it cannot be read."""
+def load(
+    path: Path, overrides: Iterable[str] = (), home: Any = None, *, rows: bool = False, forecast: bool = False
+) -> Profile:
+    """Read a profile file, as `parse` does. Raises ProfileError with all problems, OSError when it cannot be read."""
     try:
         text = read_text(path)
     except YAMLError as error:
         raise ProfileError([_describe_syntax_error(error, str(path), "")]) from None
-    return parse(text, str(path), path.parent, overrides, home, rows=rows)
+    return parse(text, str(path), path.parent, overrides, home, rows=rows, forecast=forecast)
 
 
 def read_text(path: Path) -> str:
@@ -219,11 +230,12 @@ def parse(
     prepared: bool = False,
     elsewhere: bool = False,
     rows: bool = False,
+    forecast: bool = False,
 ) -> Profile:
     """Read a profile from text. `home` (a `Home`) lets checks look for models there. With `prepared` its rows are
     prepared, so their sources need not exist any more; with `elsewhere` it is for another host, whose files are not
-    here; with `rows` it is to be launched, and the first rows of its sources are looked at too. Raises ProfileError
-    with all problems."""
+    here; with `rows` it is to be launched, and the first rows of its sources are looked at too; with `forecast`
+    nothing is computed with it, so its base needs no weights. Raises ProfileError with all problems."""
     document, issues = _read_yaml(text, file)
     if document is None:
         raise ProfileError(issues)
@@ -236,7 +248,9 @@ def parse(
             continue
         found += [
             _Found(tuple(key.split(".")), message, code="profile.conflict")
-            for key, message in load_reference(check)(sections, directory, home)
+            for key, message in load_reference(FOR_FORECAST.get(check, check) if forecast else check)(
+                sections, directory, home
+            )
         ]
     issues += [places.issue(each) for each in found]
     if issues:

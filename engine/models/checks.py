@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,17 @@ UNMERGEABLE = {
 """peft's types of adapters that add positions instead of changing weights: they cannot be merged into a base."""
 
 
-def check_base(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
+def check_shape(sections: Mapping[str, Any], directory: Path, home: Any) -> Iterator[tuple[str, str]]:
+    """The same as `check_base` for a forecast, which needs no weights."""
+    yield from check_base(sections, directory, home, folders.find_shape_problems)
+
+
+def check_base(
+    sections: Mapping[str, Any],
+    directory: Path,
+    home: Any,
+    look: Callable[[Path], list[str]] = folders.find_problems,
+) -> Iterator[tuple[str, str]]:
     """Yield `(key, message)` when training cannot start from `model.base`. A catalogue name is fetched on first
     need."""
     model = sections.get("model")
@@ -46,7 +56,7 @@ def check_base(sections: Mapping[str, Any], directory: Path, home: Any) -> Itera
         if model.quantize_experts:
             yield from _check_experts(model, target)
         if not model.from_scratch or target.adapter:
-            targets.check(target)
+            targets.check(target, look)
         yield from _check_adapter(model, target)
         if not model.has_shape:
             yield from _check_limits(sections, target)

@@ -33,6 +33,7 @@ _GLM_TOKENIZERS = {
 }
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_NO_WEIGHTS = "there are no weights: model.safetensors and an index of shards are both missing"
 
 
 def detect_kind(folder: Path) -> str | None:
@@ -84,6 +85,11 @@ def find_problems(folder: Path) -> list[str]:
     if detect_kind(folder) == "model" and not has_tokenizer(folder):
         found.append(f"no tokenizer: copy {_name_tokenizer_file(folder)} beside the weights")
     return found
+
+
+def find_shape_problems(folder: Path) -> list[str]:
+    """The same for uses that need no weights: a folder may have none, but none that are damaged."""
+    return [problem for problem in find_problems(folder) if problem != _NO_WEIGHTS]
 
 
 def find_weights_problems(folder: Path) -> list[str]:
@@ -203,7 +209,7 @@ def _find_file_problems(folder: Path, shapes: dict[str, tuple[int, ...]]) -> Ite
         if (folder / name).is_symlink():
             yield f"{name} is a link to a missing file: download it again"
             return
-    yield "there are no weights: model.safetensors and an index of shards are both missing"
+    yield _NO_WEIGHTS
 
 
 def _find_shard_problems(folder: Path, index: str, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:

@@ -193,7 +193,8 @@ def prove(model: Any, segments: Segments, tolerance: float = 0.03) -> str:
     wrong; empty when nothing did. `tolerance` is relative, to the norm of all outputs."""
     import torch
 
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    table = model.get_input_embeddings()
+    vocabulary = getattr(table, "num_embeddings", 0) or table.weight.shape[0]
     ids = torch.arange(3, 12, device=model.device)[None] % vocabulary
     rows = ids.split([5, 4], dim=1)
     training = model.training

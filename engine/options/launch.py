@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -93,6 +93,12 @@ class LaunchOptions(Options):
         "none",
         help="With strategy fsdp: keep weights, gradients and optimiser states in host memory, and bring each layer's "
         "weights to the device when it computes. Slower, for models that the devices together have no room for.",
+    )
+    deepspeed: str | dict[str, Any] | None = option(
+        None,
+        help="With strategy deepspeed: the file of a ds_config, or its content; none: ZeRO stage 3 with the profile's "
+        'settings. "auto" in it is filled in from the profile.',
+        examples=["ds_config.json", {"zero_optimization": {"stage": 2}}],
     )
     nodes: int = option(1, help="Hosts.", ge=1, le=1024)
     hosts: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:@%-]*$")]] = option(

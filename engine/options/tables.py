@@ -15,6 +15,8 @@ class Strategy(NamedTuple):
     help: str
     sharded: bool = False
     """Whether each rank has only its share of the weights."""
+    foreign: bool = False
+    """Whether the strategy is another engine's, which no forecast knows."""
 
 
 METHODS = {
@@ -56,8 +58,13 @@ STRATEGIES = {
     "fsdp": Strategy(
         "engine.training.parallel.fsdp:FullySharded", "each has a share of weights, gradients and states", sharded=True
     ),
+    "deepspeed": Strategy(
+        "engine.training.parallel.deepspeed:DeepSpeed", "what launch.deepspeed says", sharded=True, foreign=True
+    ),
 }
 """`launch.strategy`: how several processes share a training step. A single process needs none."""
+FORECAST = tuple(name for name, strategy in STRATEGIES.items() if not strategy.foreign)
+"""The strategies that a forecast knows, in the order of their cost."""
 AUTO = "auto"
 """A `launch.strategy` that is replaced by one of `STRATEGIES` before training starts, by the forecast."""
 

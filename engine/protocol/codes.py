@@ -122,6 +122,10 @@ CODES: dict[str, str] = {
     "launch.unshardable": (
         "The model cannot be divided among ranks, for the reason that the message gives. Use `launch.strategy: ddp`."
     ),
+    "launch.deepspeed": (
+        "DeepSpeed cannot be imported, or the ds_config contradicts the profile; the message names both. Install "
+        "`cockpit[deepspeed]`, or write `auto` in the ds_config."
+    ),
     "launch.host_unreachable": (
         "A host of `launch.hosts` cannot be reached by ssh without a question. Set up a key, or name fewer hosts."
     ),

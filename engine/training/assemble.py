@@ -30,7 +30,7 @@ def make_loop(job: Job) -> TrainingLoop:
     from transformers.trainer_utils import align_special_tokens
 
     settings = job.profile.training
-    strategy = make_strategy(job.profile.launch, make_accelerator(job), job.ranks)
+    strategy = make_strategy(job.profile, make_accelerator(job), job.ranks)
     model = trained_model.build(job, strategy)
     set_seed(settings.seed)
     align_special_tokens(model, job.tokenizer)

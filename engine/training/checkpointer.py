@@ -20,7 +20,6 @@ from engine.storage.atomic import write_folder
 from engine.training import background_writer, checkpoints, early_stopping, ema, live_settings, resume
 from engine.training.background_writer import BackgroundWriter, CheckpointFiles
 from engine.training.parallel import sharded_state
-from engine.training.parallel.fsdp import FullySharded
 
 if TYPE_CHECKING:
     from engine.training.loop import TrainingLoop
@@ -36,6 +35,8 @@ class GatheredState:
     fingerprint: dict[str, Any]
     weights: dict[str, Any] | None = None
     """Where each rank has its share of the model: the weights to publish, on rank 0."""
+    masters: dict[str, Any] | None = None
+    """Where rank 0's model does not have them: the trained weights in float32, on rank 0."""
     shards: Path | None = None
     """Where the ranks have written their shares of everything else."""
 
@@ -143,16 +144,15 @@ class Checkpointer:
         snapshots = loop.ranks.gather(background_writer.copy_to_host(self._before_step or self.snapshot()))
         loop.strategy.settle()
         state = GatheredState(snapshots, loop.strategy.save(), resume.compute_fingerprint(loop, snapshots))
-        if not isinstance(loop.strategy, FullySharded):
-            return state
-        loop.strategy.write_shards(shards, loop.averages.values if loop.averages else {})
-        return replace(state, weights=self.gather_weights(), shards=shards)
+        written = loop.strategy.write_shards(shards, loop.averages.values if loop.averages else {})
+        weights, masters = self.gather_weights(), loop.strategy.masters()
+        return replace(state, weights=weights, masters=masters, shards=shards if written else None)
 
     def gather_weights(self) -> dict[str, Any] | None:
         """The weights to publish, on rank 0, where each rank has a share of them; None where it has all. Called on
         every rank."""
         loop = self._loop
-        if not isinstance(loop.strategy, FullySharded):
+        if not loop.strategy.sharded:
             return None
         full, dtype = loop.profile.adapter.kind == "none", getattr(torch, loop.profile.model.dtype)
         trained = None if full else [name for name, weight in loop.model.named_parameters() if weight.requires_grad]
@@ -246,7 +246,9 @@ class Checkpointer:
         }
         if loop.accelerator.scaler is not None:
             objects["scaler.pt"] = loop.accelerator.scaler.state_dict()
-        if job.masters and not gathered.shards:
+        if gathered.masters is not None:
+            objects[checkpoints.MASTERS] = gathered.masters
+        elif job.masters and not gathered.shards:
             objects[checkpoints.MASTERS] = {n: p.data for n, p in loop.model.named_parameters() if p.requires_grad}
         if loop.averages is not None and not gathered.shards:
             objects[ema.FILE] = loop.averages.values

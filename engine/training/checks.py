@@ -68,7 +68,7 @@ def check_combinations(sections: Mapping[str, Any], directory: Path, home: Any) 
 
 def _check_sharding(launch: Any, training: Any, adapter: Any, model: Any) -> Iterator[tuple[str, str]]:
     """Yield `(key, message)` for settings that do not work where weights are divided among the ranks."""
-    if launch.strategy == AUTO:
+    if launch.strategy == AUTO or STRATEGIES[launch.strategy].foreign:
         return
     if not STRATEGIES[launch.strategy].sharded:
         if launch.offload != "none":

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from engine.models.checks import VIRTUAL
 from engine.options.tables import ROW_KINDS, STRATEGIES
+from engine.training.parallel import deepspeed_config
 
 _UNQUANTIZED = ("none",)
 _ALL = ("none", "nf4", "int8")
@@ -58,26 +59,39 @@ SHARDED_ADAPTERS = tuple(adapter for adapter in QUANTIZATIONS if adapter not in 
 
 def render_strategies() -> str:
     """What goes with which strategy, in Markdown."""
-    sharded = [strategy.sharded for strategy in STRATEGIES.values()]
-    virtual, others = " and ".join(VIRTUAL), ", ".join(SHARDED_OPTIMIZERS[:-1])
+    virtual = " and ".join(VIRTUAL)
+    rest = [adapter for adapter in SHARDED_ADAPTERS if adapter not in deepspeed_config.ADAPTERS]
+    every, whole, divided, ours = (
+        set(STRATEGIES),
+        {name for name, strategy in STRATEGIES.items() if not strategy.sharded},
+        {name for name, strategy in STRATEGIES.items() if strategy.sharded},
+        {name for name, strategy in STRATEGIES.items() if not strategy.foreign},
+    )
+    muon = [name for name in SHARDED_OPTIMIZERS if name not in deepspeed_config.OPTIMIZERS]
     rows = {
-        f"adapters {', '.join(SHARDED_ADAPTERS)}": [True] * len(sharded),
-        f"adapters {virtual}": [not each for each in sharded],
-        "bases in 16 or 32 bits, nf4 and int8": [True] * len(sharded),
-        f"optimisers {others} and {SHARDED_OPTIMIZERS[-1]}": [True] * len(sharded),
-        "optimisers adafactor, 8-bit and paged": [not each for each in sharded],
-        "`model.quantize_experts`": [not each for each in sharded],
-        "`model.dtype: float16` (a loss scaler)": [not each for each in sharded],
-        "`training.compile`": [not each for each in sharded],
-        "`launch.offload: cpu`": sharded,
-        "pause, save, changed settings, held-back batches, hot chat": [True] * len(sharded),
-        "evaluation with replies, probes, EMA, gradient checkpointing": [True] * len(sharded),
-        "a rank without memory: the run goes on in the same attempt": [not each for each in sharded],
+        f"adapters {', '.join(deepspeed_config.ADAPTERS)}": every,
+        f"adapters {', '.join(rest)}": ours,
+        f"adapters {virtual}": whole,
+        "bases in 16 or 32 bits": every,
+        "bases nf4 and int8": ours,
+        "methods sft and pretrain": every,
+        "preference and online methods": ours,
+        f"optimisers {', '.join(deepspeed_config.OPTIMIZERS)}": every,
+        f"optimiser {' and '.join(muon)}": ours,
+        "optimisers adafactor, 8-bit and paged": whole,
+        "`model.quantize_experts`": whole,
+        "`model.dtype: float16` (a loss scaler)": whole,
+        "`training.compile`": whole,
+        "`training.ema`, `training.router_aux_loss`": ours,
+        "`launch.offload: cpu`": divided,
+        "pause, save, changed settings, held-back batches, hot chat": every,
+        "evaluation with replies, probes, gradient checkpointing": every,
+        "a forecast": ours,
+        "a rank without memory: the run goes on in the same attempt": whole,
     }
-    lines = ["| | " + " | ".join(f"`{name}`" for name in STRATEGIES) + " |", "|---" * (1 + len(sharded)) + "|"]
-    lines += [
-        f"| {what} | " + " | ".join("yes" if each else "–" for each in cells) + " |" for what, cells in rows.items()
-    ]
+    lines = ["| | " + " | ".join(f"`{name}`" for name in STRATEGIES) + " |", "|---" * (1 + len(STRATEGIES)) + "|"]
+    for what, names in rows.items():
+        lines.append(f"| {what} | " + " | ".join("yes" if name in names else "–" for name in STRATEGIES) + " |")
     return "\n".join(lines)
 
 

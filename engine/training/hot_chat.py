@@ -157,7 +157,8 @@ class HotChat:
         from engine.inference.constrained import SchemaCompiler
 
         if self._compiler is None:
-            size = loop.model.get_output_embeddings().weight.shape[0]
+            head = loop.model.get_output_embeddings()
+            size = getattr(head, "out_features", 0) or head.weight.shape[0]
             self._compiler = SchemaCompiler(loop.job.tokenizer, size, end_tokens)
         return self._compiler.compile(schema)
 

@@ -168,17 +168,17 @@ class TrainingLoop:
         import torch
 
         loss = torch.zeros((), device=self.job.device.name)
-        for batch in micro_batches:
+        for number, batch in enumerate(micro_batches, 1):
             if self.memory.error:
                 break
-            with self.memory.catch(), self.strategy.micro_batch():
+            with self.memory.catch(), self.strategy.micro_batch(last=number == len(micro_batches)):
                 there = self.method.to_device(batch)
                 self.clock.lap("copy")
                 with self.routers.watch():
                     part = self.method.loss(self.model, there, units)
                 part = part + self.routers.auxiliary_loss(self.method.units(batch) / units)
                 self.clock.lap("forward")
-                self.accelerator.backward(part)
+                self.strategy.backward(part)
                 loss += part.detach()
                 self.clock.lap("backward")
         if self.memory.error:
@@ -191,8 +191,7 @@ class TrainingLoop:
     def drop_gradients(self) -> None:
         """Drop the gradients; an optimiser step without gradients changes nothing."""
         self.strategy.settle()
-        for parameter in self.model.parameters():
-            parameter.grad = None
+        self.strategy.drop()
 
     # ── the boundary between two steps ────────────────────────────────────────────────────────────────────────────
 

@@ -121,14 +121,13 @@ def _digest_next_batch(loop: TrainingLoop) -> str:
 def _digest_weights(loop: TrainingLoop) -> str:
     """A digest of the trained weights, of each rank's shares of them where they are divided."""
     trained = [weight for weight in loop.model.parameters() if weight.requires_grad]
-    return _hash(loop.strategy.weight_pieces([b"".join(_serialize(weight)) for weight in trained]))
+    parts = (loop.strategy.part(weight) for weight in trained)
+    return _hash(loop.strategy.weight_pieces([b"".join(_serialize(part)) for part in parts]))
 
 
 def _digest_optimizer(loop: TrainingLoop) -> str:
     """A digest of the optimiser's state of all weights, in its own order, whichever ranks hold them."""
-    inner = getattr(loop.optimizer, "optimizer", loop.optimizer)
-    weights = (weight for group in inner.param_groups for weight in group["params"])
-    pieces = [b"".join(_serialize(inner.state.get(weight))) for weight in weights]
+    pieces = [b"".join(_serialize(state)) for state in loop.strategy.list_states()]
     return _hash(loop.strategy.optimizer_pieces(pieces))
 
 

@@ -356,5 +356,7 @@ def _count(parameter: Any) -> int:
 
     if (state := getattr(parameter, "quant_state", None)) is not None:
         return math.prod(state.shape)
+    if (whole := getattr(parameter, "ds_numel", None)) is not None:  # divided by DeepSpeed
+        return int(whole)
     packed = parameter.dtype == torch.uint8  # a share of 4-bit weights, which have no state of their own
     return int(parameter.numel()) * (2 if packed else 1)

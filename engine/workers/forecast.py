@@ -144,7 +144,8 @@ def _explain(error: Exception) -> ProblemError:
 
 
 def _read_profile(home: Home, arguments: dict[str, Any]) -> Profile:
-    return parse(arguments["text"], arguments["profile"], Path(arguments["directory"]), home=home)
+    where = Path(arguments["directory"])
+    return parse(arguments["text"], arguments["profile"], where, home=home, forecast=True)
 
 
 def _forecast(home: Home, arguments: dict[str, Any], as_json: bool) -> int:

@@ -166,9 +166,16 @@ class NodeAgent:
 
     def _beat(self) -> None:
         with self._lock, contextlib.suppress(OSError):
+            if self._is_superseded():
+                return
             self.node.beat += 1
             self.node.time = time.time()
             meeting.write(meeting.node_file(self.control, self.node.node), self.node)
+
+    def _is_superseded(self) -> bool:
+        """Whether a later attempt has begun, to which this node's file belongs now: this one may have been frozen."""
+        later = (meeting.read_lead(self.control), meeting.read_node(self.control, self.node.node, None))
+        return any(each is not None and each.attempt > self.node.attempt for each in later)
 
     def _keep(self) -> None:
         """Say that this node is alive, and look whether whoever started it still is."""

@@ -147,9 +147,11 @@ class Supervised:
         can tell. `fault` is one of `faulty`'s. `cold`: by the command line that a launcher would use, rather than
         forked (see `warm`)."""
         self.attempts += 1
-        environment = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
+        given = environment or {}
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | given
         if fault:
-            environment |= {"FAULT": fault, "PYTHONPATH": str(Path(__file__).parents[2])}
+            places = [str(Path(__file__).parents[2]), given.get("PYTHONPATH", "")]
+            environment |= {"FAULT": fault, "PYTHONPATH": os.pathsep.join(filter(None, places))}
         self._rank0 = None
         arguments = ["--home", str(self.home.root), "--job", self.id, "--attempt", str(self.attempts)]
         worker = [

@@ -18,10 +18,11 @@ from engine.config.profile import Profile
 from engine.models import devices
 from engine.models.base import load_tokenizer
 from engine.options.launch import LaunchOptions
-from engine.options.tables import STRATEGIES
+from engine.options.tables import FORECAST, STRATEGIES
 from engine.prep.base_model import check_here, locate_base
 from engine.prep.prepare import find_prepared
 from engine.protocol.home import Home
+from engine.protocol.messages import Problem, ProblemError
 from engine.training import background_writer, live_settings, performance
 from engine.training.forecast import calibration, simulated, terms
 from engine.training.forecast.calibration import Calibration
@@ -96,6 +97,15 @@ def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
     if given.cancelled():
         raise Abandoned
     world = host.cards
+    if world > 1 and profile.launch.strategy not in FORECAST:
+        raise ProblemError(
+            Problem(
+                code="forecast.unsupported",
+                title="There is no forecast for this profile",
+                cause=f"what launch.strategy {profile.launch.strategy} takes is not known",
+                hint="a forecast with fsdp is near that of ZeRO stage 3, one with zero1 near that of stage 1",
+            )
+        )
     options = profile.launch.model_copy(update={"processes": world})
     profile = replace(profile, launch=options)
     known = calibration.read(given.home, host.label, host.kind)

@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.config import forecasts
 from engine.config.profile import Profile
-from engine.options.tables import AUTO, STRATEGIES
+from engine.options.tables import AUTO, FORECAST
 from engine.protocol.messages import ProblemError
 from engine.training.checks import check_combinations
 from engine.training.forecast.estimate import Given, estimate, replace_settings
@@ -49,7 +49,7 @@ def choose_strategy(profile: Profile, host: Host, given: Given) -> tuple[dict[st
         return estimate(profile, host, given), profile
     tried: list[tuple[dict[str, Any], Profile]] = []
     first = replace_auto(profile)
-    for name in STRATEGIES:
+    for name in FORECAST:
         chosen = replace_settings(profile, {"launch.strategy": name})
         if host.cards == 1:
             return estimate(chosen, host, given), chosen
@@ -171,9 +171,8 @@ def _list_single(profile: Profile, host: Host) -> Iterator[Change]:
         yield {"settings": smaller, "time": round(1 + at * (SPEEDS["micro_batch"] - 1), 2)}
     if not training.gradient_checkpointing:
         yield {"settings": {"training.gradient_checkpointing": True}, "time": SPEEDS["checkpointing"]}
-    if host.cards > 1 and launch.strategy in STRATEGIES:
-        order = list(STRATEGIES)
-        for name in order[order.index(launch.strategy) + 1 :]:
+    if host.cards > 1 and launch.strategy in FORECAST:
+        for name in FORECAST[FORECAST.index(launch.strategy) + 1 :]:
             yield {"settings": {"launch.strategy": name}, "time": SPEEDS[name]}
         if launch.offload == "none" and host.kind != "cpu":
             yield {"settings": {"launch.strategy": "fsdp", "launch.offload": "cpu"}, "time": SPEEDS["offload"]}
@@ -207,4 +206,4 @@ def replace_auto(profile: Profile) -> Profile:
     """The profile with the first strategy in the place of `auto`."""
     if profile.launch.strategy != AUTO:
         return profile
-    return replace(profile, launch=profile.launch.model_copy(update={"strategy": next(iter(STRATEGIES))}))
+    return replace(profile, launch=profile.launch.model_copy(update={"strategy": FORECAST[0]}))

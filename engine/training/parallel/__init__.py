@@ -2,13 +2,19 @@
 
 A strategy extends `SingleProcess`. It owns the prepared model and the optimiser. A run calls these methods:
 
+configure(profile)                read what the strategy needs of the profile
 build(make, device, masters)      make or load the model, on the device of this rank
 prepare(model, make_optimizer)    make its optimiser; sets `model` and `optimizer`
 load(folder)                      restore the optimiser's state from a checkpoint's `trainer/`, written by any strategy
-micro_batch()                     context of one forward and backward pass
+micro_batch(last)                 context of one forward and backward pass, the last one of a step or not
+backward(loss)                    compute gradients
 reduce()                          sum the gradients over all ranks
 clip(max_norm)                    scale the gradients down to this norm; returns the norm before; 0 clips nothing
+drop()                            drop all gradients
 settle()                          drop weights that a pass has gathered
 in_step()                         context of forward passes without gradients, whose number differs between ranks
 save()                            the optimiser's state, complete on rank 0; of a sharded strategy its groups alone
+write_shards(folder, averages)    write this rank's share of the state, where rank 0 does not get all of it
+collect(names, dtype)             the weights, on rank 0, where its model does not have them
+masters()                         the float32 weights, on rank 0, where its model does not have them
 """

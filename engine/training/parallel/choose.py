@@ -5,18 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from engine.config.overrides import load_reference
+from engine.config.profile import Profile
 from engine.options.launch import LaunchOptions
 from engine.options.tables import STRATEGIES, Strategy
 from engine.training.parallel.single import SingleProcess
 from engine.training.ranks import Ranks
 
 
-def make_strategy(options: LaunchOptions, accelerator: Any, ranks: Ranks) -> SingleProcess:
-    """The strategy of a profile's `launch` section; a single process needs none, whatever the profile says."""
+def make_strategy(profile: Profile, accelerator: Any, ranks: Ranks) -> SingleProcess:
+    """The strategy that the profile names; a single process needs none, whatever the profile says."""
     if ranks.world == 1:
         return SingleProcess(accelerator, ranks)
-    kind: type[SingleProcess] = load_reference(find_strategy(options).reference)
-    return kind(accelerator, ranks, offload=options.offload == "cpu")
+    kind: type[SingleProcess] = load_reference(find_strategy(profile.launch).reference)
+    strategy = kind(accelerator, ranks, offload=profile.launch.offload == "cpu")
+    strategy.configure(profile)
+    return strategy
 
 
 def find_strategy(options: LaunchOptions) -> Strategy:

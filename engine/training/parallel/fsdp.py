@@ -137,8 +137,7 @@ class FullySharded(SingleProcess):
         return norm
 
     def collect(self, names: Sequence[str] | None, dtype: Any) -> dict[str, Any]:
-        """The whole weights of these names (None: all weights and buffers), in the host memory of rank 0; {} on the
-        others. They are gathered and moved one by one."""
+        """They are gathered and moved one by one."""
         self.settle()
         found: dict[str, Any] = {}
         copies: dict[int, Any] = {}  # tied weights share theirs
@@ -159,15 +158,15 @@ class FullySharded(SingleProcess):
         """The parameter groups alone; `write_shards` writes the state of the weights."""
         return {"state": {}, "param_groups": self.optimizer.state_dict()["param_groups"]}
 
-    def write_shards(self, folder: Path, averages: dict[str, Any]) -> None:
-        """Write this rank's share of the optimiser's state, the trained weights and their averages. If one rank cannot
-        write, OSError is raised on every rank."""
+    def write_shards(self, folder: Path, averages: dict[str, Any]) -> bool:
+        """The optimiser's state, the trained weights and their averages."""
         self.settle()
         weights = {name: weight.detach() for name, weight in self.model.named_parameters() if weight.requires_grad}
         state = dict(sharded_state.flatten_optimizer(self.optimizer))
         state |= {f"{sharded_state.WEIGHTS}.{name}": weight for name, weight in weights.items()}
         state |= {f"{sharded_state.AVERAGES}.{name}": average for name, average in averages.items()}
         sharded_state.write(folder, state, self.ranks)
+        return True
 
     def load(self, folder: Path) -> None:
         import torch

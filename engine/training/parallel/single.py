@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from engine.config.profile import Profile
 from engine.models.devices import Device
 from engine.training.parallel import sharded_state
 from engine.training.ranks import Ranks
@@ -39,8 +40,21 @@ class SingleProcess:
         self.model = self.accelerator.prepare_model(model, evaluation_mode=True)
         self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(self.model))
 
-    def micro_batch(self) -> AbstractContextManager[None]:
+    def configure(self, profile: Profile) -> None:
+        """Read what this strategy needs of the profile, before the model is built. Raises ProblemError."""
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
+        """Context of one forward and backward pass; `last` says whether a step's last one."""
         return nullcontext()
+
+    def backward(self, loss: Any) -> None:
+        """Compute this rank's gradients of the loss, and add them to those of earlier micro-batches."""
+        self.accelerator.backward(loss)
+
+    def drop(self) -> None:
+        """Drop the gradients; an optimiser step without gradients changes nothing."""
+        for parameter in self.model.parameters():
+            parameter.grad = None
 
     def reduce(self) -> None:
         pass
@@ -69,6 +83,21 @@ class SingleProcess:
         state: dict[str, Any] = self.optimizer.state_dict()
         return state
 
+    def write_shards(self, folder: Path, averages: dict[str, Any]) -> bool:
+        """Write this rank's share of what a checkpoint holds besides the published weights; False where rank 0 has all
+        of it. Every rank calls it. If one cannot write, OSError is raised on every rank."""
+        return False
+
+    def collect(self, names: Sequence[str] | None, dtype: Any) -> dict[str, Any] | None:
+        """The whole weights of these names (None: all weights and buffers), in the host memory of rank 0, and {} on the
+        others; None where rank 0's model has them."""
+        return None
+
+    def masters(self) -> dict[str, Any] | None:
+        """The trained weights in float32, by name, on rank 0, and {} on the others; None where rank 0's model has
+        them, or the checkpoint's shards."""
+        return None
+
     def load(self, folder: Path) -> None:
         """Load the optimiser's state from a checkpoint's `trainer/`, written by any strategy, and the trained weights
         if a sharded strategy has written them there."""
@@ -90,6 +119,15 @@ class SingleProcess:
         if not shards.exists():
             return {}
         return sharded_state.read_named(shards, part, tensors, self.ranks, alone=not self.sharded)
+
+    def list_states(self) -> list[Any]:
+        """The state of each weight in the optimiser, in its own order; None where a weight has none here."""
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        return [inner.state.get(weight) for group in inner.param_groups for weight in group["params"]]
+
+    def part(self, weight: Any) -> Any:
+        """What this rank holds of a weight of the model."""
+        return weight
 
     def optimizer_pieces(self, pieces: list[Any]) -> list[Any]:
         """One value per weight, in the optimiser's order, from the rank that holds the weight's state. A sharded

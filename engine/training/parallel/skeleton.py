@@ -145,7 +145,7 @@ class Placer:
         placed: dict[int, Any] = {}  # tied weights stay tied
         sources = []
         for held, name, tensor in list(_list_places(module)):
-            if hasattr(tensor, "device_mesh"):
+            if hasattr(tensor, "device_mesh") or hasattr(tensor, "ds_id"):
                 continue
             if id(tensor) not in placed:
                 sources.append(tensor)  # kept alive, so that no other tensor gets the same id
