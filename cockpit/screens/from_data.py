@@ -50,7 +50,14 @@ class DraftingScreen(ReviewScreen):
 
     async def _forecast(self, text: str) -> str:
         """The memory and time of a profile. Takes seconds, as a process of its own traces a step."""
-        arguments = {"text": text, "directory": "/", "profile": "draft", "overrides": [], "card": None, "cards": None}
+        arguments: dict[str, Any] = {
+            "text": text,
+            "directory": "/",
+            "profile": "draft",
+            "overrides": [],
+            "card": None,
+            "cards": None,
+        }
         worker = [sys.executable, "-P", "-m", "engine.workers.forecast", "forecast", json.dumps(arguments)]
         found = await read_json([*worker, "--home", str(self.app.home.root), "--json"])
         return summarize(found) if isinstance(found, dict) and "host_bytes" in found else ""
