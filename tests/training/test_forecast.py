@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from engine.config import forecasts
 from engine.config.profile import parse
 from engine.models import loss
 from engine.models.base import load_tokenizer
@@ -304,3 +306,31 @@ def test_a_trace_leaves_generators_and_libraries_as_they_were(wide):
     assert {name: getattr(again, name) for name in PEAKS} == pytest.approx(
         {name: getattr(found, name) for name in PEAKS}, rel=0.001
     )
+
+
+class Capped(MemoryTracker):
+    """An allocator of the test: it refuses what would make all live tensors take more than `cap` bytes."""
+
+    cap = 0
+    refused = False
+
+    def _change(self, by: int) -> None:
+        super()._change(by)
+        if self.live > Capped.cap:
+            Capped.refused = True
+            raise torch.OutOfMemoryError("a cap of the test")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [CASES[0], CASES[1], CASES[2], CASES[4], CASES[5], CASES[8]])
+def test_under_a_cap_what_is_safe_runs_and_what_is_impossible_fails(changes, wide, monkeypatch):
+    found = measure(wide, *changes)
+    states = found.states - found.averages  # which the first step, the only one here, makes after its passes
+    needed = max(found.step - states, found.reduction - states, found.optimizer, found.evaluation)
+    monkeypatch.setattr("engine.training.forecast.trace.MemoryTracker", Capped)
+    for share, expected in ((1.5, "fits"), (1.02, "fits"), (0.98, "too_large"), (0.7, "too_large")):
+        Capped.cap, Capped.refused = int(needed * share), False
+        assert forecasts.judge(needed, 1.0, Capped.cap) == expected
+        with contextlib.suppress(torch.OutOfMemoryError) if expected == "too_large" else contextlib.nullcontext():
+            measure(wide, *changes, fake=False)
+        assert Capped.refused == (expected == "too_large"), share
