@@ -65,7 +65,7 @@ class CockpitApp(EngineApp):
         name: partial(load_screen, reference) for name, (_, reference) in SCREENS.items()
     }
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-normal"), (150, "-wide")]
-    VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high")]
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high"), (50, "-tall")]
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
             Binding(str(key), f"go('{name}')", title, show=False)

@@ -181,11 +181,11 @@ def _section(section: Section, runs: int, width: int, head: Sequence[str] = ()) 
     widths = [max(cell_len(row[at]) for row in listed) for at in range(count)]
     while sum(widths) + 2 * (count - 1) > width and max(widths) > LEAST:
         widths[widths.index(max(widths))] -= 1
-    lines = [title]
+    found = [title]
     for at, row in enumerate(listed):
         cells = [_fit(text, room) for text, room in zip(row, widths, strict=True)]
-        lines.append(Content.styled("  ".join(cells).rstrip(), "$text-muted" if head and not at else "$text"))
-    return Content("\n").join(lines)
+        found.append(Content.styled("  ".join(cells).rstrip(), "$text-muted" if head and not at else "$text"))
+    return Content("\n").join(found)
 
 
 def _fit(text: str, cells: int) -> str:

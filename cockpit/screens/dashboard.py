@@ -46,7 +46,12 @@ from engine.protocol.messages import (
 )
 from engine.protocol.states import STARTED
 
-CURVES = {"train/loss": "loss", "train/learning_rate": "rate", "train/grad_norm": "grad"}
+CURVES = {
+    "train/loss": "loss",
+    "train/learning_rate": "rate",
+    "train/grad_norm": "grad",
+    "train/tokens_per_second": "speed",
+}
 """Metric -> the chart that shows it."""
 EVALUATION = "eval/loss"
 POINTS = 1000
@@ -130,6 +135,7 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
             with Vertical(id="side"):
                 yield Chart("learning rate", id="rate")
                 yield Chart("gradient norm", smoothing=SMOOTHING, id="grad")
+                yield Chart("tokens per second", smoothing=SMOOTHING, id="speed")
                 yield Line(id="facts", classes="panel")
         with Horizontal(id="foot"):
             with Vertical(id="log-panel", classes="panel") as panel:

@@ -189,7 +189,7 @@ def cost_rows(sides: Sequence[Side]) -> list[tuple[str, ...]]:
 
 def evaluation_rows(compared: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """A metric's name, both values, the difference, its 95 % interval, and whether it is beyond noise."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for name, each in compared["differences"].items():
         verdict = {1: "better", -1: "worse"}.get(each["better"], "differs" if each["beyond_noise"] else "noise")
         sign = "+" if each["difference"] > 0 else ""

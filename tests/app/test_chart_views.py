@@ -163,13 +163,14 @@ def test_windows_zoom_pan_and_follow() -> None:
     assert Window().on(700, 300, whole).range == (300, 700) and near.following() == Window()
     draw, window = random.Random(5), Window()
     for _ in range(2_000):
-        window = draw.choice(
-            [
-                lambda w: w.zoomed(draw.choice([-1, 1]), whole, draw.choice([None, draw.uniform(-50, 1_050)])),
-                lambda w: w.panned(draw.choice([-1, 1]), whole),
-                lambda w: w.on(draw.uniform(0, 1_000), draw.uniform(0, 1_000), whole),
-            ]
-        )(window)
+        match draw.randrange(3):
+            case 0:
+                at = draw.choice([None, draw.uniform(-50, 1_050)])
+                window = window.zoomed(draw.choice([-1, 1]), whole, at)
+            case 1:
+                window = window.panned(draw.choice([-1, 1]), whole)
+            case _:
+                window = window.on(draw.uniform(0, 1_000), draw.uniform(0, 1_000), whole)
         first, last = window.resolve(*whole)
         assert -1e-6 <= first < last <= 1_000 + 1e-6 and last - first >= 0.9  # never empty, never outside
 

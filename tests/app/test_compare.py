@@ -150,6 +150,7 @@ async def test_marked_runs_are_compared_in_the_app(home: Home, size: tuple[int, 
         await pilot.press("o", "j", "o", "C")
         await until(pilot, lambda: isinstance(pilot.app.screen, CompareScreen))
         screen = pilot.app.screen
+        assert isinstance(screen, CompareScreen)
         wanted = ("learning_rate", "aaaaaaaaaaaa", "after step 10", "0.1 … 0.3", "▲ better", "1:30")
         await until(pilot, lambda: not [words for words in wanted if words not in screen._text(size[0] - 4).plain])
         await until(pilot, lambda: "settings that differ" in screen_text(pilot))
