@@ -49,7 +49,8 @@ class TransformersServer:
         try:
             loaded = _load(target, settings, home, progress)
             # On a CPU, `_decode` merges, unless each row has an adapter of its own.
-            model, adapters = loaded.model if computes_on_cpu(loaded.model) else None, {}
+            model = loaded.model if computes_on_cpu(loaded.model) else None
+            adapters: dict[str, str] = {}
             if settings.adapters:
                 beside = several.resolve(settings.adapters, home, Path(settings.directory or home.root))
                 model, adapters = several.load(loaded, beside)
