@@ -176,6 +176,13 @@ SERVE = Verb(
         option("--timeout", type=float, metavar="SECONDS", dest="seconds", help="longest time for a request (600)"),
         option("--dtype", choices=DTYPES, help="dtype to load the model in (as trained, or as stored)"),
         option("--quantization", choices=QUANTIZATIONS, help="quantization to load the model with (as trained)"),
+        option(
+            "--adapter",
+            action="append",
+            dest="adapters",
+            metavar="TARGET",
+            help="another adapter of the same base, served under its own name (repeatable)",
+        ),
         option("--backend", metavar="NAME", help="transformers, or vllm where it is installed (transformers)"),
         option("--devices", metavar="D,…", help="for vllm: GPUs that share the model (the one with most free memory)"),
         option("--context", type=int, metavar="N", help="for vllm: tokens of prompt and reply (the model's)"),

@@ -30,7 +30,7 @@ EXIT_TIMEOUT = 3.0
 """Seconds that its process then has to exit."""
 SETTINGS = (
     "target", "host", "port", "task", "constrained", "preset", "slots", "queue", "most_bytes", "seconds", "longest",
-    "dtype", "quantization", "backend", "context", "memory_share",
+    "dtype", "quantization", "adapters", "backend", "context", "memory_share",
 )  # fmt: skip
 """Options that are passed to the worker under their own names, when they are given."""
 

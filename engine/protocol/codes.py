@@ -527,6 +527,7 @@ CODES: dict[str, str] = {
     "export.converter_failed": (
         "The converter to GGUF does not take this model. Try a newer llama.cpp, or leave `--gguf` out."
     ),
+    "serving.adapter_refused": "This adapter cannot be served beside the others. Serve it alone, on another port.",
     "serving.address_unavailable": "The server cannot listen on this address. `--port 0` takes a free port.",
     "serving.key_required": (
         "The server can be reached from other machines and needs a key. Name a variable with `--api-key-env`."

@@ -105,15 +105,15 @@ class CompletionServer:
         )
 
     async def models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._describe_model()]})
+        return JSONResponse({"object": "list", "data": [self._describe_model(name) for name in self.builder.models]})
 
     async def model(self, request: Request) -> Response:
-        self.builder.check_name(request.path_params["name"])
-        return JSONResponse(self._describe_model())
+        self.builder.check_name(name := request.path_params["name"])
+        return JSONResponse(self._describe_model(self.builder.choose_name(name)))
 
-    def _describe_model(self) -> dict[str, Any]:
+    def _describe_model(self, name: str) -> dict[str, Any]:
         builder = self.builder
-        model = {"id": builder.names[0], "object": "model", "created": builder.created, "owned_by": "cockpit"}
+        model = {"id": name, "object": "model", "created": builder.created, "owned_by": "cockpit"}
         return model | {"max_model_len": builder.context}
 
     async def complete(self, request: Request) -> Response:
@@ -123,7 +123,7 @@ class CompletionServer:
         jobs = await asyncio.to_thread(self.builder.chat if chat else self.builder.text, completion)
         family = self.builder.find_family(completion) if chat else None
         reader = partial(ToolCallReader, family, completion.parameters()) if family else None
-        writer = ResponseWriter(chat, self.builder.names[0], reader)
+        writer = ResponseWriter(chat, self.builder.choose_name(completion.model), reader)
         stream = self.router.expect(jobs)
         try:
             self.scheduler.submit(jobs)

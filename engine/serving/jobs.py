@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,12 +39,20 @@ class Job:
     """Whether a reply follows the prompt; else the prompt is only scored."""
     shown: tuple[str, ...] = ()
     """Special tokens that are text in the reply: the marks of tool calls."""
+    adapter: str = ""
+    """peft's name of the adapter to compute with, in a server of several."""
     cancelled: bool = False
     accepted: float = field(default_factory=time.monotonic)
     started: float = 0.0
     first: float = 0.0
     """When the first token was generated."""
     tokens: int = 0
+
+
+def choose_adapters(jobs: Iterable[Job]) -> dict[str, list[str]]:
+    """The argument by which peft computes each row with its own adapter; none in a server of one model."""
+    names = [job.adapter for job in jobs]
+    return {"adapter_names": names} if any(names) else {}
 
 
 @dataclass(frozen=True)

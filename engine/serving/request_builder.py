@@ -37,6 +37,8 @@ class RequestBuilder:
     """The task whose prompt is put around a bare text."""
     constrained: bool = False
     """Whether every reply fits the task's schema, unless the client gives its own."""
+    adapters: dict[str, str] = field(default_factory=dict)
+    """Where several adapters are served: name of each model -> peft's name."""
     created: int = field(default_factory=lambda: int(time.time()))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -46,12 +48,22 @@ class RequestBuilder:
         self._own.tokenizer = copy.deepcopy(self.loaded.tokenizer)
         self._task = load_task(self.task) if self.task else None
 
+    @property
+    def models(self) -> list[str]:
+        """The names of all models that are served."""
+        return [*self.adapters] or [self.names[0]]
+
+    def choose_name(self, name: str) -> str:
+        """The name of the model that answers a request for `name`."""
+        return name if name in self.adapters else self.names[0]
+
     def check_name(self, name: str) -> None:
         """Raises RequestError for a model that is not served here."""
-        if name and name not in self.names:
+        if name and name not in self.names and name not in self.adapters:
+            served = ", ".join(repr(each) for each in self.models)
             raise RequestError(
                 404,
-                f"the model {name!r} is not served here, only {self.names[0]!r}",
+                f"the model {name!r} is not served here, only {served}",
                 param="model",
                 code="model_not_found",
             )
@@ -195,5 +207,7 @@ class RequestBuilder:
                 except (ValueError, RecursionError) as error:
                     param = "response_format" if request.response_format else "tools"
                     raise RequestError(400, first_line(error), param=param)
-                jobs.append(Job(prompt, replace(sampling, seed=seed), deadline, grammar, alternatives))
+                job = Job(prompt, replace(sampling, seed=seed), deadline, grammar, alternatives)
+                job.adapter = self.adapters.get(self.choose_name(request.model), "")
+                jobs.append(job)
         return jobs

@@ -20,7 +20,7 @@ from engine.inference.detokenizer import StreamedReply, find_stop_tokens, find_t
 from engine.inference.generate import context_length
 from engine.inference.sampling import Row, choose, open_row
 from engine.models import accelerator
-from engine.serving.jobs import Figures, Job, JobEnd, JobEvent, JobText, Rejection
+from engine.serving.jobs import Figures, Job, JobEnd, JobEvent, JobText, Rejection, choose_adapters
 from engine.serving.kv_cache import SlotCache, count_bytes
 from engine.serving.logprobs import ScoredToken, TokenScorer
 
@@ -241,6 +241,7 @@ class Scheduler:
             past_key_values=live.cache,
             use_cache=True,
             logits_to_keep=0 if scores_prompt else 1,
+            **choose_adapters([live.job]),
         )
         live.cache = output.past_key_values
         if live.job.echo is not None:
@@ -312,6 +313,7 @@ class Scheduler:
             past_key_values=self._slots.cache,
             use_cache=True,
             logits_to_keep=1,
+            **choose_adapters(live.job for live in self._rows),
         )
         failed: dict[int, Exception] = {}
         self._following = choose(output.logits[:, -1], [live.row for live in self._rows], failed)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -17,6 +18,7 @@ from engine.inference.merged_decode import computes_on_cpu, merge_weights
 from engine.models.targets import Target
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
+from engine.serving import several
 from engine.serving.application import CompletionServer
 from engine.serving.connections import WAITING, GuardedProtocol
 from engine.serving.metrics import RequestRecord, ServerMetrics
@@ -46,11 +48,17 @@ class TransformersServer:
         listening = listen(settings.host, settings.port)
         try:
             loaded = _load(target, settings, home, progress)
+            # On a CPU, `_decode` merges, unless each row has an adapter of its own.
+            model = loaded.model if computes_on_cpu(loaded.model) else None
+            adapters: dict[str, str] = {}
+            if settings.adapters:
+                beside = several.resolve(settings.adapters, home, Path(settings.directory or home.root))
+                model, adapters = several.load(loaded, beside)
+            self._merges = not adapters
             self._loop = asyncio.new_event_loop()
             router = EventRouter(self._loop)
             self.scheduler = Scheduler(
-                # On a CPU, `_decode` merges.
-                loaded.model if computes_on_cpu(loaded.model) else loaded.decoder,
+                model if model is not None else loaded.decoder,
                 loaded.tokenizer,
                 loaded.stop_ids,
                 router.deliver,
@@ -74,6 +82,7 @@ class TransformersServer:
             settings.seconds,
             settings.task,
             settings.constrained,
+            adapters,
         )
         server = CompletionServer(builder, self.scheduler, router, self.metrics, key, settings.most_bytes)
         self._http = _configure_http(server, settings)
@@ -84,7 +93,7 @@ class TransformersServer:
 
     def _decode(self) -> None:
         model = self.scheduler.model
-        with merge_weights(model) if model.device.type == "cpu" else nullcontext():
+        with merge_weights(model) if self._merges and model.device.type == "cpu" else nullcontext():
             self.scheduler.run()
 
     def _listen(self, listening: socket.socket) -> None:

@@ -44,6 +44,8 @@ class Settings(msgspec.Struct, kw_only=True):
     """Longest reply in tokens, where the client leaves it open."""
     dtype: str | None = None
     quantization: str | None = None
+    adapters: list[str] = []
+    """Targets of further adapters of the same base, each served under its own name."""
     backend: str = "transformers"
     devices: list[int] | None = None
     """vLLM's: devices that share the model; None: the one with most free memory."""
@@ -67,6 +69,8 @@ class Settings(msgspec.Struct, kw_only=True):
         alone = [name for name in ("devices", "context", "memory_share", "arguments") if getattr(self, name)]
         if alone and self.backend != "vllm":
             raise ValueError(f"{', '.join(alone)} can only be set with --backend vllm")
+        if self.adapters and self.backend == "vllm":
+            raise ValueError("--adapter is not served with --backend vllm: name it in --vllm-arguments")
         if self.context is not None and self.context < 1:
             raise ValueError(f"context must be at least 1, not {self.context}")
         if self.memory_share is not None and not 0 < self.memory_share <= 1:

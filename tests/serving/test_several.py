@@ -1,0 +1,105 @@
+"""Several adapters on one base: each answers as it does alone, whatever is decoded beside it."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from engine.inference.loaded_model import LoadedModel
+from engine.inference.sampling import Sampling
+from engine.models import targets
+from engine.protocol.home import Home
+from engine.protocol.messages import ProblemError
+from engine.serving import several
+from engine.serving.jobs import Job, JobText
+from engine.serving.request_builder import RequestBuilder
+from engine.serving.request_schemas import RequestError, TextRequest
+from engine.serving.scheduler import Scheduler
+from tests.training.harness import make_model
+
+PROMPTS = ["w1 w2 w3", "w9", "w4 w5 w6 w7 w8"]
+LENGTH = 12
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Path]:
+    """A base, two LoRAs of different ranks and layers, and an adapter of another kind."""
+    folder = tmp_path_factory.mktemp("several")
+    base = make_model(folder / "base")
+    kinds: dict[str, Any] = {
+        "one": LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+        "two": LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"),
+        "other": IA3Config(target_modules=["q_proj"], feedforward_modules=[], task_type="CAUSAL_LM"),
+    }
+    for seed, (name, config) in enumerate(kinds.items()):
+        torch.manual_seed(seed)
+        made = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+        for parameter in made.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.5)
+        made.save_pretrained(folder / name)
+    return Home(folder / "home").create(), folder
+
+
+def load(scene: tuple[Home, Path], name: str) -> LoadedModel:
+    return LoadedModel(targets.resolve(str(scene[1] / name), scene[0], Path("/")), "float32", "none", "cpu")
+
+
+def find(scene: tuple[Home, Path], *names: str) -> list[Any]:
+    return several.resolve([str(scene[1] / name) for name in names], scene[0], Path("/"))
+
+
+@pytest.mark.parametrize(("served", "beside"), [("base", ("one", "two")), ("one", ("two",))])
+def test_each_adapter_answers_as_alone(scene: Any, served: str, beside: tuple[str, ...]) -> None:
+    sampling = Sampling(max_new_tokens=LENGTH)
+    alone = {name: [load(scene, name).generate(text, sampling).text for text in PROMPTS] for name in (served, *beside)}
+    assert len({tuple(replies) for replies in alone.values()}) == len(alone), "the adapters change the replies"
+    loaded = load(scene, served)
+    model, names = several.load(loaded, find(scene, *beside))
+    texts: dict[Job, str] = {}
+
+    def deliver(events: list[Any]) -> None:
+        for job, event in events:
+            texts[job] = texts.get(job, "") + (event.text if isinstance(event, JobText) else "\n")
+
+    scheduler = Scheduler(model, loaded.tokenizer, loaded.stop_ids, deliver, slots=4)
+    builder = RequestBuilder(loaded, (served,), scheduler.context, {"temperature": 0.0}, 9, 60.0, adapters=names)
+    assert builder.models == [served, *beside]
+    jobs = {}
+    for text in PROMPTS:
+        for name in alone:
+            request = TextRequest(model=name, prompt=text, max_tokens=LENGTH)
+            (jobs[name, text],) = builder.text(request)
+            jobs[name, text].continues = False
+    with pytest.raises(RequestError, match=f"only '{served}', '{beside[0]}'"):
+        builder.text(TextRequest(model="unknown", prompt="w1"))
+    scheduler.submit(list(jobs.values()))
+    thread = threading.Thread(target=scheduler.run)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while sum(text.endswith("\n") for text in texts.values()) < len(jobs) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    scheduler.close()
+    thread.join()
+    replies = {name: [texts[jobs[name, text]].removesuffix("\n") for text in PROMPTS] for name in alone}
+    assert replies == alone
+
+
+def test_what_cannot_be_mixed_is_refused(scene: Any, tmp_path: Path) -> None:
+    loaded = load(scene, "base")
+    changed = shutil.copytree(scene[1] / "base", tmp_path / "changed", ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(scene[1] / "two", changed, dirs_exist_ok=True)
+    (changed / "config.json").unlink()
+    (changed / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    for name, why in (("other", "only LoRA can be mixed"), ("base", "it is no adapter"), (str(changed), "template")):
+        with pytest.raises(ProblemError, match=why) as caught:
+            several.load(loaded, find(scene, name))
+        assert caught.value.problem.code == "serving.adapter_refused"
