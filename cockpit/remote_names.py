@@ -15,7 +15,19 @@ STDIN_NAME = "COCKPIT_STDIN_NAME"
 VERBS = (
     *("demo", "train", "prepare", "chat", "generate", "eval", "export", "serve", "runs", "show", "watch", "metrics"),
     *("logs", "plot", "stop", "pause", "continue", "set", "resume", "delete", "profile", "data", "tokenizer"),
-    *("model", "engine", "doctor", "forecast", "fit", "launch-file", "completion", "explain", "report", "why"),
+    *(
+        "model",
+        "engine",
+        "doctor",
+        "forecast",
+        "fit",
+        "launch-file",
+        "completion",
+        "explain",
+        "report",
+        "why",
+        "profile-step",
+    ),
 )
 """The verbs of the command line."""
 

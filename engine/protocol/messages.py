@@ -40,6 +40,7 @@ from engine.protocol.control import (
     Taken,
     TelemetryHistory,
     TelemetryQuery,
+    Trace,
     Welcome,
 )
 from engine.protocol.description import (
@@ -158,6 +159,7 @@ __all__ = [
     "TelemetryQuery",
     "ToWorker",
     "Told",
+    "Trace",
     "Welcome",
     "Written",
 ]

@@ -49,6 +49,7 @@ from engine.protocol.messages import (
     Taken,
     TelemetryHistory,
     TelemetryQuery,
+    Trace,
     Welcome,
 )
 from engine.supervisor import details, votes
@@ -136,6 +137,10 @@ def continue_(server: Server, caller: Caller, message: Continue) -> None:
 
 def set_(server: Server, caller: Caller, message: Set) -> None:
     _instruct(server, caller, _find_training(server, message), "set", message.changes)
+
+
+def trace(server: Server, caller: Caller, message: Trace) -> None:
+    _instruct(server, caller, _find_training(server, message), "trace", {"steps": message.steps})
 
 
 def _find_training(server: Server, message: RunRef) -> Record:
@@ -358,6 +363,7 @@ HANDLERS: dict[str, Handler] = {
     **{name: make_command_handler(name) for name in ("pause", "save", "evaluate", "stacks")},
     "continue": continue_,
     "set": set_,
+    "trace": trace,
     "resume": resume,
     "delete": delete,
     "reorder": reorder,
