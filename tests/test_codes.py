@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 import engine
-from engine.protocol import codes, journal
+from engine.protocol import codes, explanations, journal
 from engine.protocol.messages import Problem
 
 ROOT = Path(engine.__file__).parent.parent
@@ -220,7 +220,7 @@ def test_each_code_is_well_formed_and_explained() -> None:
 
 def test_the_page_lists_the_table() -> None:
     page = (ROOT / "docs" / "codes.md").read_text(encoding="utf-8")
-    assert page == codes.page(), "python -m engine.protocol.codes > docs/codes.md"
+    assert page == explanations.page(), "python -m engine.protocol.explanations > docs/codes.md"
     assert re.findall(r"^### ([a-z_.]+)$", page, re.MULTILINE) == sorted(codes.CODES)
     assert max(map(len, page.splitlines())) <= 100
 

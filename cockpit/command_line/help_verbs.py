@@ -13,6 +13,12 @@ HELP_VERBS = (
     ),
     Verb("why", "say why a run is slow or does not learn, and what to change first", "why:why", (RUN,)),
     Verb(
+        "profile-step",
+        "record a trace of some steps of a live run, and print the operations that take most",
+        "profile_step:profile_step",
+        (RUN, option("--steps", type=int, metavar="N", default=3, help="steps to record, 1 to 100 (3)")),
+    ),
+    Verb(
         "report",
         "print what is known about a run, or make one file of it for whoever is to help",
         "tools:report",

@@ -4,13 +4,11 @@ A code is lower-case words joined by dots: the first says what it is about, the 
 another meaning and never renamed, since scripts, journals and `--json` output hold it. Two places share a code when the
 user would do the same about both. The file has more than 400 lines because it is one table.
 
-    python -m engine.protocol.codes > docs/codes.md
+    python -m engine.protocol.explanations > docs/codes.md
 """
 
 from __future__ import annotations
 
-import sys
-import textwrap
 from typing import NamedTuple
 
 UNKNOWN = "unknown"
@@ -573,36 +571,3 @@ class Pause(NamedTuple):
     @property
     def passes(self) -> bool:
         return self.code in PASSING
-
-
-def page() -> str:
-    """`docs/codes.md`."""
-    head = """\
-# Codes
-
-Every problem, warning, pause and mark has a code. Scripts compare the code, in `--json` output and
-in journals; the words beside it are for people, and may change. An error under `--json` is
-`{"error": {"code", "title", "cause", "hint", "place"}}`. A code that an older version did not send
-is `unknown`. `cockpit explain CODE` prints a section of this page.
-
-This page is generated: `python -m engine.protocol.codes > docs/codes.md`.
-"""
-    from engine.protocol.explanations import read_explanations  # it reads the table above
-
-    parts = [head]
-    family = ""
-    for code, explanation in sorted(read_explanations().items()):
-        if (first := code.partition(".")[0]) != family:
-            family = first
-            parts.append(f"\n## {family}\n")
-        how, mend = f"*How it comes about:* {explanation.how}", f"*What mends it:* {explanation.mend}"
-        paragraphs = (
-            textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
-            for text in (explanation.meaning, how, mend)
-        )
-        parts.append("\n\n".join([f"\n### {code}", *paragraphs]) + "\n")
-    return "".join(parts)
-
-
-if __name__ == "__main__":
-    sys.stdout.write(page())

@@ -101,6 +101,12 @@ class Set(RunRef, kw_only=True):
     changes: dict[str, Any]
 
 
+class Trace(RunRef, kw_only=True):
+    """Asks for a trace of the next `steps` steps, in `traces/` of the run's directory."""
+
+    steps: int = 3
+
+
 class Taken(Message, kw_only=True):
     """The run's state after a command, and the step at which the worker took it."""
 
@@ -351,6 +357,12 @@ OPERATIONS: dict[str, Operation] = {
     "continue": Operation(Continue, Taken, "Let a paused run go on.", _TRAINING),
     "save": Operation(Command, Taken, "Save a checkpoint at the next step boundary.", _TRAINING),
     "evaluate": Operation(Command, Taken, "Evaluate at the next step boundary.", _TRAINING),
+    "trace": Operation(
+        Trace,
+        Taken,
+        "Record a trace of the next steps, from the next step boundary on.",
+        (*_TRAINING, "a trace is being recorded already, or the number of steps is out of range"),
+    ),
     "stacks": Operation(Command, Taken, "Write the stacks of all ranks to the log.", _TRAINING),
     "set": Operation(
         Set,

@@ -1,9 +1,14 @@
-"""What is behind each code: how it comes about, and what mends it. The texts are in `explanations.md` beside this."""
+"""What is behind each code: how it comes about, and what mends it. The texts are in `explanations.md` beside this.
+
+python -m engine.protocol.explanations > docs/codes.md
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
+import sys
+import textwrap
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -46,3 +51,34 @@ def find_similar(word: str, most: int = 3) -> list[str]:
     last = {code.rpartition(".")[2]: code for code in CODES}
     alike += [last[name] for name in difflib.get_close_matches(word.rpartition(".")[2], last, most, 0.8)]
     return list(dict.fromkeys([*within, *alike]))[:most]
+
+
+def page() -> str:
+    """`docs/codes.md`."""
+    head = """\
+# Codes
+
+Every problem, warning, pause and mark has a code. Scripts compare the code, in `--json` output and
+in journals; the words beside it are for people, and may change. An error under `--json` is
+`{"error": {"code", "title", "cause", "hint", "place"}}`. A code that an older version did not send
+is `unknown`. `cockpit explain CODE` prints a section of this page.
+
+This page is generated: `python -m engine.protocol.explanations > docs/codes.md`.
+"""
+    parts = [head]
+    family = ""
+    for code, explanation in sorted(read_explanations().items()):
+        if (first := code.partition(".")[0]) != family:
+            family = first
+            parts.append(f"\n## {family}\n")
+        how, mend = f"*How it comes about:* {explanation.how}", f"*What mends it:* {explanation.mend}"
+        paragraphs = (
+            textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+            for text in (explanation.meaning, how, mend)
+        )
+        parts.append("\n\n".join([f"\n### {code}", *paragraphs]) + "\n")
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

@@ -172,6 +172,11 @@ class RunDirectory:
         return self.path / "plots"
 
     @property
+    def traces(self) -> Path:
+        """Traces of steps, see `engine.training.step_trace`. The folder is made with the first."""
+        return self.path / "traces"
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 

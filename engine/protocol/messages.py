@@ -45,6 +45,7 @@ from engine.protocol.control import (
     Taken,
     TelemetryHistory,
     TelemetryQuery,
+    Trace,
     Welcome,
 )
 from engine.protocol.description import (
@@ -170,6 +171,7 @@ __all__ = [
     "TelemetryQuery",
     "ToWorker",
     "Told",
+    "Trace",
     "Welcome",
     "Written",
 ]

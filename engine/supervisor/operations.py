@@ -51,6 +51,7 @@ from engine.protocol.messages import (
     Taken,
     TelemetryHistory,
     TelemetryQuery,
+    Trace,
     Welcome,
 )
 from engine.supervisor import cleaning, details, labels, votes
@@ -138,6 +139,10 @@ def continue_(server: Server, caller: Caller, message: Continue) -> None:
 
 def set_(server: Server, caller: Caller, message: Set) -> None:
     _instruct(server, caller, _find_training(server, message), "set", message.changes)
+
+
+def trace(server: Server, caller: Caller, message: Trace) -> None:
+    _instruct(server, caller, _find_training(server, message), "trace", {"steps": message.steps})
 
 
 def _find_training(server: Server, message: RunRef) -> Record:
@@ -377,6 +382,7 @@ HANDLERS: dict[str, Handler] = {
     **{name: make_command_handler(name) for name in ("pause", "save", "evaluate", "stacks")},
     "continue": continue_,
     "set": set_,
+    "trace": trace,
     "resume": resume,
     "delete": delete,
     "reorder": reorder,

@@ -37,6 +37,7 @@ from engine.training.row_ledger import RowLedger
 from engine.training.run_control import RunControl
 from engine.training.schedule import make_schedule, rebase_schedule
 from engine.training.step_clock import StepClock
+from engine.training.step_trace import StepTrace
 from engine.training.utilisation import Utilisation
 
 
@@ -75,6 +76,7 @@ class TrainingLoop:
         self.guard = BadBatchGuard(self)
         self.ledger = RowLedger(self)
         self.control = RunControl(self)
+        self.trace = StepTrace(self)
 
     def run(self, on_ready: Callable[[str], None]) -> None:
         """Train to the last step, or until the run is stopped. `on_ready` is called before the first step with a
@@ -199,6 +201,7 @@ class TrainingLoop:
         """Report the step, evaluate and save when due, carry out commands."""
         self.step += 1
         self.job.inbox.step = self.step
+        self.trace.end_step()
         self.checkpointer.mark_step_end()
         self.metrics.end_step(self.loss_share)
         self.clock.end_step()

@@ -153,6 +153,8 @@ class RunControl:
                 self._loop.guard.evaluate()
             case "set":
                 return self._change_settings(arguments.get("changes", arguments))
+            case "trace":
+                return self._loop.trace.start(int(arguments.get("steps", 1)))
             case "continue":
                 return self._check_choice(arguments.get("choice", ""))
             case "pause":

@@ -306,8 +306,7 @@ def _report_start(job: Job, loop: TrainingLoop, drift: str, *, warn: bool) -> No
                 "dtype": job.profile.model.dtype,
                 "quantization": job.profile.model.quantization,
                 "compute_dtype": compute,
-                "tokens": job.prepared.get("tokens"),
-                "duplicates": repeated_rows.count_duplicates(loop.method.rows) if job.ranks.first else 0.0,
+                **_describe_rows(job, loop),
                 "settings": {key: live_settings.get_setting(job.profile, key) for key in SETTABLE},
                 "thresholds": [
                     (threshold.name, threshold.comparison, threshold.bound)
@@ -344,6 +343,12 @@ def _report_start(job: Job, loop: TrainingLoop, drift: str, *, warn: bool) -> No
             f"weights keep their {job.profile.model.dtype} values",
             hint="nothing to do; a GPU, or a CPU with AMX or AVX512-BF16, computes in bfloat16",
         )
+
+
+def _describe_rows(job: Job, loop: TrainingLoop) -> dict[str, Any]:
+    """Facts about the training rows that `cockpit why` looks at."""
+    duplicates = repeated_rows.count_duplicates(loop.method.rows) if job.ranks.first else 0.0
+    return {"tokens": job.prepared.get("tokens"), "duplicates": duplicates}
 
 
 def _count_weights(parameters: Any) -> int:
