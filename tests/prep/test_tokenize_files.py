@@ -70,7 +70,7 @@ def test_placed_rows_are_named_by_the_place_they_come_from(tokenizer: Any, tmp_p
 
 def test_rows_that_are_kept_are_written_down(tokenizer: Any, tmp_path: Path) -> None:
     rows = [ROWS[0], chat("word " * 100, "lost"), ROWS[1]]
-    made, _ = run(write(tmp_path / "rows", *rows), tmp_path / "set", tokenizer, kept_rows=tmp_path / "kept")
+    made, _ = run(write(tmp_path / "rows", *rows), tmp_path / "set", tokenizer, kept={"rows.jsonl": tmp_path / "kept"})
     assert [json.loads(line) for line in (tmp_path / "kept").read_text().splitlines()] == [ROWS[0], ROWS[1]]
     assert (made.counts.rows, made.counts.masked) == (2, 1)
 
