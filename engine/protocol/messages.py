@@ -13,7 +13,6 @@ from engine.protocol.control import (
     Answer,
     Ask,
     Cancel,
-    CleanItem,
     CleanQuery,
     CleanReply,
     Command,
@@ -49,6 +48,7 @@ from engine.protocol.control import (
 from engine.protocol.description import (
     AttemptEnd,
     CheckpointInfo,
+    CleanItem,
     Device,
     DeviceProcess,
     Holder,
