@@ -91,14 +91,14 @@ class Alerts:
         """Keep the title and the progress up to date. Nothing is written while they are."""
         if self.write is None:
             return
-        title, share = write_title(runs, selected)
+        caption, share = write_title(runs, selected)
         trouble = any(run.state == states.PAUSED and run.code != ASKED for run in runs.values())
-        if self._shown == (title, share, trouble):
+        if self._shown == (caption, share, trouble):
             return
-        first, self._shown = self._shown is None, (title, share, trouble)
+        first, self._shown = self._shown is None, (caption, share, trouble)
         if self._settings.get("notify.title", True):
             kept = "\x1b[22;0t" if first else ""
-            self.write(f"{kept}\x1b]0;{_clean(title)}\x1b\\")
+            self.write(f"{kept}\x1b]0;{_clean(caption)}\x1b\\")
         if self._shows_progress:
             kind = 0 if share is None else 4 if trouble else 1
             self.write(f"\x1b]9;4;{kind};{share or 0}\x1b\\")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from engine.protocol.home import Home, make_private, write_private
+from engine.protocol.text import first_line
 
 Value = TypeVar("Value")
 LARGEST = 1 << 16
@@ -43,7 +44,7 @@ class Settings:
                 self._document, self._text = _parse(text), text
             except ValueError as error:
                 self._document, self._text = {}, ""
-                self.damage = " ".join(str(error).split())[:200]
+                self.damage = first_line(error)[:200]
         return self._document
 
     def _read_text(self) -> str:
@@ -58,7 +59,7 @@ class Settings:
                 raise ValueError(f"it is larger than {LARGEST >> 10} KiB")
             return content.decode()
         except (OSError, ValueError) as error:
-            self.damage = " ".join(str(error).split())[:200]
+            self.damage = first_line(error)[:200]
             return ""
 
     def get(self, key: str, default: Value) -> Value:

@@ -179,7 +179,7 @@ class RunKeepingScreen(RunActionsScreen):
 
     def action_clean(self) -> None:
         """Show what takes room, and remove what nothing needs."""
-        from cockpit.widgets.clean_dialog import CleanDialog
+        from cockpit.screens.clean_dialog import CleanDialog
 
         self.app.push_screen(CleanDialog())
 

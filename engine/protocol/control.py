@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from engine.protocol.description import Run, RunDetail, Service, Telemetry
+from engine.protocol.description import CleanItem, Run, RunDetail, Service, Telemetry
 from engine.protocol.envelope import Message
 
 
@@ -206,21 +206,6 @@ class TelemetryHistory(Message, kw_only=True):
     samples: list[Telemetry]
 
 
-class CleanItem(Message, kw_only=True):
-    """Something under the home that can be removed. `kind`: `checkpoint` (intermediate, of a completed run), `resume`
-    (a checkpoint of a run that may be resumed), `cache` (prepared rows that no run refers to), `deleted` (the rest of
-    a deleted run)."""
-
-    path: str
-    kind: str
-    run: str = ""
-    step: int = 0
-    bytes: int = 0
-    safe: bool = True
-    """Whether nothing needs it any more."""
-    why: str = ""
-
-
 class CleanQuery(Message, kw_only=True):
     """`remove`: paths of listed items to remove; none: only list them. `unsafe`: also those that are not safe."""
 
@@ -398,8 +383,8 @@ OPERATIONS: dict[str, Operation] = {
     "clean": Operation(
         CleanQuery,
         CleanReply,
-        "List what can be removed from the home, and remove what is asked for.",
-        ("a path is not listed, or not safe and `unsafe` is not set",),
+        "List what can be removed, and remove what is asked for.",
+        ("a path is not listed or safe",),
     ),
     "shutdown": Operation(Shutdown, Nothing, "End the supervisor.", ("jobs are live, and `force` is not set",)),
     "reindex": Operation(Nothing, RunList, "Rebuild the index from the journals."),

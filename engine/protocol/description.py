@@ -241,3 +241,17 @@ class Service(Message, kw_only=True):
     figures: dict[str, float] = {}
     """Counters of a server: requests, tokens …"""
     problem: Problem | None = None
+
+
+class CleanItem(Message, kw_only=True):
+    """Something under the home. `kind`: `checkpoint` (intermediate, of a completed run), `resume` (a checkpoint that a
+    resume may need), `cache` (prepared rows that no run refers to), `deleted` (the rest of a deleted run)."""
+
+    path: str
+    kind: str
+    run: str = ""
+    step: int = 0
+    bytes: int = 0
+    safe: bool = True
+    """Whether nothing needs it any more."""
+    why: str = ""

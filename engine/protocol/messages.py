@@ -14,7 +14,6 @@ from engine.protocol.control import (
     Answer,
     Ask,
     Cancel,
-    CleanItem,
     CleanQuery,
     CleanReply,
     Command,
@@ -51,6 +50,7 @@ from engine.protocol.control import (
 from engine.protocol.description import (
     AttemptEnd,
     CheckpointInfo,
+    CleanItem,
     Device,
     DeviceProcess,
     Holder,
