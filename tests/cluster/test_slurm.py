@@ -84,6 +84,37 @@ def test_a_run_is_steered_by_files_queued_again_and_cancelled(through: Engine, c
     wait_for(lambda: not cluster.run("squeue", "-h"), what="the job's end")
 
 
+def read_starts(engine: Engine, run: Run) -> list[tuple[int, int]]:
+    """Attempt and first step of each start of the run's training."""
+    entries = (entry for entry, _ in journal.read(engine.home.run(run.id).events))
+    return [(entry.attempt, entry.step) for entry in entries if isinstance(entry, journal.Start)]
+
+
+def test_a_job_is_queued_again_and_ends_while_no_engine_is_there(through: Engine, cluster: Cluster) -> None:
+    engine = through
+    run = engine.submit(*VIA, steps=100_000, pace=0.02)
+    engine.wait_step(run, 3)
+    job = find_job(engine, run)
+    engine.kill()
+    cluster.run("scancel", "--signal=USR1", "--batch", job)
+    wait_for(lambda: len(read_starts(engine, run)) == 2, 40, "the second attempt")
+    saved = engine.home.run(run.id).checkpoint_steps()[-1]
+    engine.restart()
+    wait_for(lambda: (now := engine.show(run).run).attempt == 2 and now.step > saved, 30, "steps of the second attempt")
+    assert engine.show(run).run.state == "running" and find_job(engine, run) == job
+    assert engine.client.request("pause", Command(run=run.id)).state == "paused"  # it is steered, not only read
+    assert engine.client.request("continue", Continue(run=run.id)).state == "running"
+    assert read_starts(engine, run) == [(1, 0), (2, saved)]
+    engine.kill()
+    cluster.run("scancel", job)
+    wait_for(lambda: not cluster.run("squeue", "-h"), 30, "the job's end")
+    engine.restart()
+    ended = engine.wait(run, "stopped", "failed", seconds=30)
+    assert (ended.state, ended.code, ended.attempt) == ("stopped", "run.terminated", 2)
+    assert engine.home.run(run.id).checkpoint_steps()[-1] == ended.step > saved
+    assert read_starts(engine, run) == [(1, 0), (2, saved)]
+
+
 def test_a_job_that_waits_says_why_and_is_cancelled(through: Engine, cluster: Cluster) -> None:
     engine = through
     blocker = cluster.run(
