@@ -14,7 +14,7 @@ from textual.widgets import DataTable, Input, Static
 
 from cockpit.content import Content
 from cockpit.screens.base import opens_dialog
-from cockpit.screens.grids import GridsScreen
+from cockpit.screens.run_overlay import LOSS, RunOverlayScreen
 from cockpit.state.app_state import AppState, RunHistory
 from cockpit.state.formatting import STATES
 from cockpit.state.run_filter import FilterError, RunFilter, parse_filter
@@ -36,12 +36,11 @@ SORTS: dict[str, Callable[[Run], Any]] = {
     "lr": lambda run: -run.learning_rate,
 }
 """The sort orders, in the order in which `t` goes through them. Pinned runs come first in each."""
-LOSS = "train/loss"
 WIDE, BESIDE = 150, 120
 """Cells from which on the preview is shown unless it is hidden, and from which on it is beside the list."""
 
 
-class RunsScreen(GridsScreen):
+class RunsScreen(RunOverlayScreen):
     HELP_TEXT = """\
 All runs of this engine, and the servers of `cockpit serve`. Mark runs with o to draw their losses over each other;
 m draws all their metrics, C says how they differ.
@@ -111,7 +110,6 @@ m draws all their metrics, C says how they differ.
         self._filter = RunFilter()
         self._wrong = ""
         """Why the filter is not understood; all runs are listed then."""
-        self._marked: list[str] = []
         self._rows: list[str] = []
         """Run ids in the order of the table."""
         self._selected: str | None = None
@@ -121,7 +119,7 @@ m draws all their metrics, C says how they differ.
         self._room = 12
         """Cells for a run's id."""
         self._narrow = False
-        self._list_throttle = Throttle(self, self._show, 1.0)
+        self._list_throttle = Throttle(self, self.show_list, 1.0)
         self._server_throttle = Throttle(self, self._show_servers, 1.0)
 
     def compose_body(self) -> ComposeResult:
@@ -152,7 +150,7 @@ m draws all their metrics, C says how they differ.
         self._layout()
 
     def on_screen_resume(self) -> None:
-        self._show()
+        self.show_list()
         self._show_servers()
         self._follow_selection()
 
@@ -174,7 +172,7 @@ m draws all their metrics, C says how they differ.
         if isinstance(body, (Snapshot, ServiceChanged)):
             self._server_throttle.request()
         if isinstance(body, Points) and LOSS in body.values:
-            if body.run in self._marked:
+            if body.run in self.marked:
                 self.query_one("#overlay", Chart).append(body.run, body.values[LOSS])
             self.query_one(RunPreview).append(body.run, body.values[LOSS])
 
@@ -203,11 +201,11 @@ m draws all their metrics, C says how they differ.
         for name, cells in columns.items():
             table.add_column(name, width=cells or self._room, key=name)
         self._names, self._rows = list(columns), []
-        self._show()
+        self.show_list()
         if here is not None and here.id in self._rows:
             table.move_cursor(row=self._rows.index(here.id), animate=False)
 
-    def _show(self) -> None:
+    def show_list(self) -> None:
         """Update the table: the changed cells, or all rows when the rows or their order have changed."""
         table = self.query_one(DataTable)
         if not table.columns:
@@ -217,7 +215,7 @@ m draws all their metrics, C says how they differ.
         runs = sorted(filter(self._filter.matches, everything), key=lambda run: (not run.pinned, order(run)))
         ids = [run.id for run in runs]
         self.chosen &= {run.id for run in everything}
-        look = Look(tuple(self._marked), frozenset(self.chosen), self._room, self._narrow, self.app.current_theme.dark)
+        look = Look(tuple(self.marked), frozenset(self.chosen), self._room, self._narrow, self.app.current_theme.dark)
         cells = [write_row(run, self._names, look) for run in runs]
         if ids != self._rows:
             selected = self.current_run
@@ -256,19 +254,6 @@ m draws all their metrics, C says how they differ.
             text = Content.styled(f"✗ {self._wrong}", "$error")
         self.query_one("#summary", Static).update(text, layout=False)
 
-    def action_compare(self) -> None:
-        """Say how the marked runs, or the chosen ones, differ."""
-        from cockpit.screens.compare import CompareScreen
-
-        runs = self.list_compared()
-        if len(runs) < 2:
-            self.notify("mark two runs or more with o, or choose them with space", severity="warning")
-        elif len(self.app.screen_stack) == 1:
-            self.app.push_screen(CompareScreen(runs[:RUNS]))
-
-    def list_compared(self) -> list[str]:
-        return list(self._marked) or sorted(self.chosen)[:RUNS] or super().list_compared()
-
     @on(DataTable.RowHighlighted)
     def _row_highlighted(self) -> None:
         self.refresh_bindings()  # what can be done depends on the run's state
@@ -300,7 +285,7 @@ m draws all their metrics, C says how they differ.
     def _sort_by(self, order: str) -> None:
         self._sort = order
         self.app.settings.set("runs.sort", order)
-        self._show()
+        self.show_list()
 
     def action_preview(self) -> None:
         """Show or hide the pane; wide and narrow terminals each remember."""
@@ -325,13 +310,13 @@ m draws all their metrics, C says how they differ.
         if run is not None:
             self.chosen ^= {run.id}
             self.action_cursor(1)
-            self._show()
+            self.show_list()
             self.refresh_bindings()
 
     def action_choose_all(self) -> None:
         """Choose all that are listed; none when they are chosen."""
         self.chosen = set() if self.chosen >= set(self._rows) else set(self._rows)
-        self._show()
+        self.show_list()
         self.refresh_bindings()
 
     # ── the filter ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -344,7 +329,7 @@ m draws all their metrics, C says how they differ.
     @on(Input.Changed, "#filter")
     def _filter_changed(self, event: Input.Changed) -> None:
         self._read_filter(event.value)
-        self._show()
+        self.show_list()
 
     def _read_filter(self, text: str) -> None:
         try:
@@ -370,47 +355,11 @@ m draws all their metrics, C says how they differ.
             self.query_one(DataTable).focus()
         elif self.chosen:
             self.chosen = set()
-            self._show()
+            self.show_list()
             self.refresh_bindings()
-        elif self._marked:
-            self._marked = []
-            self._overlay()
-            self._show()
+        elif self.marked:
+            self.marked = []
+            self.show_overlay()
+            self.show_list()
         else:
             await self.app.action_back()
-
-    # ── comparison ────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def action_overlay(self) -> None:
-        """Mark the selected run, or take its mark away. One more than can be told apart replaces the first."""
-        run = self.current_run
-        if run is None:
-            return
-        self._marked = (
-            [name for name in self._marked if name != run.id]
-            if run.id in self._marked
-            else [*self._marked, run.id][-RUNS:]
-        )
-        self._show()
-        self._overlay()
-
-    @work(exclusive=True, group="overlay")
-    async def _overlay(self) -> None:
-        self.set_class(bool(self._marked), "-overlay")
-        traces, axes = {}, {}
-        several = len(self._marked) > 1
-        for at, run in enumerate(self._marked):
-            reply = await self.app.ask("series", SeriesQuery(run=run, names=[LOSS, CLOCK], points=1000))
-            if reply is None:
-                return
-            role, mark = (RUN + at, RUN_MARKS[at]) if several else (LINE, "")
-            traces[run] = Trace(curve_from_series(reply.series[0]), role, band=not several, mark=mark)
-            start = self.app.state.histories.get(run, RunHistory()).start
-            axes[run] = run_axes(start, reply.series[1].last_step, reply.series[1].last)
-        self.query_one("#overlay", Chart).load(traces, axes=axes)
-
-    def action_log_scale(self) -> None:
-        self.query_one("#overlay", Chart).toggle_log()
-
-    def action_zoom(self, direction: int) -> None:
-        self.query_one("#overlay", Chart).zoom_by(direction)

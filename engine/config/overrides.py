@@ -255,3 +255,15 @@ def _check_item(items: list[Any], key: str | int) -> None:
 
 def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def to_plain(value: Any) -> Any:
+    """Convert ruamel's containers and scalars to plain Python ones: strict validation accepts no others."""
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return value

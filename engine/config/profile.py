@@ -21,7 +21,15 @@ from ruamel.yaml.reader import ReaderError
 from engine.config import yaml_text
 from engine.config.bundled import find_bundled
 from engine.config.complaints import explain, show_value
-from engine.config.overrides import DEEPEST, apply_overrides, join_surrogates, load_reference, measure, read_key
+from engine.config.overrides import (
+    DEEPEST,
+    apply_overrides,
+    join_surrogates,
+    load_reference,
+    measure,
+    read_key,
+    to_plain,
+)
 from engine.config.sampling import SamplingOptions
 from engine.options.base import Options, Variant
 from engine.options.data import DataOptions
@@ -262,13 +270,12 @@ def parse(
         for key, message in load_reference(check)(sections, directory, home)
     )
     profile = Profile(**sections, **head, directory=directory, remarks=tuple(applied.remarks), doubts=doubts)
-    issues = [
-        places.issue(_Found(tuple(key.split(".")), message, code="profile.rows"))
-        for check in (ROW_CHECKS if rows and not elsewhere else ())
-        for key, message in load_reference(check)(profile)
-    ]
-    if issues:
-        raise ProfileError(issues, code="profile.rows")
+    of_rows = (
+        [found for check in ROW_CHECKS for found in load_reference(check)(profile)] if rows and not elsewhere else []
+    )
+    if of_rows:
+        found = [_Found(tuple(key.split(".")), message, code="profile.rows") for key, message in of_rows]
+        raise ProfileError([places.issue(each) for each in found], code="profile.rows")
     return profile
 
 
@@ -305,24 +312,25 @@ def _read_yaml(text: str, file: str) -> tuple[CommentedMap | None, list[Issue]]:
     except YAMLError as error:
         return None, [_describe_syntax_error(error, file, text)]
     except RecursionError:
-        return None, [Issue("nested too deeply", code="profile.syntax", file=file, line=1, column=1)]
+        return _refuse("nested too deeply", file)
     except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
         # ruamel's own errors for values that are no valid date, number or tag carry no place
-        return None, [Issue(f"not YAML: {error}", code="profile.syntax", file=file, line=1, column=1)]
+        return _refuse(f"not YAML: {error}", file)
     if document is None:
         document = CommentedMap()
     if not isinstance(document, CommentedMap):
-        message = "a profile is a mapping of sections: model, data, training …"
-        return None, [Issue(message, code="profile.syntax", file=file, line=1, column=1)]
+        return _refuse("a profile is a mapping of sections: model, data, training …", file)
     depth, size = measure(document)
     if depth > DEEPEST or size > LARGEST:
-        message = "nested too deeply" if depth > DEEPEST else f"has more than {LARGEST:,} values"
-        return None, [Issue(message, code="profile.syntax", file=file, line=1, column=1)]
+        return _refuse("nested too deeply" if depth > DEEPEST else f"has more than {LARGEST:,} values", file)
     try:
         return join_surrogates(document), []
     except UnicodeError:
-        message = "an escape (\\ud800 to \\udfff) stands for half a character: write the character itself"
-        return None, [Issue(message, code="profile.syntax", file=file, line=1, column=1)]
+        return _refuse("an escape (\\ud800 to \\udfff) stands for half a character: write the character itself", file)
+
+
+def _refuse(message: str, file: str) -> tuple[None, list[Issue]]:
+    return None, [Issue(message, code="profile.syntax", file=file, line=1, column=1)]
 
 
 def _describe_syntax_error(error: YAMLError, file: str, text: str) -> Issue:
@@ -362,7 +370,7 @@ def _read_sections(document: CommentedMap) -> tuple[dict[str, Any], list[_Found]
                 continue
             value, owner = {**value, "kind": kind}, load_reference(owner[kind])
         try:
-            sections[name] = owner.model_validate(_to_plain(value))
+            sections[name] = owner.model_validate(to_plain(value))
         except ValidationError as error:
             found += [_Found((name, *keys), message, code=code) for keys, code, message in explain(error, owner)]
     return sections, found
@@ -400,15 +408,3 @@ class _Places:
             except (KeyError, IndexError, TypeError, AttributeError):
                 break
         return place
-
-
-def _to_plain(value: Any) -> Any:
-    """Convert ruamel's containers and scalars to plain Python ones: strict validation accepts no others."""
-    if isinstance(value, Mapping):
-        return {str(key): _to_plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_to_plain(item) for item in value]
-    for kind in (bool, int, float, str):
-        if isinstance(value, kind):
-            return kind(value)
-    return value

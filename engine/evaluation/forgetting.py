@@ -163,8 +163,8 @@ def compare_folders(before: Path, after: Path) -> dict[str, Any]:
     """`compare.compare_means` of two folders, with the questions that the first answered rightly and the second does
     not (`forgot`), and the other way round (`learnt`). Raises ValueError when they have no question in common."""
     sides = [{entry["row"]: entry for entry in read_lines(folder / SAMPLES)} for folder in (before, after)]
-    groups = [_group(side.values()) for side in sides]
-    found = compare_means(*groups, dict.fromkeys(groups[0], 1))
+    first, second = (_group(side.values()) for side in sides)
+    found = compare_means(first, second, dict.fromkeys(first, 1))
     return found | {"forgot": list(_list_lost(*sides)), "learnt": list(_list_lost(*reversed(sides)))}
 
 

@@ -1,4 +1,5 @@
-"""Requests of clients to the supervisor, and its replies. `OPERATIONS` is the whole table."""
+"""Requests of clients to the supervisor, and its replies. `OPERATIONS` is the whole table, and the reason why the file
+has more than 400 lines."""
 
 from __future__ import annotations
 

@@ -45,8 +45,8 @@ class RowLossWriter:
         """What follows are the rows of `step` and of later steps."""
         self._file.write(_HEADER.pack(_REWIND, step, 0, 0))
 
-    def add(self, step: int, epoch: int, rows: Sequence[int], losses: Any) -> None:
-        """Append the rows' mean losses, an array of floats, in the step that follows `step` steps."""
+    def add(self, step: int, epoch: int, rows: Any, losses: Any) -> None:
+        """Append the mean losses, an array of floats, of these rows, an array of numbers, in the step that follows `step` steps."""
         import numpy
 
         self._file.write(

@@ -26,7 +26,8 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from engine.config.bundled import find_bundled
-from engine.inference.generate import Sampling, sample_batch
+from engine.inference.generate import sample_batch
+from engine.inference.sampling import Sampling
 from engine.metrics import drift as names
 from engine.models.template_lock import render
 from engine.models.template_metadata import choose_template

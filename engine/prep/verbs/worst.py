@@ -194,7 +194,7 @@ def _read_prepared(directory: RunDirectory) -> dict[str, Any]:
 
 
 def _trusts(directory: RunDirectory) -> bool:
-    import yaml
+    from ruamel.yaml import YAML
 
-    document = yaml.safe_load(directory.profile.read_text(encoding="utf-8"))
+    document = YAML(typ="safe", pure=True).load(directory.profile.read_text(encoding="utf-8"))
     return bool((document.get("model") or {}).get("trust_remote_code"))

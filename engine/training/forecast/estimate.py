@@ -97,15 +97,7 @@ def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
     if given.cancelled():
         raise Abandoned
     world = host.cards
-    if world > 1 and profile.launch.strategy not in FORECAST:
-        raise ProblemError(
-            Problem(
-                code="forecast.unsupported",
-                title="There is no forecast for this profile",
-                cause=f"what launch.strategy {profile.launch.strategy} takes is not known",
-                hint="a forecast with fsdp is near that of ZeRO stage 3, one with zero1 near that of stage 1",
-            )
-        )
+    _check_strategy(profile, world)
     options = profile.launch.model_copy(update={"processes": world})
     profile = replace(profile, launch=options)
     known = calibration.read(given.home, host.label, host.kind)
@@ -157,6 +149,18 @@ def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
         "error_percent": round(known.error_percent, 1),
         "terms": listed,
     }
+
+
+def _check_strategy(profile: Profile, world: int) -> None:
+    if world > 1 and profile.launch.strategy not in FORECAST:
+        raise ProblemError(
+            Problem(
+                code="forecast.unsupported",
+                title="There is no forecast for this profile",
+                cause=f"what launch.strategy {profile.launch.strategy} takes is not known",
+                hint="a forecast with fsdp is near that of ZeRO stage 3, one with zero1 near that of stage 1",
+            )
+        )
 
 
 def _replace_float16(profile: Profile) -> Profile:

@@ -61,7 +61,7 @@ class DeepSpeed(SingleProcess):
             self._given,
             bfloat16=self._bfloat16,
             several=training.accumulation > 1 or training.tokens_per_batch is not None,
-            micro=training.micro_batch,
+            micro=training.rows,
             offload=self._offload,
         )
         self._stage = int(self._config["zero_optimization"]["stage"])
