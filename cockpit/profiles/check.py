@@ -11,7 +11,8 @@ from cockpit.state.formatting import counted
 
 if TYPE_CHECKING:
     from engine.config.form import Field
-    from engine.config.profile import Issue, Profile
+    from engine.config.issues import Issue
+    from engine.config.profile import Profile
     from engine.protocol.home import Home
 
 

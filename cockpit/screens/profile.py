@@ -30,7 +30,7 @@ from cockpit.widgets.prompt import Prompt
 from cockpit.widgets.yaml_editor import YamlEditor
 
 if TYPE_CHECKING:
-    from engine.config.profile import Issue
+    from engine.config.issues import Issue
 
 DEBOUNCE = 0.15
 """Seconds without typing after which the text is checked."""

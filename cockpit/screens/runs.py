@@ -15,17 +15,15 @@ from textual.widgets import DataTable, Input, Static
 from cockpit.content import Content
 from cockpit.screens.base import opens_dialog
 from cockpit.screens.run_overlay import LOSS, RunOverlayScreen
-from cockpit.state.app_state import AppState, RunHistory
+from cockpit.state.app_state import AppState
 from cockpit.state.formatting import STATES
 from cockpit.state.run_filter import FilterError, RunFilter, parse_filter
-from cockpit.widgets.chart import Chart, curve_from_series
-from cockpit.widgets.chart_axes import run_axes
-from cockpit.widgets.chart_raster import LINE, RUN, RUN_MARKS, RUNS, Trace
+from cockpit.widgets.chart import Chart
 from cockpit.widgets.run_preview import RunPreview
 from cockpit.widgets.run_table import COLUMNS, USUAL, Look, fit_columns, write_row
 from cockpit.widgets.servers import Servers
 from cockpit.widgets.throttle import Throttle
-from engine.protocol.messages import CLOCK, Points, Run, RunChanged, RunRemoved, SeriesQuery, ServiceChanged, Snapshot
+from engine.protocol.messages import Points, Run, RunChanged, RunRemoved, ServiceChanged, Snapshot
 
 SORTS: dict[str, Callable[[Run], Any]] = {
     "newest": lambda run: -run.created,

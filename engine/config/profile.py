@@ -7,27 +7,27 @@ methods and adapters come from their tables. All problems are reported at once, 
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.reader import ReaderError
 
 from engine.config import yaml_text
 from engine.config.bundled import find_bundled
 from engine.config.complaints import explain, show_value
+from engine.config.issues import Found, Issue, Places
 from engine.config.overrides import (
     DEEPEST,
     apply_overrides,
     join_surrogates,
     load_reference,
     measure,
-    read_key,
     to_plain,
 )
 from engine.config.sampling import SamplingOptions
@@ -107,27 +107,6 @@ PINS = {
     "launch": "engine.training.parallel.deepspeed_config:pin_config",
 }
 """Section -> a function that replaces names whose meaning may change: `(section, directory, home) -> section`."""
-
-
-@dataclass(frozen=True)
-class Issue:
-    """One problem of a profile. `code` is one of `codes.CODES`. `line` and `column` count from 1; both are 0 where the
-    file has no such place (an override)."""
-
-    message: str
-    code: str = field(kw_only=True)
-    key: str = ""
-    file: str = ""
-    line: int = 0
-    column: int = 0
-
-    def __str__(self) -> str:
-        said = f"{self.key}: {self.message}" if self.key else self.message
-        return " ".join(part for part in (self.place, said) if part)
-
-    @property
-    def place(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
 
 
 class ProfileError(ValueError):
@@ -249,13 +228,13 @@ def parse(
         raise ProfileError(issues)
     applied = apply_overrides(document, overrides, SECTIONS)
     issues += [Issue(message, code="profile.override", key=key, file="--set") for key, message in applied.refused]
-    places = _Places(document, file, applied.places)
+    places = Places(document, file, applied.places)
     sections, found = _read_sections(document)
     for check in CHECKS:
         if (prepared and check in OF_SOURCES) or (elsewhere and check in OF_HOST):
             continue
         found += [
-            _Found(tuple(key.split(".")), message, code="profile.conflict")
+            Found(tuple(key.split(".")), message, code="profile.conflict")
             for key, message in load_reference(FOR_FORECAST.get(check, check) if forecast else check)(
                 sections, directory, home
             )
@@ -265,7 +244,7 @@ def parse(
         raise ProfileError(issues)
     head = {key: document[key] for key in ("name", "description") if key in document}
     doubts = tuple(
-        places.issue(_Found(tuple(key.split(".")), message, code="profile.doubtful"))
+        places.issue(Found(tuple(key.split(".")), message, code="profile.doubtful"))
         for check in (() if elsewhere else DOUBTS)
         for key, message in load_reference(check)(sections, directory, home)
     )
@@ -274,7 +253,7 @@ def parse(
         [found for check in ROW_CHECKS for found in load_reference(check)(profile)] if rows and not elsewhere else []
     )
     if of_rows:
-        found = [_Found(tuple(key.split(".")), message, code="profile.rows") for key, message in of_rows]
+        found = [Found(tuple(key.split(".")), message, code="profile.rows") for key, message in of_rows]
         raise ProfileError([places.issue(each) for each in found], code="profile.rows")
     return profile
 
@@ -296,13 +275,6 @@ def pin(profile: Profile, home: Any) -> Profile:
 
 
 # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class _Found:
-    keys: tuple[str | int, ...]
-    message: str
-    code: str = field(kw_only=True)
 
 
 def _read_yaml(text: str, file: str) -> tuple[CommentedMap | None, list[Issue]]:
@@ -345,66 +317,32 @@ def _describe_syntax_error(error: YAMLError, file: str, text: str) -> Issue:
     return Issue(message.splitlines()[0], code="profile.syntax", file=file, line=line, column=column)
 
 
-def _read_sections(document: CommentedMap) -> tuple[dict[str, Any], list[_Found]]:
+def _read_sections(document: CommentedMap) -> tuple[dict[str, Any], list[Found]]:
     """The valid sections, and the problems of the others."""
-    found: list[_Found] = []
+    found: list[Found] = []
     for key in document:
         if key not in SECTIONS and key not in ("name", "description"):
             message = f"unknown section{did_you_mean(str(key), SECTIONS)}"
-            found.append(_Found((key,), message, code="profile.unknown_key"))
+            found.append(Found((key,), message, code="profile.unknown_key"))
     for key in ("name", "description"):
         if not isinstance(document.get(key, ""), str):
-            found.append(_Found((key,), "must be text", code="profile.value"))
+            found.append(Found((key,), "must be text", code="profile.value"))
     sections: dict[str, Any] = {}
     for name, owner in SECTIONS.items():
         value = document.get(name)
         value = {} if value is None else value
         if not isinstance(value, Mapping):
-            found.append(_Found((name,), "must be a mapping", code="profile.value"))
+            found.append(Found((name,), "must be a mapping", code="profile.value"))
             continue
         if isinstance(owner, dict):
             kind = value.get("kind", next(iter(owner)))
             if not isinstance(kind, str) or kind not in owner:
                 message = f"must be one of {', '.join(owner)}, not {show_value(kind)}{did_you_mean(str(kind), owner)}"
-                found.append(_Found((name, "kind"), message, code="profile.value"))
+                found.append(Found((name, "kind"), message, code="profile.value"))
                 continue
             value, owner = {**value, "kind": kind}, load_reference(owner[kind])
         try:
             sections[name] = owner.model_validate(to_plain(value))
         except ValidationError as error:
-            found += [_Found((name, *keys), message, code=code) for keys, code, message in explain(error, owner)]
+            found += [Found((name, *keys), message, code=code) for keys, code, message in explain(error, owner)]
     return sections, found
-
-
-class _Places:
-    """Finds the line and column of keys. A key that `--set` overrides has no place in the file."""
-
-    def __init__(self, document: CommentedMap, file: str, overridden: Collection[tuple[str | int, ...]]) -> None:
-        self.document, self.file, self.overridden = document, file, overridden
-
-    def issue(self, found: _Found) -> Issue:
-        keys: tuple[str | int, ...] = tuple(read_key(key) if isinstance(key, str) else key for key in found.keys)
-        name = ".".join(map(str, keys))
-        if any(keys[:length] in self.overridden for length in range(1, len(keys) + 1)):
-            return Issue(found.message, code=found.code, key=name, file="--set")
-        line, column = self._place(keys)
-        return Issue(found.message, code=found.code, key=name, file=self.file, line=line, column=column)
-
-    def _place(self, keys: tuple[str | int, ...]) -> tuple[int, int]:
-        """Line and column of the key, or of the nearest mapping around it that is in the file."""
-        node: Any = self.document
-        place = (1, 1)
-        for key in keys:
-            try:
-                if isinstance(node, CommentedMap):
-                    key = key if key in node else str(key)
-                    line, column = node.lc.key(key)
-                elif isinstance(node, CommentedSeq):
-                    line, column = node.lc.item(key)
-                else:
-                    break
-                place = (line + 1, column + 1)
-                node = node[key]
-            except (KeyError, IndexError, TypeError, AttributeError):
-                break
-        return place

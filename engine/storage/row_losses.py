@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +46,8 @@ class RowLossWriter:
         self._file.write(_HEADER.pack(_REWIND, step, 0, 0))
 
     def add(self, step: int, epoch: int, rows: Any, losses: Any) -> None:
-        """Append the mean losses, an array of floats, of these rows, an array of numbers, in the step that follows `step` steps."""
+        """Append the mean losses of these rows, arrays of floats and of numbers, in the step that follows `step`
+        steps."""
         import numpy
 
         self._file.write(

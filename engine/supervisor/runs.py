@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 from engine.config import stage_plan
-from engine.config.profile import Issue, Profile, ProfileError, parse
+from engine.config.issues import Issue
+from engine.config.profile import Profile, ProfileError, parse
 from engine.protocol import stages, states
 from engine.protocol.home import Home, host_name
 from engine.protocol.messages import Problem, ProblemError
