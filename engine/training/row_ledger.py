@@ -66,7 +66,7 @@ class RowLedger:
             if not numbers or not trained.any():
                 continue
             starts = (numpy.cumsum(counted) - counted)[trained]
-            sums = numpy.add.reduceat(values.float().numpy(), starts)
+            sums = numpy.add.reduceat(values.float().cpu().numpy(), starts)
             rows.append(self._number(numbers)[trained])
             losses.append(sums / counted[trained])
         if not rows:

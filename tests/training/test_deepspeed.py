@@ -15,6 +15,7 @@ import torch
 
 from engine.config.profile import ProfileError, parse
 from engine.protocol.journal import BadBatch, Start
+from engine.training.parallel import deepspeed_config
 from tests.training.harness import Supervised
 from tests.training.test_fsdp import FULL, compare
 
@@ -33,6 +34,12 @@ def find_folder() -> Path | None:
 PLACE = find_folder()
 needs_deepspeed = pytest.mark.skipif(PLACE is None, reason="deepspeed is not installed: make test does")
 BRIEF = ("training.max_steps=6", "checkpoint.every_steps=3", "evaluation.every_steps=3", "checkpoint.keep=20")
+
+
+@pytest.fixture(autouse=True)
+def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package is on the path of the runs alone: on that of the tests, accelerate would import it."""
+    monkeypatch.setattr(deepspeed_config, "is_installed", lambda: PLACE is not None)
 
 
 def launch(stage: int, **more: Any) -> str:

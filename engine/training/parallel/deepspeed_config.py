@@ -95,12 +95,17 @@ def check_deepspeed(sections: Mapping[str, Any], directory: Path, home: Any) -> 
         yield from check_config(read_config(launch.deepspeed, directory), sections)
 
 
+def is_installed() -> bool:
+    """Whether the package is there."""
+    return importlib.util.find_spec("deepspeed") is not None
+
+
 def check_host(sections: Mapping[str, Any], directory: Path, home: Any) -> Found:
     """Yield `(key, message)` for what this host lacks."""
     launch = sections.get("launch")
     if not launch or launch.strategy != NAME:
         return
-    if launch.via == "local" and importlib.util.find_spec("deepspeed") is None:
+    if launch.via == "local" and not is_installed():
         yield "launch.strategy", "deepspeed is not installed: pip install 'cockpit[deepspeed]', or choose fsdp"
     try:
         read_config(launch.deepspeed, directory)
