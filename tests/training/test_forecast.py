@@ -239,7 +239,7 @@ def test_offload_takes_weights_and_states_from_the_card():
     def count(*changes: str) -> int:
         profile = _profile(*changes)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(estimate, "_read_config", lambda *_: SimpleNamespace(num_attention_heads=0, hidden_size=0))
+            patch.setattr(estimate, "read_config", lambda *_: SimpleNamespace(num_attention_heads=0, hidden_size=0))
             listed = estimate._list_device_terms(profile, host, traced, given, sharded=True)
         return sum(term["bytes"] for term in listed if term["name"] not in ("context", "allocator slack"))
 
