@@ -199,7 +199,7 @@ def test_settings_of_a_request_are_checked() -> None:
         ({"top_k": 0.5}, "top_k should be a valid integer, not 0.5"),
         ({"preset": "wild"}, "no preset 'wild': choose one of creative"),
         ({"stop": [""]}, "empty text"),
-        ({"schema": 3}, "an object, not int"),
+        ({"schema": 3}, "an object, not a number"),
     ):
         with pytest.raises(ValueError, match=said):
             make_sampling(wrong)
