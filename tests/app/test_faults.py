@@ -96,7 +96,7 @@ async def test_an_exception_is_shown_and_the_screen_works_on(
 BROKEN: dict[str, tuple[type, str]] = {
     "compose": (RunsScreen, "compose_body"),
     "mount": (RunsScreen, "on_mount"),
-    "show": (RunsScreen, "_show"),
+    "show": (RunsScreen, "show_list"),
     "render": (Static, "render"),
     "layout": (Static, "get_content_height"),
     "bar": (KeyBar, "render"),
