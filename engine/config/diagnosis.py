@@ -6,6 +6,7 @@ people.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,12 +62,15 @@ class Evidence:
 
 
 def read_evidence(entries: Iterable[journal.AnyEntry], profile: Mapping[str, Any]) -> Evidence:
-    """The evidence in a run's journal. A later attempt's values replace those of the same steps."""
+    """The evidence in a run's journal. What an attempt did after the step that a later one began at does not count."""
     series: dict[str, dict[int, float | None]] = {name: {} for name in SERIES}
     latest: dict[str, float | None] = {}
     start: dict[str, Any] = {}
     for entry in entries:
         if isinstance(entry, journal.Start):
+            series = {name: {step: value for step, value in points.items() if step <= entry.step}
+                      for name, points in series.items()}  # fmt: skip
+            latest = {}
             start = {"max_steps": entry.max_steps, "step": entry.step, "facts": entry.facts, "rows": entry.rows,
                      "trained_tokens": entry.trained_tokens, "processes": entry.processes}  # fmt: skip
         elif isinstance(entry, journal.Metrics):
@@ -146,6 +150,8 @@ DUPLICATES = 0.1
 STILL = 0.01
 """The share of weights that have another value than at the beginning."""
 NO_RATE = 1e-9
+ONLINE = ("grpo", "rloo")
+"""Methods whose loss does not tell whether they learn."""
 
 
 def diagnose(evidence: Evidence) -> list[Finding]:
@@ -167,7 +173,7 @@ def diagnose(evidence: Evidence) -> list[Finding]:
 
 def _check_masked(evidence: Evidence) -> Iterator[Finding]:
     tokens, trained = evidence.fact("tokens") or 0, evidence.start.get("trained_tokens") or 0
-    if tokens and trained / tokens < MASKED:
+    if tokens and 0 < trained / tokens < MASKED:
         yield Finding(
             "learning.masked",
             f"only {trained:,} of {tokens:,} tokens are trained ({100 * trained / tokens:.2g} %)",
@@ -176,12 +182,12 @@ def _check_masked(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _check_finite(evidence: Evidence) -> Iterator[Finding]:
-    last = evidence.series.get(LOSS, ())[-FEW:]
-    wrong = [step for step, value in last if value is None or not math.isfinite(value)]
+    points = evidence.series.get(LOSS, ())
+    wrong = [step for step, _ in itertools.takewhile(lambda point: not _is_finite(point[1]), reversed(points))]
     if wrong:
         yield Finding(
             "learning.not_finite",
-            f"the loss is not finite since step {wrong[0]:,}",
+            f"the loss is not finite since step {wrong[-1]:,}",
             f"resume from a checkpoint before it with {_lower_rate(evidence)}, and train in bfloat16 or float32",
         )
 
@@ -197,7 +203,7 @@ def _check_rate(evidence: Evidence) -> Iterator[Finding]:
             f"the learning rate was never above {max(rates):.2g}: no weight moves",
             "set training.learning_rate to 2e-4 for an adapter, 1e-5 for all weights",
         )
-    elif rates and wanted and max(rates) < 0.9 * wanted and (warmup >= total or evidence.steps >= total):
+    elif rates and wanted and max(rates) < 0.9 * wanted and warmup >= total > 0:
         yield Finding(
             "learning.rate_unreached",
             f"the learning rate has only come to {max(rates):.2g} of {wanted:.2g}: warm-up takes {warmup:,} of "
@@ -207,9 +213,9 @@ def _check_rate(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _check_diverging(evidence: Evidence) -> Iterator[Finding]:
-    quarters, norms = _quarters(evidence.finite(LOSS)), evidence.finite(NORM)
+    losses, norms = _list_losses(evidence), evidence.finite(NORM)
     limit = evidence.setting("training.max_grad_norm") or 1.0
-    losses = evidence.finite(LOSS)
+    quarters = _quarters(losses)
     best = min(*quarters, losses[0] * AT_FIRST / DIVERGED) if quarters else 0.0
     if quarters and quarters[-1] > DIVERGED * best and quarters[-1] - best > LEARNT:
         yield Finding(
@@ -229,7 +235,8 @@ def _check_diverging(evidence: Evidence) -> Iterator[Finding]:
 
 def _check_still(evidence: Evidence) -> Iterator[Finding]:
     changed, rates = evidence.latest.get(CHANGED), evidence.finite(RATE)
-    if changed is not None and changed < STILL and evidence.steps >= FEW and rates and max(rates) >= NO_RATE:
+    done = evidence.steps - (evidence.start.get("step") or 0)
+    if changed is not None and changed < STILL and done >= FEW and rates and max(rates) >= NO_RATE:
         yield Finding(
             "learning.weights_still",
             f"{100 * changed:.2g} % of the trained weights have changed since the attempt began",
@@ -261,7 +268,7 @@ def _check_clipped(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _check_flat(evidence: Evidence) -> Iterator[Finding]:
-    losses = evidence.finite(LOSS)
+    losses = _list_losses(evidence)
     quarters = _quarters(losses)
     if not quarters or len(losses) < LONG or min(quarters) < LEARNT:
         return
@@ -284,6 +291,16 @@ def _check_duplicates(evidence: Evidence) -> Iterator[Finding]:
             f"{100 * share:.0f} % of the training rows repeat another one",
             "set data.dedup: repeated rows are learnt by heart",
         )
+
+
+def _list_losses(evidence: Evidence) -> list[float]:
+    """The losses, of methods that lower them; the loss of methods that sample is about 0 from first to last."""
+    kind = evidence.fact("method") or (evidence.profile.get("method") or {}).get("kind")
+    return [] if kind in ONLINE else evidence.finite(LOSS)
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def median(values: Sequence[float]) -> float:
