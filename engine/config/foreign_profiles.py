@@ -237,7 +237,8 @@ def read_foreign(document: Any, file: str, directory: Path = Path()) -> Imported
         raise ValueError(f"{file} is no mapping of settings")
     document = {str(key).removeprefix("--").replace("-", "_"): value for key, value in document.items()}
     marks = {name: sum(key in document for key in keys) for name, _, keys in _PROGRAMS}
-    program = max(marks, key=lambda name: marks[name])
+    # LLaMA-Factory takes the arguments of transformers, too: its own keys decide, however few they are beside them.
+    program = next((name for name in marks if marks[name] > 1), "transformers")
     if marks[program] < 2:
         raise ValueError(f"{file} is no configuration of LLaMA-Factory or Axolotl, and no arguments of transformers")
     table = next(table for name, table, _ in _PROGRAMS if name == program)

@@ -183,6 +183,7 @@ def test_what_a_file_leaves_to_its_program_is_what_that_program_does() -> None:
     found = read_foreign(axolotl, "x")
     assert found.settings["adapter"] == {"kind": "none"} and found.left_out["datasets.0"] == "a.jsonl"
     assert read_foreign({"cutoff_len": 9, "lora_target": "all"}, "x").settings["adapter"]["kind"] == "lora"
+    assert read_foreign({**ARGUMENTS, "stage": "sft", "cutoff_len": 9}, "x").program == "llamafactory"
     found = read_foreign({**ARGUMENTS, "save_strategy": "epoch", "save_steps": 500, "logging_steps": math.inf}, "x")
     assert "checkpoint" not in found.settings and found.left_out["logging_steps"] == math.inf
 
