@@ -92,13 +92,13 @@ def _list_lines(run: Run, findings: Sequence[Finding]) -> Iterator[Content]:
                 yield Content.assemble((f"{WORDS[name]:<18}", "$text"), (f"{share:>5.0%} ".replace("%", " %"), "bold"),
                                        (bar, "$primary"))  # fmt: skip
     facts = [
-        (f"{100 * run.metrics[key]:.0f} % {words}")
+        f"{100 * value:.0f} % {words}"
         for key, words in (
             ("train/mfu", "of the cards' peak"),
             ("train/padding", "of each batch is padding"),
             ("train/weights_changed", "of the trained weights have changed"),
         )
-        if key in run.metrics
+        if (value := run.metrics.get(key)) is not None
     ]
     if facts:
         yield Content("")
