@@ -237,10 +237,12 @@ def _check_still(evidence: Evidence) -> Iterator[Finding]:
     changed, rates = evidence.latest.get(CHANGED), evidence.finite(RATE)
     done = evidence.steps - (evidence.start.get("step") or 0)
     if changed is not None and changed < STILL and done >= FEW and rates and max(rates) >= NO_RATE:
+        rounded = evidence.setting("training.masters") != "float32"
         yield Finding(
             "learning.weights_still",
             f"{100 * changed:.2g} % of the trained weights have changed since the attempt began",
-            "set training.masters to float32, or raise training.learning_rate: updates are lost in rounding",
+            f"{'set training.masters to float32, or ' * rounded}raise training.learning_rate: updates are lost in "
+            "rounding",
         )
 
 

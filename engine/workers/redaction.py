@@ -32,24 +32,24 @@ _SECRETS = re.compile(
     r"(?=[a-z_\-.]*[A-Z0-9])[A-Za-z0-9_\-.]{8,}"
     r"|\bey[JK][A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)?"
     r"|(?<=://)[^\s/@'\"]+:[^\s/@'\"]*(?=@)"
-    r"|(?<![A-Za-z0-9])(?=[A-Za-z_\-]*[0-9])[A-Za-z0-9+_\-]{24,}={0,2}(?![A-Za-z0-9])",
+    r"|(?<![A-Za-z0-9+_\-])(?=[A-Za-z+_\-]*[0-9])[A-Za-z0-9+_\-]{24,}={0,2}(?![A-Za-z0-9])",
     re.DOTALL,
 )
 _NAMED_SECRET = re.compile(
-    r"(?P<name>\b(?!KeyError\b)[\w\-.]*(?:key|token|secret|passw(?:or)?d|pwd|credential|authorization|cookie)[\w\-]*[\"']?\s*"
+    r"(?P<name>\b(?!KeyError\b)[\w\-.]{0,200}(?:key|token|secret|passw(?:or)?d|pwd|credential|authorization|cookie)[\w\-]{0,200}[\"']?\s*"
     r"(?:[=:]|\bis\b)\s*(?:Bearer\s+|Basic\s+)?)(?P<value>\"[^\"\n]+\"|'[^'\n]+'|[^\s,;)}\]]+)"
     r"|(?P<scheme>\bBearer\s+|\bBasic\s+)(?P<credentials>[^\s,;'\"]+)",
     re.IGNORECASE,
 )
 _QUOTED_PATH = re.compile(r"(['\"`])(?:file://)?(?:~|\.{1,2})?/[^'\"`\n]*\1")
 _SOURCE_FILE = re.compile(
-    r"(?:/[^\s'\",:]+)*/((?:site-packages|dist-packages|engine|cockpit|lib/python3\.\d+)/[\w./-]+\.py)"
+    r"(?:/+[^\s'\",:/]+)*/+((?:site-packages|dist-packages|engine|cockpit|lib/python3\.\d+)/[\w./-]+\.py)"
 )
 _PATH = re.compile(r"(?:file://|~[\w.-]*|(?<![\w.\]<-])\.{0,2})/(?!/)(?:[^\s'\",:;()\[\]{}<>|`]+)")
 _REST_OF_PATH = r"(?:/[^'\"`\n:,;()<>]{0,80}?\.[A-Za-z0-9]{1,8}(?![\w.])|/[^\s'\",:;()<>`]*)?"
 """What follows a known path in a text: a name of a file, with blanks or not, or whatever has none."""
 _ADDRESS = re.compile(
-    r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)*"
+    r"\b[\w.+-]{1,200}@[\w-]+(?:\.[\w-]+)*"
     r"|\b\d{1,3}(?:\.\d{1,3}){3}\b"
     r"|(?<![\w:])(?:[0-9a-f]{1,4}:){3,7}[0-9a-f]{1,4}(?![\w:])|(?<![\w:])(?:[0-9a-f]{1,4}:){1,6}:[0-9a-f]{0,4}(?![\w:])",
     re.IGNORECASE,
