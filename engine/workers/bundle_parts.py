@@ -275,6 +275,6 @@ def list_known_paths(home: Home, run: RunDirectory) -> set[str]:
     for file in (run.profile, run.prepared):
         for key, value in _walk_settings("", load(file)):
             files = re.search(r"\.(?:source|train|validation|test|exclude|catalog)$", key)
-            if files and Path(value).suffix or "/" in value and not _HUB.fullmatch(value):
+            if (files and Path(value).suffix) or ("/" in value and not _HUB.fullmatch(value)):
                 found.add(value)
     return {path for path in found if len(path) > 1} | {str(Path(path).parent) for path in found if path.count("/") > 2}

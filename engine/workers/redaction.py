@@ -36,14 +36,14 @@ _SECRETS = re.compile(
     re.DOTALL,
 )
 _NAMED_SECRET = re.compile(
-    r"(?P<name>\b(?!KeyError\b)[\w\-.]{0,200}(?:key|token|secret|passw(?:or)?d|pwd|credential|authorization|cookie)[\w\-]{0,200}[\"']?\s*"
-    r"(?:[=:]|\bis\b)\s*(?:Bearer\s+|Basic\s+)?)(?P<value>\"[^\"\n]+\"|'[^'\n]+'|[^\s,;)}\]]+)"
+    r"(?P<name>\b(?!KeyError\b)[\w\-.]{0,200}(?:key|token|secret|passw(?:or)?d|pwd|credential|authorization|cookie)"
+    r"[\w\-]{0,200}[\"']?\s*(?:[=:]|\bis\b)\s*(?:Bearer\s+|Basic\s+)?)(?P<value>\"[^\"\n]+\"|'[^'\n]+'|[^\s,;)}\]]+)"
     r"|(?P<scheme>\bBearer\s+|\bBasic\s+)(?P<credentials>[^\s,;'\"]+)",
     re.IGNORECASE,
 )
 _QUOTED_PATH = re.compile(r"(['\"`])(?:file://)?(?:~|\.{1,2})?/[^'\"`\n]*\1")
 _SOURCE_FILE = re.compile(
-    r"(?:/+[^\s'\",:/]+)*/+((?:site-packages|dist-packages|engine|cockpit|lib/python3\.\d+)/[\w./-]+\.py)"
+    r"(?<!/)(?:/+[^\s'\",:/]+){0,60}/+((?:site-packages|dist-packages|engine|cockpit|lib/python3\.\d+)/[\w./-]+\.py)"
 )
 _PATH = re.compile(r"(?:file://|~[\w.-]*|(?<![\w.\]<-])\.{0,2})/(?!/)(?:[^\s'\",:;()\[\]{}<>|`]+)")
 _REST_OF_PATH = r"(?:/[^'\"`\n:,;()<>]{0,80}?\.[A-Za-z0-9]{1,8}(?![\w.])|/[^\s'\",:;()<>`]*)?"

@@ -173,6 +173,7 @@ def test_a_real_run_tells_what_it_waits_for(
         return loss(self, *given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Supervised, "collate", collate_slowly)
+
     def rehearse(loop: TrainingLoop, *, fresh: bool) -> None:
         time.sleep(0.3)
         loop.clock.lap("rollouts")
