@@ -11,7 +11,8 @@ PEAKS = (
     ("B200", 2250), ("GB200", 2500), ("H200 NVL", 835), ("H200", 989), ("H100 PCIE", 756), ("H100 NVL", 835),
     ("H100", 989), ("GH200", 989), ("H800", 989), ("H20", 148), ("A100", 312), ("A800", 312), ("A40", 150),
     ("A30", 165), ("A10G", 70), ("A10", 125), ("L40S", 362), ("L40", 181), ("L4", 121), ("RTX 6000 ADA", 364),
-    ("RTX A6000", 155), ("RTX 5090", 210), ("RTX 4090", 165), ("RTX 3090", 71), ("MI325X", 1307), ("MI300X", 1307), ("MI250X", 191.5),
+    ("RTX A6000", 155), ("RTX 5090", 210), ("RTX 4090", 165), ("RTX 3090", 71), ("MI325X", 1307), ("MI300X", 1307),
+    ("MI250X", 191.5),
 )  # fmt: skip
 """Words of a card's name -> dense bfloat16 operations a second with float32 sums, in 10^12, by its vendor's data sheet.
 The first that fits counts. Each half of an MI250X is a card of its own."""
