@@ -150,6 +150,7 @@ class TrainingLoop:
         self.clock.lap("wait")
         share = self.compute_gradients(micro_batches, units)
         self.ledger.record()
+        self.clock.lap("logging")
         loss = self.guard.vote(share)
         self.clock.lap("wait")
         with self.ranks.waiting():  # the norm is there once all ranks have sent their gradients

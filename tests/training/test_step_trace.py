@@ -54,6 +54,7 @@ def test_a_trace_ends_with_the_loop_and_replaces_that_of_an_earlier_attempt(
     found: list[bool] = []
 
     def ask(loop: TrainingLoop) -> None:
+        loop.control.stopping = loop.step == 2
         original(loop)
         if loop.step == 2:
             old = loop.job.run.traces / "step-00000002.json"
@@ -61,7 +62,6 @@ def test_a_trace_ends_with_the_loop_and_replaces_that_of_an_earlier_attempt(
             old.write_text("{}")
             assert loop.control._execute("trace", {"steps": 50}) is None
             found.append(old.exists())
-        loop.control.stopping = loop.step == 3
 
     monkeypatch.setattr(TrainingLoop, "end_step", ask)
     run = train(Home(tmp_path), "stopped", prepared, "training.max_steps=6", "training.micro_batch=2")
