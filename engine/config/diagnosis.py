@@ -110,17 +110,21 @@ _SHARES = (
 SLOWER = 1.25
 """A rank that needs so many times the usual stands out."""
 MOST_WORKERS = 4
+"""Loader processes to begin with."""
 
 
-def list_advice(values: Mapping[str, float | None], note: Callable[[int], str] = lambda rank: "") -> list[Finding]:
+def list_advice(
+    values: Mapping[str, float | None], note: Callable[[int], str] = lambda rank: "", workers: int = 0
+) -> list[Finding]:
     """What stands out in the split of a step's time, the largest share first. `note` says what is known about the
-    device of a rank, such as its temperature."""
+    device of a rank, such as its temperature; `workers` is how many loader processes there are, as far as is known."""
+    wanted = MOST_WORKERS if workers < MOST_WORKERS else 2 * workers
     found: list[tuple[float, Finding]] = []
     for each in _SHARES:
         share = values.get(each.metric) or 0.0
         if share >= each.least:
             message = f"{share:.0%} {each.words}".replace("%", " %")
-            found.append((share, Finding(each.code, message, each.hint.format(workers=MOST_WORKERS))))
+            found.append((share, Finding(each.code, message, each.hint.format(workers=wanted))))
     factor, rank = values.get("time/slowest_factor") or 0.0, values.get("time/slowest_rank")
     if factor >= SLOWER and rank is not None:
         known = note(int(rank))
@@ -168,7 +172,8 @@ def diagnose(evidence: Evidence) -> list[Finding]:
         _check_duplicates,
     )
     found = [finding for check in checks for finding in check(evidence)]
-    return [*found, *list_advice(evidence.latest)]
+    workers = evidence.setting("training.workers")
+    return [*found, *list_advice(evidence.latest, workers=workers if isinstance(workers, int) else 0)]
 
 
 def _check_masked(evidence: Evidence) -> Iterator[Finding]:
