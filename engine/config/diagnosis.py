@@ -48,7 +48,7 @@ class Evidence:
         found = self.profile.get(section)
         if isinstance(found, Mapping) and name in found:
             return found[name]
-        return self.fact("settings", {}).get(key, default)
+        return (self.fact("settings") or {}).get(key, default)
 
     def fact(self, name: str, default: Any = None) -> Any:
         return (self.start.get("facts") or {}).get(name, default)
@@ -109,7 +109,7 @@ _SHARES = (
 """A share from which it stands out, and what to do about it."""
 SLOWER = 1.25
 """A rank that needs so many times the usual stands out."""
-MOST_WORKERS = 4
+FIRST_WORKERS = 4
 """Loader processes to begin with."""
 
 
@@ -118,7 +118,7 @@ def list_advice(
 ) -> list[Finding]:
     """What stands out in the split of a step's time, the largest share first. `note` says what is known about the
     device of a rank, such as its temperature; `workers` is how many loader processes there are, as far as is known."""
-    wanted = MOST_WORKERS if workers < MOST_WORKERS else 2 * workers
+    wanted = FIRST_WORKERS if workers < FIRST_WORKERS else 2 * workers
     found: list[tuple[float, Finding]] = []
     for each in _SHARES:
         share = values.get(each.metric) or 0.0
@@ -302,7 +302,7 @@ def _check_duplicates(evidence: Evidence) -> Iterator[Finding]:
 
 def _list_losses(evidence: Evidence) -> list[float]:
     """The losses, of methods that lower them; the loss of methods that sample is about 0 from first to last."""
-    kind = evidence.fact("method") or (evidence.profile.get("method") or {}).get("kind")
+    kind = evidence.fact("method") or evidence.setting("method.kind")
     return [] if kind in ONLINE else evidence.finite(LOSS)
 
 
