@@ -63,7 +63,9 @@ class WhyDialog(RunDialog[None]):
         if self._series is None:
             self.query_one(Static).update(Content.styled("reading the curves…", MUTED))
             return
-        evidence = Evidence(self._series, run.metrics, history.start or {})
+        # An attempt that began at an earlier step has taken back what came after it.
+        series = {name: [point for point in points if point[0] <= run.step] for name, points in self._series.items()}
+        evidence = Evidence(series, run.metrics, history.start or {})
         self.query_one(Static).update(Content("\n").join(_list_lines(run, diagnose(evidence))))
 
     def action_scroll(self, by: int) -> None:
