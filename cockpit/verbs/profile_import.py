@@ -20,8 +20,8 @@ def import_(options: argparse.Namespace) -> int:
     source = Path(options.file)
     found = read_foreign(_load(source), source.name)
     text = _write_yaml(found, source.name)
-    problems = _check(text, source, Home.locate(options.home))
     target = Path(options.out) if options.out else None
+    problems = _check(text, source.name, (target or source).absolute().parent, Home.locate(options.home))
     if target is not None:
         if target.exists():
             title = f"{target} exists"
@@ -62,17 +62,22 @@ def _write_yaml(found: Imported, name: str) -> str:
     yaml = YAML()
     yaml.default_flow_style = False
     yaml.dump(found.settings, written)
-    head = [f"# From {name}, a configuration of {found.program}."]
+    head = [f"# From {_join_lines(name)}, a configuration of {found.program}."]
     if found.left_out:
         head.append("# Left out, since there is no counterpart:")
-        head += [f"#   {key}: {' '.join(str(value).split())[:90]}" for key, value in found.left_out.items()]
+        head += [f"#   {_join_lines(key)}: {_join_lines(str(value))[:90]}" for key, value in found.left_out.items()]
     return "\n".join(head) + "\n\n" + written.getvalue()
 
 
-def _check(text: str, source: Path, home: Home) -> list[str]:
-    """What is wrong or missing in the profile, as `cockpit profile check` says it."""
+def _join_lines(text: str) -> str:
+    """A text for a comment: on one line, and without characters that YAML does not have."""
+    return " ".join("".join(each if each.isprintable() else " " for each in text).split())
+
+
+def _check(text: str, name: str, directory: Path, home: Home) -> list[str]:
+    """What is wrong or missing in the profile, as `cockpit profile check` says it of one in `directory`."""
     try:
-        parse(text, source.name, source.absolute().parent, (), home)
+        parse(text, name, directory, (), home)
     except ProfileError as error:
         return [f"{issue.key}: {issue.message}" if issue.key else issue.message for issue in error.issues]
     return []

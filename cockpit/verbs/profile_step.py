@@ -30,6 +30,8 @@ def profile_step(options: argparse.Namespace) -> int:
     say(f"recording {options.steps} steps of {run.id} from step {taken.step}", "dim")
     found = _wait(run, run.traces / f"step-{taken.step:08d}.json")
     trace = run.traces / f"step-{taken.step:08d}.trace.json"
+    if failed := found.get("failed"):
+        raise ProblemError(Problem(code="file.unwritable", title=f"{trace} cannot be written", cause=str(failed)))
     if options.json:
         emit(found | {"run": run.id, "path": str(trace)})
         return 0
@@ -38,6 +40,8 @@ def profile_step(options: argparse.Namespace) -> int:
          f"{1e3 * each['device_seconds']:.1f}", f"{1e3 * each['cpu_seconds']:.1f}")
         for each in found["operations"][:SHOWN]
     ]  # fmt: skip
+    if found["steps"] < options.steps:
+        say(f"only {found['steps']} of {options.steps} steps: then the training ended, or began again", "yellow")
     table(("OPERATION", "SHARE", "CALLS", "DEVICE ms", "CPU ms"), rows)
     say(f"{trace} opens in Perfetto (ui.perfetto.dev) and chrome://tracing")
     return 0

@@ -63,7 +63,9 @@ class WhyDialog(RunDialog[None]):
         if self._series is None:
             self.query_one(Static).update(Content.styled("reading the curves…", MUTED))
             return
-        evidence = Evidence(self._series, run.metrics, history.start or {})
+        # An attempt that began at an earlier step has taken back what came after it.
+        series = {name: [point for point in points if point[0] <= run.step] for name, points in self._series.items()}
+        evidence = Evidence(series, run.metrics, history.start or {})
         self.query_one(Static).update(Content("\n").join(_list_lines(run, diagnose(evidence))))
 
     def action_scroll(self, by: int) -> None:
@@ -92,13 +94,13 @@ def _list_lines(run: Run, findings: Sequence[Finding]) -> Iterator[Content]:
                 yield Content.assemble((f"{WORDS[name]:<18}", "$text"), (f"{share:>5.0%} ".replace("%", " %"), "bold"),
                                        (bar, "$primary"))  # fmt: skip
     facts = [
-        (f"{100 * run.metrics[key]:.0f} % {words}")
+        f"{100 * value:.0f} % {words}"
         for key, words in (
             ("train/mfu", "of the cards' peak"),
             ("train/padding", "of each batch is padding"),
             ("train/weights_changed", "of the trained weights have changed"),
         )
-        if key in run.metrics
+        if (value := run.metrics.get(key)) is not None
     ]
     if facts:
         yield Content("")

@@ -6,6 +6,7 @@ people.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ class Evidence:
         found = self.profile.get(section)
         if isinstance(found, Mapping) and name in found:
             return found[name]
-        return self.fact("settings", {}).get(key, default)
+        return (self.fact("settings") or {}).get(key, default)
 
     def fact(self, name: str, default: Any = None) -> Any:
         return (self.start.get("facts") or {}).get(name, default)
@@ -61,12 +62,15 @@ class Evidence:
 
 
 def read_evidence(entries: Iterable[journal.AnyEntry], profile: Mapping[str, Any]) -> Evidence:
-    """The evidence in a run's journal. A later attempt's values replace those of the same steps."""
+    """The evidence in a run's journal. What an attempt did after the step that a later one began at does not count."""
     series: dict[str, dict[int, float | None]] = {name: {} for name in SERIES}
     latest: dict[str, float | None] = {}
     start: dict[str, Any] = {}
     for entry in entries:
         if isinstance(entry, journal.Start):
+            series = {name: {step: value for step, value in points.items() if step <= entry.step}
+                      for name, points in series.items()}  # fmt: skip
+            latest = {}
             start = {"max_steps": entry.max_steps, "step": entry.step, "facts": entry.facts, "rows": entry.rows,
                      "trained_tokens": entry.trained_tokens, "processes": entry.processes}  # fmt: skip
         elif isinstance(entry, journal.Metrics):
@@ -105,18 +109,22 @@ _SHARES = (
 """A share from which it stands out, and what to do about it."""
 SLOWER = 1.25
 """A rank that needs so many times the usual stands out."""
-MOST_WORKERS = 4
+FIRST_WORKERS = 4
+"""Loader processes to begin with."""
 
 
-def list_advice(values: Mapping[str, float | None], note: Callable[[int], str] = lambda rank: "") -> list[Finding]:
+def list_advice(
+    values: Mapping[str, float | None], note: Callable[[int], str] = lambda rank: "", workers: int = 0
+) -> list[Finding]:
     """What stands out in the split of a step's time, the largest share first. `note` says what is known about the
-    device of a rank, such as its temperature."""
+    device of a rank, such as its temperature; `workers` is how many loader processes there are, as far as is known."""
+    wanted = FIRST_WORKERS if workers < FIRST_WORKERS else 2 * workers
     found: list[tuple[float, Finding]] = []
     for each in _SHARES:
         share = values.get(each.metric) or 0.0
         if share >= each.least:
             message = f"{share:.0%} {each.words}".replace("%", " %")
-            found.append((share, Finding(each.code, message, each.hint.format(workers=MOST_WORKERS))))
+            found.append((share, Finding(each.code, message, each.hint.format(workers=wanted))))
     factor, rank = values.get("time/slowest_factor") or 0.0, values.get("time/slowest_rank")
     if factor >= SLOWER and rank is not None:
         known = note(int(rank))
@@ -146,6 +154,8 @@ DUPLICATES = 0.1
 STILL = 0.01
 """The share of weights that have another value than at the beginning."""
 NO_RATE = 1e-9
+ONLINE = ("grpo", "rloo")
+"""Methods whose loss does not tell whether they learn."""
 
 
 def diagnose(evidence: Evidence) -> list[Finding]:
@@ -162,12 +172,13 @@ def diagnose(evidence: Evidence) -> list[Finding]:
         _check_duplicates,
     )
     found = [finding for check in checks for finding in check(evidence)]
-    return [*found, *list_advice(evidence.latest)]
+    workers = evidence.setting("training.workers")
+    return [*found, *list_advice(evidence.latest, workers=workers if isinstance(workers, int) else 0)]
 
 
 def _check_masked(evidence: Evidence) -> Iterator[Finding]:
     tokens, trained = evidence.fact("tokens") or 0, evidence.start.get("trained_tokens") or 0
-    if tokens and trained / tokens < MASKED:
+    if tokens and 0 < trained / tokens < MASKED:
         yield Finding(
             "learning.masked",
             f"only {trained:,} of {tokens:,} tokens are trained ({100 * trained / tokens:.2g} %)",
@@ -176,12 +187,12 @@ def _check_masked(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _check_finite(evidence: Evidence) -> Iterator[Finding]:
-    last = evidence.series.get(LOSS, ())[-FEW:]
-    wrong = [step for step, value in last if value is None or not math.isfinite(value)]
+    points = evidence.series.get(LOSS, ())
+    wrong = [step for step, _ in itertools.takewhile(lambda point: not _is_finite(point[1]), reversed(points))]
     if wrong:
         yield Finding(
             "learning.not_finite",
-            f"the loss is not finite since step {wrong[0]:,}",
+            f"the loss is not finite since step {wrong[-1]:,}",
             f"resume from a checkpoint before it with {_lower_rate(evidence)}, and train in bfloat16 or float32",
         )
 
@@ -197,7 +208,7 @@ def _check_rate(evidence: Evidence) -> Iterator[Finding]:
             f"the learning rate was never above {max(rates):.2g}: no weight moves",
             "set training.learning_rate to 2e-4 for an adapter, 1e-5 for all weights",
         )
-    elif rates and wanted and max(rates) < 0.9 * wanted and (warmup >= total or evidence.steps >= total):
+    elif rates and wanted and max(rates) < 0.9 * wanted and warmup >= total > 0:
         yield Finding(
             "learning.rate_unreached",
             f"the learning rate has only come to {max(rates):.2g} of {wanted:.2g}: warm-up takes {warmup:,} of "
@@ -207,9 +218,9 @@ def _check_rate(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _check_diverging(evidence: Evidence) -> Iterator[Finding]:
-    quarters, norms = _quarters(evidence.finite(LOSS)), evidence.finite(NORM)
+    losses, norms = _list_losses(evidence), evidence.finite(NORM)
     limit = evidence.setting("training.max_grad_norm") or 1.0
-    losses = evidence.finite(LOSS)
+    quarters = _quarters(losses)
     best = min(*quarters, losses[0] * AT_FIRST / DIVERGED) if quarters else 0.0
     if quarters and quarters[-1] > DIVERGED * best and quarters[-1] - best > LEARNT:
         yield Finding(
@@ -229,11 +240,14 @@ def _check_diverging(evidence: Evidence) -> Iterator[Finding]:
 
 def _check_still(evidence: Evidence) -> Iterator[Finding]:
     changed, rates = evidence.latest.get(CHANGED), evidence.finite(RATE)
-    if changed is not None and changed < STILL and evidence.steps >= FEW and rates and max(rates) >= NO_RATE:
+    done = evidence.steps - (evidence.start.get("step") or 0)
+    if changed is not None and changed < STILL and done >= FEW and rates and max(rates) >= NO_RATE:
+        rounded = evidence.setting("training.masters") != "float32"
         yield Finding(
             "learning.weights_still",
             f"{100 * changed:.2g} % of the trained weights have changed since the attempt began",
-            "set training.masters to float32, or raise training.learning_rate: updates are lost in rounding",
+            f"{'set training.masters to float32, or ' * rounded}raise training.learning_rate: updates are lost in "
+            "rounding",
         )
 
 
@@ -261,7 +275,7 @@ def _check_clipped(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _check_flat(evidence: Evidence) -> Iterator[Finding]:
-    losses = evidence.finite(LOSS)
+    losses = _list_losses(evidence)
     quarters = _quarters(losses)
     if not quarters or len(losses) < LONG or min(quarters) < LEARNT:
         return
@@ -284,6 +298,16 @@ def _check_duplicates(evidence: Evidence) -> Iterator[Finding]:
             f"{100 * share:.0f} % of the training rows repeat another one",
             "set data.dedup: repeated rows are learnt by heart",
         )
+
+
+def _list_losses(evidence: Evidence) -> list[float]:
+    """The losses, of methods that lower them; the loss of methods that sample is about 0 from first to last."""
+    kind = evidence.fact("method") or evidence.setting("method.kind")
+    return [] if kind in ONLINE else evidence.finite(LOSS)
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def median(values: Sequence[float]) -> float:

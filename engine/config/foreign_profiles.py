@@ -237,7 +237,8 @@ def read_foreign(document: Any, file: str, directory: Path = Path()) -> Imported
         raise ValueError(f"{file} is no mapping of settings")
     document = {str(key).removeprefix("--").replace("-", "_"): value for key, value in document.items()}
     marks = {name: sum(key in document for key in keys) for name, _, keys in _PROGRAMS}
-    program = max(marks, key=lambda name: marks[name])
+    # LLaMA-Factory takes the arguments of transformers, too: its own keys decide, however few they are beside them.
+    program = next((name for name in marks if marks[name] > 1), "transformers")
     if marks[program] < 2:
         raise ValueError(f"{file} is no configuration of LLaMA-Factory or Axolotl, and no arguments of transformers")
     table = next(table for name, table, _ in _PROGRAMS if name == program)
@@ -245,12 +246,14 @@ def read_foreign(document: Any, file: str, directory: Path = Path()) -> Imported
     left_out: dict[str, Any] = {}
     remarks: list[str] = []
     special = {"warmup_ratio", "warmup_steps", "datasets", "test_datasets", "dataset", "dataset_dir", "eval_dataset"}
+    unused = {f"{each}_steps" for each in ("save", "eval", "logging")
+              if str(document.get(f"{each}_strategy")).lower().rpartition(".")[2] in ("no", "epoch")}  # fmt: skip
     for key, value in document.items():
-        if key in special or (value is None and key in table):
+        if key in special | unused or (value is None and key in table):
             continue
         try:
             found = table[key].read(value) if key in table else None
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             found = None
         if found is None:
             if value not in (None, False, "", [], {}):  # a default that is off needs no counterpart
@@ -262,20 +265,25 @@ def read_foreign(document: Any, file: str, directory: Path = Path()) -> Imported
     _read_warmup(document, settings)
     left_out |= dict(_read_data(program, document, settings, directory))
     settings.setdefault("method", {}).setdefault("kind", "sft")
-    settings.setdefault("adapter", {}).setdefault("kind", "lora" if _has_adapter(settings) else "none")
+    settings.setdefault("adapter", {}).setdefault("kind", _choose_adapter(program, settings))
     if settings["adapter"]["kind"] == "none":
         dropped = settings["adapter"].keys() - {"kind"}
         left_out |= {f"adapter.{key}": settings["adapter"][key] for key in sorted(dropped)}
         settings["adapter"] = {"kind": "none"}
     if "name" in settings:
         settings["name"] = re.sub(r"[^A-Za-z0-9-]+", "-", str(settings["name"])).strip("-")[:60] or "imported"
+    remarks.append(f"what {file} does not set has cockpit's default, which may be another one than {program}'s")
     if isinstance(rank := document.get("world_size"), int) and rank > 1:
         remarks.append(f"launch.processes is left at its default; the file was for {rank} processes")
     return Imported(settings, program, left_out, remarks)
 
 
-def _has_adapter(settings: Mapping[str, Any]) -> bool:
-    return bool(settings.get("adapter")) or settings.get("model", {}).get("quantization") in ("nf4", "int8")
+def _choose_adapter(program: str, settings: Mapping[str, Any]) -> str:
+    """What the program trains where its file does not say: LLaMA-Factory an adapter, Axolotl all weights."""
+    if program != "transformers":
+        return "lora" if program == "llamafactory" else "none"
+    quantized = settings.get("model", {}).get("quantization") in ("nf4", "int8")
+    return "lora" if settings.get("adapter") or quantized else "none"
 
 
 def _put(settings: dict[str, Any], key: str, value: Value) -> None:
@@ -293,7 +301,7 @@ def _read_warmup(document: Mapping[str, Any], settings: dict[str, Any]) -> None:
             if warmup := float(document.get(key) or 0):
                 _put(settings, "training.warmup", int(warmup) if key == "warmup_steps" and warmup >= 1 else warmup)
                 return
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             continue
 
 
@@ -304,7 +312,8 @@ def _read_data(
     if program == "axolotl":
         for key, part in (("datasets", "train"), ("test_datasets", "validation")):
             sources = []
-            for number, each in enumerate(document.get(key) or []):
+            given = document.get(key) or []
+            for number, each in enumerate(given if isinstance(given, list) else [given]):
                 if not isinstance(each, dict) or not each.get("path"):
                     yield f"{key}.{number}", each
                     continue

@@ -96,6 +96,7 @@ class TrainingLoop:
         except StopTraining:
             self.outcome = "stopped"
         finally:
+            self.trace.close()
             self.ledger.close()
             self.checkpointer.close()
 
@@ -115,7 +116,7 @@ class TrainingLoop:
         self.control.take_commands()
         self.end_if_finished()
         self.metrics.start_step()
-        self.clock.begin()
+        self.clock = StepClock(self.job.device.kind, self.ranks)  # without the passes of the rehearsal
 
     # ── one optimiser step ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -149,6 +150,7 @@ class TrainingLoop:
         self.clock.lap("wait")
         share = self.compute_gradients(micro_batches, units)
         self.ledger.record()
+        self.clock.lap("logging")
         loss = self.guard.vote(share)
         self.clock.lap("wait")
         with self.ranks.waiting():  # the norm is there once all ranks have sent their gradients

@@ -346,9 +346,9 @@ def _report_start(job: Job, loop: TrainingLoop, drift: str, *, warn: bool) -> No
 
 
 def _describe_rows(job: Job, loop: TrainingLoop) -> dict[str, Any]:
-    """Facts about the training rows that `cockpit why` looks at."""
+    """Facts about the training that `cockpit why` looks at."""
     duplicates = repeated_rows.count_duplicates(loop.method.rows) if job.ranks.first else 0.0
-    return {"tokens": job.prepared.get("tokens"), "duplicates": duplicates}
+    return {"method": job.profile.method.kind, "tokens": job.prepared.get("tokens"), "duplicates": duplicates}
 
 
 def _count_weights(parameters: Any) -> int:

@@ -41,7 +41,7 @@ class StepClock:
         self._busy = [0.0] * ranks.world
 
     def begin(self) -> None:
-        """What came before is not counted: a pause, a rehearsal, an answer to a question."""
+        """What came since the last lap is not counted: a pause, an answer to a question."""
         self._last = self._now()
         if self._device:
             self._device.drop()
@@ -54,7 +54,7 @@ class StepClock:
             if name not in (WAITING, REDUCTION, *OUTSIDE):
                 self._unsent += now - self._last
         self._last = now
-        if self._device and name in (*COMPUTED, WAITING, REDUCTION):
+        if self._device and name in ("", *COMPUTED, WAITING, REDUCTION):  # the device is idle in a pause, too
             self._device.record(name)
 
     def add_batch(self, batch: dict[str, Any], tokens: int) -> None:

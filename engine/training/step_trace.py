@@ -7,6 +7,8 @@ chrome://tracing and Perfetto open, and a table of the operations that took most
 from __future__ import annotations
 
 import json
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.protocol.home import make_private, write_private
@@ -39,9 +41,23 @@ class StepTrace:
             from torch import profiler
 
             kinds = [each for each in profiler.ProfilerActivity.__members__.values() if each in _supported()]
-            self._profiler = profiler.profile(activities=kinds, acc_events=True)
-            self._profiler.start()
+            made = profiler.profile(activities=kinds, acc_events=True)
+            try:
+                for file in self._files:  # of an attempt that came by this step before
+                    file.unlink(missing_ok=True)
+                made.start()
+            except (OSError, RuntimeError) as error:
+                self._left = 0
+                return Problem(code="request.invalid", title="a trace cannot be recorded now", cause=str(error))
+            self._profiler = made
         return None
+
+    @property
+    def _files(self) -> tuple[Path, Path]:
+        """The trace, and the table, whose presence says that the trace is complete."""
+        name = f"step-{self._first:08d}"
+        folder = self._loop.job.run.traces
+        return folder / f"{name}.trace.json", folder / f"{name}.json"
 
     def end_step(self) -> None:
         """Count a step; after the last one, write the trace."""
@@ -51,19 +67,29 @@ class StepTrace:
         if not self._left or self._loop.step >= self._loop.max_steps:
             self._write()
 
+    def close(self) -> None:
+        """Write what there is of a trace when the loop ends before its last step, or is to be built again. A profiler
+        that is left running would keep every operation of the process, and refuse another one."""
+        if self._left:
+            self._write()
+
     def _write(self) -> None:
         steps, self._left = self._loop.step - self._first, 0
         profiler, self._profiler = self._profiler, None
         if profiler is None:
             return
-        profiler.stop()
-        folder = self._loop.job.run.traces
+        trace, table = self._files
         try:
-            make_private(folder)
-            profiler.export_chrome_trace(str(folder / f"step-{self._first:08d}.trace.json"))
-            table = {"step": self._first, "steps": steps, "operations": list_operations(profiler.key_averages())}
-            write_private(folder / f"step-{self._first:08d}.json", json.dumps(table, indent=1).encode())
-        except (OSError, RuntimeError) as error:
+            profiler.stop()
+            make_private(trace.parent)
+            profiler.export_chrome_trace(str(trace))
+            found = {"step": self._first, "steps": steps, "operations": list_operations(profiler.key_averages())}
+            write_private(table, json.dumps(found, indent=1).encode())
+        except (OSError, RuntimeError, ValueError, AssertionError, MemoryError) as error:
+            with suppress(OSError):  # whoever waits for the table is told; without the trace, there may be room for it
+                trace.unlink(missing_ok=True)
+                failed = {"step": self._first, "steps": steps, "operations": [], "failed": str(error)}
+                write_private(table, json.dumps(failed).encode())
             self._loop.reporter.warn(
                 code="file.unwritable",
                 step=self._loop.step,

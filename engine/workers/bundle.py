@@ -90,7 +90,8 @@ def _report(home: Home, arguments: argparse.Namespace) -> int:
     )
     if target is None:
         print(
-            to_json({"run": run.id, "summary": files["summary.md"]}) if arguments.json else files["summary.md"], end=""
+            to_json({"run": run.id, "summary": files["summary.md"]}) if arguments.json else files["summary.md"],
+            end="\n" if arguments.json else "",
         )
         return 0
     _list(files)
@@ -127,9 +128,12 @@ def make_files(
     rows = None if with_rows else _look_at_rows(home, run, [*logs.values(), journals, checks, report, run.id])
     paths = bundle_parts.list_known_paths(home, run)
     job = bundle_parts.load(run.path / "job.json")
+    profile = bundle_parts.load(run.profile)
     redactor = Redactor(
-        secrets=redaction.list_secrets(environment),
-        names=redaction.list_names(environment, paths) | {str(job.get("host") or "")},
+        secrets=redaction.list_secrets({**environment, **bundle_parts.list_environment(profile)}),
+        names=redaction.list_names(environment, paths)
+        | {str(job.get("host") or "")}
+        | bundle_parts.list_own_names(profile),
         paths=paths,
         rows=rows,
         keep_paths=with_paths,
@@ -268,7 +272,14 @@ def _write(target: Path, files: Mapping[str, str]) -> None:
         ):
             for name, content in files.items():
                 archive.writestr(name, content.encode("utf-8", "backslashreplace"))
-        os.link(temporary, target)
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links, such as exFAT
+            if target.exists():
+                raise
+            temporary.rename(target)
     except OSError as error:
         raise ProblemError(
             Problem(code="file.unwritable", title=f"{target} cannot be written", cause=error.strerror or str(error))

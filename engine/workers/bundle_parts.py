@@ -35,11 +35,14 @@ _DROPPED = frozenset(
 """Fields of journal entries that hold paths, rows or ids of this machine."""
 _SAFE = re.compile(r"[a-z][a-z0-9]*(?:[_.\-/][a-z0-9]+)*|[0-9.:+\-TZ]+|(?:float|bfloat|int)\d+|nf4", re.IGNORECASE)
 """A setting's value that is a word of the program: a choice, a version, a module."""
+PARTS = ("train", "validation", "test")
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TEXT_KEYS = re.compile(
     r"system|prompt|probe|description|name$|source|path|folder|output|template|directory|base_url|hosts|address|python$"
     r"|arguments|columns|rows$|text|stop|stratify|^by$|replace|pattern|keep$|drop$|environment|project|entity|slurm|run$"
+    r"|^(?:train|validation|test)$|rubric|boilerplate|exclude|catalog|converter|^ssh_|notify|special_tokens"
 )
+"""Settings whose texts, and those in them, are somebody's own."""
 _SHAPES = re.compile(
     r'\s*File "|Traceback |(?:Current thread|Thread) 0x|\s+\^+$|Exception in thread|During handling|The above exception'
     r"|Fatal Python error|Segmentation fault|Extension modules|\d\d:\d\d:\d\d  (?:memory |[\d,]+ of [\d,]+ parameters)"
@@ -107,24 +110,28 @@ def clean_profile(text: str, redactor: Redactor, *, with_rows: bool, with_paths:
     return written.getvalue()
 
 
-def _clean_setting(key: str, value: Any, redactor: Redactor, with_rows: bool, with_paths: bool) -> Any:
+def _clean_setting(
+    key: str, value: Any, redactor: Redactor, with_rows: bool, with_paths: bool, *, own: bool = False
+) -> Any:
+    """`own`: the setting is in one whose texts are somebody's own."""
     if isinstance(value, dict):
         plain = {str(each): value[each] for each in value}
         if key in ("environment", "columns"):
             return {redactor.clean(name): "[left out]" for name in plain}
+        own = own or (key not in PARTS and bool(_TEXT_KEYS.search(key)))
         return {
-            redactor.clean(name): _clean_setting(name, each, redactor, with_rows, with_paths)
+            redactor.clean(name): _clean_setting(name, each, redactor, with_rows, with_paths, own=own)
             for name, each in plain.items()
         }
     if isinstance(value, list):
-        return [_clean_setting(key, each, redactor, with_rows, with_paths) for each in value]
+        return [_clean_setting(key, each, redactor, with_rows, with_paths, own=own) for each in value]
     if not isinstance(value, str) or with_rows:
         return redactor.clean(value) if isinstance(value, str) else value
     if value in ("auto", "none"):
         return value
     if key == "base" and _HUB.fullmatch(value) and not Path(value).exists():
         return redactor.clean(value)
-    if _TEXT_KEYS.search(key) and not (with_paths and "/" in value):
+    if (own or _TEXT_KEYS.search(key)) and not (with_paths and "/" in value):
         return f"[left out{Path(value).suffix if re.fullmatch(r'[.][a-z0-9]{1,8}', Path(value).suffix) else ''}]"
     return redactor.clean(value) if with_paths or _SAFE.fullmatch(value) else "[left out]"
 
@@ -190,8 +197,9 @@ def list_rows(home: Home, run: RunDirectory) -> Iterator[Any]:
     directory = Path(load(run.path / "job.json").get("directory") or "/")
     data: Any = profile.get("data")
     data = data if isinstance(data, dict) else {}
-    for part in ("train", "validation", "test"):
-        for source in data.get(part) or []:
+    for part in PARTS:
+        given = data.get(part) or []
+        for source in given if isinstance(given, list) else [given]:
             named = source.get("source", "") if isinstance(source, dict) else str(source)
             try:
                 files = sources.list_files(str(named), directory, part)
@@ -246,11 +254,27 @@ def read_text(path: Path) -> str:
         return ""
 
 
+def list_environment(profile: dict[str, Any]) -> dict[str, str]:
+    """The variables that a profile sets."""
+    launch = profile.get("launch")
+    found = launch.get("environment") if isinstance(launch, dict) else None
+    return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
+
+
+def list_own_names(profile: dict[str, Any]) -> set[str]:
+    """Names of users, hosts and accounts in a profile."""
+    hosts = {value for key, value in _walk_settings("", profile) if re.search(r"\.(?:hosts|entity|account)$", key)}
+    return {part for host in hosts for part in re.split(r"[@:%]", host) if not part.isdecimal()}
+
+
 def list_known_paths(home: Home, run: RunDirectory) -> set[str]:
     """Paths of this machine that may stand in texts, with blanks in them or not."""
     job = load(run.path / "job.json")
     found = {str(home.root), str(run.path), str(Path.home()), str(Path.cwd())}
     found |= {str(job.get(key) or "") for key in ("source", "directory", "output")}
     for file in (run.profile, run.prepared):
-        found |= {value for _, value in _walk_settings("", load(file)) if "/" in value and not _HUB.fullmatch(value)}
+        for key, value in _walk_settings("", load(file)):
+            files = re.search(r"\.(?:source|train|validation|test|exclude|catalog)$", key)
+            if (files and Path(value).suffix) or ("/" in value and not _HUB.fullmatch(value)):
+                found.add(value)
     return {path for path in found if len(path) > 1} | {str(Path(path).parent) for path in found if path.count("/") > 2}

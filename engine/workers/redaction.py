@@ -17,6 +17,8 @@ from typing import Any
 
 SECRET_NAME = re.compile(r"key|token|secret|passw|pwd|credential|auth|cookie|session", re.IGNORECASE)
 """Environment variables and settings whose values are secrets."""
+PLAIN = frozenset({"true", "false", "none", "null", "auto", "default"})
+"""Values that are no secrets, whatever they are the values of, such as TOKENIZERS_PARALLELISM."""
 SHORTEST = 4
 """Characters from which a value of such a variable is looked for."""
 GRAM = 4
@@ -26,27 +28,28 @@ SHORT_ROW = 6
 
 _SECRETS = re.compile(
     r"-----BEGIN [A-Z ]+-----.*?(?:-----END [A-Z ]+-----|\Z)"
-    r"|\b(?:hf|sk|pk|rk|gh[opsur]|github_pat|glpat|xox[abprs]|AKIA|ASIA|AIza|ya29|npm|pypi|dop_v1)[-_.]?[A-Za-z0-9_\-.]{8,}"
+    r"|\b(?:(?:hf|sk|pk|rk|gh[opsur]|github_pat|glpat|xox[abprs]|npm|pypi|dop_v1)[-_]|AKIA|ASIA|AIza|ya29)"
+    r"(?=[a-z_\-.]*[A-Z0-9])[A-Za-z0-9_\-.]{8,}"
     r"|\bey[JK][A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)?"
     r"|(?<=://)[^\s/@'\"]+:[^\s/@'\"]*(?=@)"
-    r"|(?<![A-Za-z0-9])(?=[A-Za-z_\-]*[0-9])[A-Za-z0-9+_\-]{24,}={0,2}(?![A-Za-z0-9])",
+    r"|(?<![A-Za-z0-9+_\-])(?=[A-Za-z+_\-]*[0-9])[A-Za-z0-9+_\-]{24,}={0,2}(?![A-Za-z0-9])",
     re.DOTALL,
 )
 _NAMED_SECRET = re.compile(
-    r"(?P<name>\b[\w\-.]*(?:key|token|secret|passw(?:or)?d|pwd|credential|authorization|cookie)[\w\-]*[\"']?\s*"
-    r"(?:[=:]|\bis\b)\s*(?:Bearer\s+|Basic\s+)?)(?P<value>\"[^\"\n]+\"|'[^'\n]+'|[^\s,;)}\]]+)"
+    r"(?P<name>\b(?!KeyError\b)[\w\-.]{0,200}(?:key|token|secret|passw(?:or)?d|pwd|credential|authorization|cookie)"
+    r"[\w\-]{0,200}[\"']?\s*(?:[=:]|\bis\b)\s*(?:Bearer\s+|Basic\s+)?)(?P<value>\"[^\"\n]+\"|'[^'\n]+'|[^\s,;)}\]]+)"
     r"|(?P<scheme>\bBearer\s+|\bBasic\s+)(?P<credentials>[^\s,;'\"]+)",
     re.IGNORECASE,
 )
 _QUOTED_PATH = re.compile(r"(['\"`])(?:file://)?(?:~|\.{1,2})?/[^'\"`\n]*\1")
 _SOURCE_FILE = re.compile(
-    r"(?:/[^\s'\",:]+)*/((?:site-packages|dist-packages|engine|cockpit|lib/python3\.\d+)/[\w./-]+\.py)"
+    r"(?<!/)(?:/+[^\s'\",:/]+){0,60}/+((?:site-packages|dist-packages|engine|cockpit|lib/python3\.\d+)/[\w./-]+\.py)"
 )
 _PATH = re.compile(r"(?:file://|~[\w.-]*|(?<![\w.\]<-])\.{0,2})/(?!/)(?:[^\s'\",:;()\[\]{}<>|`]+)")
 _REST_OF_PATH = r"(?:/[^'\"`\n:,;()<>]{0,80}?\.[A-Za-z0-9]{1,8}(?![\w.])|/[^\s'\",:;()<>`]*)?"
 """What follows a known path in a text: a name of a file, with blanks or not, or whatever has none."""
 _ADDRESS = re.compile(
-    r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)*"
+    r"\b[\w.+-]{1,200}@[\w-]+(?:\.[\w-]+)*"
     r"|\b\d{1,3}(?:\.\d{1,3}){3}\b"
     r"|(?<![\w:])(?:[0-9a-f]{1,4}:){3,7}[0-9a-f]{1,4}(?![\w:])|(?<![\w:])(?:[0-9a-f]{1,4}:){1,6}:[0-9a-f]{0,4}(?![\w:])",
     re.IGNORECASE,
@@ -182,6 +185,8 @@ class Redactor:
 
     def _hide_value(self, found: re.Match[str]) -> str:
         value = found["value"] or found["credentials"]
+        if value.strip("'\"").casefold() in PLAIN:
+            return found[0]
         if len(value.strip("'\"")) < SHORTEST or value.strip("'\"").replace(".", "").isdecimal():
             return found[0]  # a number of tokens
         if value.startswith("["):
@@ -216,8 +221,17 @@ def _alternatives(texts: Iterable[str], words: bool = False, after: str = "") ->
 
 
 def list_secrets(environment: Mapping[str, str]) -> list[str]:
-    """The values of an environment that are secrets by their names."""
-    return [value for name, value in environment.items() if SECRET_NAME.search(name)]
+    """The values of an environment that are secrets by their names. Switches, short numbers and the current folder,
+    which is in PWD, are none."""
+    return [
+        value
+        for name, value in environment.items()
+        if SECRET_NAME.search(name)
+        and name not in ("PWD", "OLDPWD")
+        and not name.startswith(("XDG_SESSION_", "DESKTOP_SESSION"))
+        and value.casefold() not in PLAIN
+        and not (value.isdecimal() and len(value) < 6)
+    ]
 
 
 def list_names(environment: Mapping[str, str], paths: Iterable[str] = ()) -> set[str]:

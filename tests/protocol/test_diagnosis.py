@@ -101,6 +101,27 @@ def test_a_later_attempt_replaces_the_values_of_an_earlier_one() -> None:
     assert diagnose(read_evidence([*old, *new], {})) == []
 
 
+def test_what_was_taken_back_does_not_count() -> None:
+    """Neither the steps after the one that a run was resumed from, nor what the earlier attempt said of itself."""
+    evidence = make_journal(60, loss=lambda s: None if s > 50 else 2.0, latest={"time/data": 0.9})
+    start = journal.Start(attempt=2, step=40, max_steps=60, epochs=1, steps_per_epoch=60, processes=1, global_batch=4,
+                          parameters=9, trainable_parameters=3, rows=40, trained_tokens=40)  # fmt: skip
+    entries: list[journal.AnyEntry] = [
+        journal.Metrics(attempt=1, step=step, values={"train/loss": value, "time/data": 0.9})
+        for step, value in evidence.series["train/loss"]
+    ]
+    after = journal.Metrics(
+        attempt=2, step=41, values={"train/loss": 2.0, "train/learning_rate": 1e-4, "train/weights_changed": 0.0}
+    )
+    assert {each.code for each in diagnose(read_evidence(entries, {}))} == {"learning.not_finite", "slow.data"}
+    assert diagnose(read_evidence([*entries, start, after], {})) == []
+
+
+def test_a_loss_that_says_nothing_is_not_looked_at() -> None:
+    loss = {"steps": 200, "loss": lambda s: 0.2 * math.sin(s)}
+    assert diagnose(make_journal(facts={"method": "grpo"}, **loss)) == []
+
+
 def test_advice_names_what_stands_out_the_largest_first() -> None:
     values = {"time/data": 0.31, "time/forward": 0.4, "time/saving": 0.16, "train/padding": 0.2, "time/logging": None,
               "time/slowest_rank": 3.0, "time/slowest_factor": 1.4}  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from cockpit.cli import main
+from cockpit.verbs.profile_import import _write_yaml
 from engine.config import foreign_profiles
 from engine.config.foreign_profiles import read_foreign
 from engine.config.form import list_fields
@@ -174,6 +176,21 @@ def test_what_is_none_of_them_is_refused_and_nothing_is_lost() -> None:
     assert {"learning_rate": "fast", "optim": "lion_32bit", "zzz": [1]}.items() <= read_foreign(
         strange, "x"
     ).left_out.items()
+
+
+def test_what_a_file_leaves_to_its_program_is_what_that_program_does() -> None:
+    axolotl = {"base_model": "x", "sequence_len": 9, "adapter": None, "lora_r": 16, "datasets": "a.jsonl"}
+    found = read_foreign(axolotl, "x")
+    assert found.settings["adapter"] == {"kind": "none"} and found.left_out["datasets.0"] == "a.jsonl"
+    assert read_foreign({"cutoff_len": 9, "lora_target": "all"}, "x").settings["adapter"]["kind"] == "lora"
+    assert read_foreign({**ARGUMENTS, "stage": "sft", "cutoff_len": 9}, "x").program == "llamafactory"
+    found = read_foreign({**ARGUMENTS, "save_strategy": "epoch", "save_steps": 500, "logging_steps": math.inf}, "x")
+    assert "checkpoint" not in found.settings and found.left_out["logging_steps"] == math.inf
+
+
+def test_a_foreign_key_cannot_leave_its_comment() -> None:
+    found = read_foreign({**ARGUMENTS, "a\nmodel: {trust_remote_code: true}\x85b": "c\nd: e"}, "x")
+    assert load(_write_yaml(found, "x\ny: z")) == found.settings
 
 
 def test_the_verb_prints_writes_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import string
@@ -19,7 +20,7 @@ from ruamel.yaml import YAML
 from engine.protocol import journal
 from engine.protocol.home import Home, RunDirectory
 from engine.protocol.messages import Problem
-from engine.workers import bundle, redaction
+from engine.workers import bundle, bundle_parts, redaction
 from engine.workers.redaction import Redactor, RowTexts
 
 LETTERS = string.ascii_lowercase
@@ -227,9 +228,44 @@ def test_a_line_of_a_log_that_says_nothing_private_is_kept_as_it_is() -> None:
         "ValueError: expected 3 tokens: 17, got max_new_tokens=256",
         "W0101 12:00:00.000000 torch/distributed/run.py:792] train/loss and eval/loss at 10:15",
         "annotated tokens: 4096",
+        "KeyError: 'model.layers.0'",
+        "pkg_resources, hf_hub_download and sklearn; skip_special_tokens=True",
     ):
         assert redactor.clean(line) == line
     assert redactor.clean("Ann at box, /home/ann/x") == "[name] at [name], [path]"
+
+
+def test_a_hostile_line_takes_no_time_to_speak_of() -> None:
+    redactor = Redactor(names=["ann"], paths=["/home/ann"], rows=RowTexts([]))
+    for each in ("/", "/a", "-", "_a", "a.", "a-", "key", "a:", "'/", "+", "~", "://a:"):
+        redactor.clean(each * 3000)
+
+
+def test_settings_that_are_somebodys_own_are_left_out(tmp_path: Path) -> None:
+    settings = {
+        "method": {"kind": "sft"},
+        "model": {"base": "org/model", "dtype": "bfloat16"},
+        "data": {"train": ["acme.jsonl", "of/acme.jsonl"], "test": "acme.csv", "boilerplate": ["acme"]},
+        "judge": {"rubric": {"tone": "acme"}, "prompts": {"first": "acme"}},
+        "launch": {
+            "hosts": ["jane@node7:22"],
+            "ssh_options": ["-l", "jane"],
+            "slurm": {"account": "acme"},
+            "environment": {"X_TOKEN": "hunter", "NAME": "jane"},
+        },
+    }
+    written = io.StringIO()
+    YAML().dump(settings, written)
+    cleaned = bundle_parts.clean_profile(written.getvalue(), Redactor(), with_rows=False, with_paths=False)
+    assert [each for each in ("acme", "jane", "node7", "hunter") if each in cleaned] == []
+    assert all(each in cleaned for each in ("sft", "org/model", "bfloat16"))
+    assert bundle_parts.list_own_names(settings) == {"jane", "node7", "acme"}
+    assert redaction.list_secrets(bundle_parts.list_environment(settings)) == ["hunter"]
+
+
+def test_switches_are_no_secrets() -> None:
+    environment = {"TOKENIZERS_PARALLELISM": "false", "MAX_TOKENS": "4096", "PWD": "/x/y", "MY_TOKEN": "abcd1"}
+    assert redaction.list_secrets(environment) == ["abcd1"]
 
 
 def test_the_archive_is_written_only_when_that_was_agreed_to(

@@ -12,7 +12,8 @@ import torch
 
 from engine.protocol.home import Home
 from engine.protocol.journal import Metrics
-from engine.training import step_clock, utilisation
+from engine.training import preflight, step_clock, utilisation
+from engine.training.loop import TrainingLoop
 from engine.training.methods.base import Method
 from engine.training.ranks import Ranks
 from engine.training.step_clock import NAMES, StepClock
@@ -142,6 +143,17 @@ def test_a_device_is_never_waited_for(behind: float, monkeypatch: pytest.MonkeyP
         assert computed[1] == pytest.approx(8 / 10.1)  # nothing is known of its parts
 
 
+def test_a_pause_within_a_step_is_no_work_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = Time()
+    monkeypatch.setattr(torch, "fake", Events(now, 0.0), raising=False)
+    clock = StepClock("fake", Ranks(), now)
+    for _ in range(3):
+        clock.begin()
+        step(clock, now, {"wait": 0.0, "forward": 2.0, "backward": 4.0, "reduction": 1.0, "": 50.0, "optimizer": 1.0})
+    values = clock.publish(clock.take_busy(), last=True)
+    assert values["time/optimizer"] == pytest.approx(1 / 8) and values["time/backward"] == pytest.approx(4 / 8)
+
+
 def test_a_cpu_and_what_has_no_events_have_no_device_laps() -> None:
     assert not step_clock.has_events("cpu") and not step_clock.has_events("nosuch") and step_clock.has_events("cuda")
 
@@ -161,15 +173,23 @@ def test_a_real_run_tells_what_it_waits_for(
         return loss(self, *given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Supervised, "collate", collate_slowly)
+
+    def rehearse(loop: TrainingLoop, *, fresh: bool) -> None:
+        time.sleep(0.3)
+        loop.clock.lap("rollouts")
+
     monkeypatch.setattr(Supervised, "loss", compute_slowly)
+    monkeypatch.setattr(preflight, "rehearse", rehearse)
     for name in ("data", "forward"):
         slow.clear()
         slow[name] = 0.2
-        run = train(Home(tmp_path), f"slow-{name}", prepared, "training.max_steps=3", "training.micro_batch=2")
+        changes = ("training.max_steps=3", "training.micro_batch=2", "training.rehearsal=true")
+        run = train(Home(tmp_path), f"slow-{name}", prepared, *changes)
         published = [entry.values for entry in entries(run, Metrics) if "time/data" in entry.values]
         values = published[-1]
         assert len(published) == 1 and max(NAMES, key=lambda each: values[f"time/{each}"]) == name
         assert values[f"time/{name}"] > 0.5 and sum(values[f"time/{each}"] for each in NAMES) == pytest.approx(1.0)
+        assert values["time/rollouts"] < 0.1  # the rehearsal is no step
         assert 0 <= values["train/padding"] < 1 and "train/mfu" not in values
 
 
@@ -190,6 +210,12 @@ def test_a_real_run_tells_what_it_waits_for(
         ("NVIDIA L40S", 362),
         ("NVIDIA GeForce RTX 4090", 165),
         ("NVIDIA GB200", 2500),
+        ("NVIDIA H200 NVL", 835),
+        ("AMD Instinct MI300X", 1307),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA RTX A4000", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("Tesla K80", None),
         ("cpu", None),
     ],
