@@ -88,7 +88,9 @@ The difference between evaluations has a 95 % interval; one that contains 0 is n
         paths = [Path(run.directory) if run is not None and run.directory else self.app.home.run(name).path
                  for name, run in known]  # fmt: skip
         engine = self.app.engine
-        missing = [name for (name, _), path in zip(known, paths, strict=True) if not engine.is_here or not path.is_dir()]
+        missing = [
+            name for (name, _), path in zip(known, paths, strict=True) if not engine.is_here or not path.is_dir()
+        ]
         if missing:
             self._problem = f"The files of {', '.join(missing)} are not on this host"
             if engine.elsewhere:

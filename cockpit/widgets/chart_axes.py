@@ -17,6 +17,8 @@ GROWTH = 1.25
 LABEL = 6
 """Cells of the longest label of the vertical axis."""
 FEW_TICKS = 3
+LARGEST = 1e300
+"""The largest value that an axis shows: beyond, the differences of two are not finite."""
 Facts = abc.Mapping[str, Any]
 """A journal entry of the kind `start`."""
 _TIMES = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
@@ -200,7 +202,7 @@ def finite_range(values: Iterable[float], log: bool) -> tuple[float, float] | No
     low, high = math.inf, -math.inf
     for value in values:
         scaled = scale(value, log)
-        if scaled is not None and math.isfinite(scaled):
+        if scaled is not None and abs(scaled) <= LARGEST:
             low, high = min(low, scaled), max(high, scaled)
     return (low, high) if low <= high else None
 

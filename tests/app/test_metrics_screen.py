@@ -90,6 +90,44 @@ async def test_panels_are_arranged_filtered_and_kept_for_the_profile(tmp_path: A
         assert kept.hidden == kept.logarithmic == frozenset({"train/loss"})
 
 
+async def test_a_resumed_run_is_loaded_once_and_a_new_metric_leaves_the_view_as_it_is() -> None:
+    run = demo_run(metrics=METRICS)
+    engine = FakeEngine(run)
+    async with run_app(engine, (120, 40)) as pilot:
+        await pilot.press("m")
+        await until(pilot, lambda: isinstance(pilot.app.screen, MetricsScreen))
+        screen = pilot.app.screen
+        assert isinstance(screen, MetricsScreen)
+        await until(pilot, lambda: all(chart.traces for chart in screen.query(Chart)) and screen.focused is not None)
+        await pilot.press("left", "left", "enter")
+        cross = screen.query_one(Chart).cross
+        asked = sum(operation == "series" for operation, _ in engine.requests)
+        for step in range(32, 40):
+            engine.say(Points(run=run.id, attempt=2, values={"train/loss": [(step, 0.2)]}))
+            await pilot.pause(0.02)
+        loss = next(chart for chart in screen.query(Chart) if chart.heading == "train/loss")
+        await until(pilot, lambda: loss.traces[run.id].curve.last == 39)
+        assert sum(operation == "series" for operation, _ in engine.requests) == asked + 1
+        engine.say(Points(run=run.id, attempt=2, values={"train/new": [(40, 1.0)]}))
+        await until(pilot, lambda: "train/new" in [chart.heading for chart in screen.query(Chart)])
+        await until(pilot, lambda: isinstance(screen.maximized, Chart) and screen.maximized.heading == "train/loss")
+        assert cross is not None and {chart.cross for chart in screen.query(Chart)} == {cross}
+
+
+async def test_a_metric_that_a_run_begins_to_record_has_the_runs_mark() -> None:
+    runs = [demo_run(metrics=METRICS), demo_run(id="older", created=1.0, step=0, metrics=METRICS)]
+    engine = FakeEngine(*runs)
+    async with run_app(engine, (120, 40), first="runs") as pilot:
+        await pilot.press("o", "j", "o", "m")
+        await until(pilot, lambda: isinstance(pilot.app.screen, MetricsScreen))
+        await until(pilot, lambda: all(each.traces for each in pilot.app.screen.query(Chart)))
+        engine.say(Points(run="older", attempt=1, values={"train/loss": [(1, 2.0)]}))
+        chart = next(each for each in pilot.app.screen.query(Chart) if each.heading == "train/loss")
+        await until(pilot, lambda: "older" in chart.traces)
+        marks = [(trace.role, trace.mark, trace.band) for trace in chart.traces.values()]
+        assert sorted(marks) == [(RUN + at, RUN_MARKS[at], False) for at in range(2)]
+
+
 async def test_marked_runs_are_drawn_over_each_other_and_need_no_colour() -> None:
     runs = [
         demo_run(metrics=METRICS),
