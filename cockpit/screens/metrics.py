@@ -225,7 +225,7 @@ scale and smoothing are a panel's own. Several runs differ in colour and in thei
 
     @work(exclusive=True, group="curves")
     async def _load(self) -> None:
-        """Request the curves that the panels lack, and show all. Those of other panels get no points, and are dropped."""
+        """Request the curves that the panels lack, and show all. Others get no points, so they are dropped."""
         self._curves = {at: curve for at, curve in self._curves.items() if at[0] in self.runs and at[1] in self._shown}
         self._loading += 1
         try:
