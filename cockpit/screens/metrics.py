@@ -73,6 +73,8 @@ scale and smoothing are a panel's own. Several runs differ in colour and in thei
         self._profile = first.name if first is not None else runs[0]
         self.layout_kept = load_layout(self.app.home, self._profile)
         self._page = 0
+        self._known: list[str] = []
+        """The metrics that the runs had when the panels were laid out."""
         self._shown: list[str] = []
         """The metrics of this page, in the order of the panels."""
         self._grid = (0, 0)
@@ -100,6 +102,7 @@ scale and smoothing are a panel's own. Several runs differ in colour and in thei
     def on_screen_resume(self) -> None:
         if self._missed:
             self._missed = False
+            self._arrange()
             self._reload()
 
     # ── which panels ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -119,7 +122,8 @@ scale and smoothing are a panel's own. Several runs differ in colour and in thei
             self.app.size.width,
             max(3, self.app.size.height - 3 - self.query_one("#words").has_class("-open")),
         )
-        names = self.layout_kept.arrange(self.names(), self.words)
+        self._known = self.names()
+        names = self.layout_kept.arrange(self._known, self.words)
         columns, rows = panel_grid(width, height, len(names))
         shown, self._page, pages = page_of(names, columns * rows, self._page)
         self.set_class(not shown, "-nothing")
@@ -197,6 +201,8 @@ scale and smoothing are a panel's own. Several runs differ in colour and in thei
             return
         if isinstance(body, Snapshot):  # points were missed, or the engine is another
             self._reload()
+        if self._known != self.names():
+            self._arrange()
         if isinstance(body, Points) and body.run in self.runs:
             self._append(body)
 
@@ -216,8 +222,6 @@ scale and smoothing are a panel's own. Several runs differ in colour and in thei
                 if points.run not in chart.traces:
                     chart.add(points.run, self._trace(points.run, Curve()))
                 chart.append(points.run, points.values[chart.heading])
-        if not set(points.values) <= set(self.names()) or (not self._shown and points.values):
-            self.call_after_refresh(self._arrange)
 
     def _reload(self) -> None:
         self._curves, self._axes = {}, {}

@@ -211,11 +211,15 @@ def run_axes(start: Facts | None, steps: Sequence[int] = (), moments: Sequence[f
     """Kind of horizontal axis -> a run's steps on it, as far as they are known: from the facts of its start (steps and
     trained tokens of an epoch), and from when steps were recorded."""
     found = {}
-    per_epoch = float((start or {}).get("steps_per_epoch") or 0.0)
-    tokens = float((start or {}).get("trained_tokens") or 0.0)
+    per_epoch, tokens = (_number((start or {}).get(name)) for name in ("steps_per_epoch", "trained_tokens"))
     if per_epoch > 0:
         found["epoch"] = linear(1 / per_epoch)
         if tokens > 0:
             found["tokens"] = linear(tokens / per_epoch)
     clock = elapsed(steps, moments)
     return found | ({"time": clock} if clock is not STEPS else {})
+
+
+def _number(value: object) -> float:
+    """A fact of a journal, which may be damaged; 0 for what is no number."""
+    return float(value) if isinstance(value, (int, float)) and abs(value) <= LARGEST else 0.0

@@ -11,7 +11,7 @@ from cockpit.state.panel_layout import PANEL_HEIGHT, PANEL_WIDTH, PanelLayout, p
 from cockpit.widgets.chart import Chart
 from cockpit.widgets.chart_raster import RUN, RUN_MARKS, SHADED
 from engine.protocol.home import Home
-from engine.protocol.messages import Points
+from engine.protocol.messages import Points, RunChanged
 from tests.app.fake import FakeEngine, demo_run
 from tests.app.screen import assert_fits, run_app, screen_text, until
 
@@ -109,6 +109,8 @@ async def test_a_resumed_run_is_loaded_once_and_a_new_metric_leaves_the_view_as_
         await until(pilot, lambda: loss.traces[run.id].curve.last == 39)
         assert sum(operation == "series" for operation, _ in engine.requests) == asked + 1
         engine.say(Points(run=run.id, attempt=2, values={"train/new": [(40, 1.0)]}))
+        changed = demo_run(created=run.created, attempt=2, metrics=METRICS | {"train/new": 1.0})
+        engine.say(RunChanged(run=changed))  # what a step measures comes before what the run has measured
         await until(pilot, lambda: "train/new" in [chart.heading for chart in screen.query(Chart)])
         await until(pilot, lambda: isinstance(screen.maximized, Chart) and screen.maximized.heading == "train/loss")
         assert cross is not None and {chart.cross for chart in screen.query(Chart)} == {cross}
