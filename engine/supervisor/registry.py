@@ -91,26 +91,26 @@ class Registry:
         wanted = _list_columns(_SCHEMA)
         self._empty_other_version(wanted)
         self._db.executescript(_SCHEMA)
-        for table, found in self._list_columns(wanted).items():
+        for table, found in self._read_columns(wanted).items():
             if found != wanted[table]:
                 raise sqlite3.DatabaseError(f"its table {table} has the columns {', '.join(found)}")
         self._read_numbers()
 
-    def _list_columns(self, tables: Iterable[str]) -> dict[str, list[str]]:
+    def _read_columns(self, tables: Iterable[str]) -> dict[str, list[str]]:
         """The columns of these tables; none of one that does not exist."""
         return {table: [row[1] for row in self._db.execute(f"PRAGMA table_info({table})")] for table in tables}
 
     def _empty_other_version(self, wanted: dict[str, list[str]]) -> None:
         """Empty an index that another version has made. The run directories hold all of it but the telemetry, which
         stays unless that table has changed, too."""
-        found = self._list_columns(wanted)
-        if found == wanted or not all(found.values()):
+        found = self._read_columns(wanted)
+        if found == wanted or not {"summary", "offset"} <= set(found["runs"]):
             return  # this version's, new, or no index of a cockpit
         print(f"{self.path.name} was made by another version of cockpit: its curves are read from the runs again")
         with self._transaction():
             for table in wanted:
                 if table != "telemetry" or found[table] != wanted[table]:
-                    self._db.execute(f"DROP TABLE {table}")
+                    self._db.execute(f"DROP TABLE IF EXISTS {table}")
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -93,8 +93,9 @@ def test_samples_of_seconds_do_not_crowd_out_those_of_minutes(registry: Registry
     assert max(after - before for before, after in itertools.pairwise(found)) <= 120 and len(found) <= 661
 
 
+@pytest.mark.parametrize("change", ["ALTER TABLE buckets DROP COLUMN sum", "DROP TABLE told"])
 def test_the_index_of_another_version_is_built_again_and_its_telemetry_stays(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
     path = tmp_path / "registry.db"
     old = Registry(path)
@@ -102,7 +103,7 @@ def test_the_index_of_another_version_is_built_again_and_its_telemetry_stays(
     old.add_telemetry(Telemetry(time=5.0, host=Host()))
     old.close()
     with sqlite3.connect(path) as db:
-        db.execute("ALTER TABLE buckets DROP COLUMN sum")
+        db.execute(change)
     db.close()
     new = Registry(path)
     assert new.load() == {} and not list(tmp_path.glob("*damaged*"))
