@@ -9,7 +9,7 @@ from typing import Any
 
 from cockpit.state.run_comparison import Side, flatten
 from engine.protocol import journal, states
-from engine.protocol.home import RunDirectory
+from engine.protocol.home import RunDirectory, host_name
 
 BATCH_FILE = Path("trainer") / "fingerprint.json"
 """Where a checkpoint has the digest of its next batch."""
@@ -45,6 +45,7 @@ def read_side(run: RunDirectory, now: float) -> Side:
         spans=running.spans,
         span_devices=[running.devices.get(attempt, ()) for attempt in running.attempts],
         devices=running.newest,
+        sampled=not running.through and _read_json(run.path / "job.json").get("host") in (None, "", host_name()),
         through=running.through,
         noted=", ".join(noted),
     )

@@ -45,6 +45,8 @@ class Side:
     """The devices of each span."""
     devices: Sequence[int] = ()
     """The devices of the newest attempt."""
+    sampled: bool = True
+    """Whether its devices are those of this host, whose power the engine here samples."""
     through: str = ""
     """What has started it on hosts whose devices are not known here: `Slurm`."""
     energy: float | None = None
@@ -137,7 +139,7 @@ def describe_first_batch(one: Side, other: Side) -> str:
 def energy_requests(side: Side) -> Iterator[tuple[TelemetryQuery, Sequence[int], list[tuple[float, float]]]]:
     """What to ask for to know a run's energy: queries, each with the devices and the spans that `measure_energy` takes
     with its samples. The energy is the sum of all."""
-    for devices in dict.fromkeys(tuple(each) for each in side.span_devices if each):
+    for devices in dict.fromkeys(tuple(each) for each in side.span_devices if each and side.sampled):
         spans = sorted(span for span, each in zip(side.spans, side.span_devices, strict=True) if tuple(each) == devices)
         at, end = spans[0][0], max(stop for _, stop in spans)
         while at < end:

@@ -138,6 +138,9 @@ def test_a_lost_run_was_running_until_its_worker_last_wrote(home: Home) -> None:
     side = read_side(run, 10_000.0)
     assert side.spans == [(100.0, 150.0), (9_030.0, 9_040.0)] and side.span_devices == [(0, 1), (3,)]
     assert (side.seconds, side.devices, write_device_time(side)) == (60.0, (3,), "1:50")
+    assert len(list(energy_requests(side))) == 2
+    (run.path / "job.json").write_text(json.dumps({"host": "another"}))  # whose power is not known here
+    assert list(energy_requests(read_side(run, 10_000.0))) == []
 
 
 def test_settings_of_any_length_fit_and_floats_that_differ_look_different() -> None:
