@@ -17,6 +17,8 @@ GROWTH = 1.25
 LABEL = 6
 """Cells of the longest label of the vertical axis."""
 FEW_TICKS = 3
+DECADES = 300
+"""The powers of ten that a tick may be: beyond, they are not finite."""
 LARGEST = 1e300
 """The largest value that an axis shows: beyond, the differences of two are not finite."""
 Facts = abc.Mapping[str, Any]
@@ -136,6 +138,7 @@ def _multiples(low: float, high: float, step: float) -> list[float]:
 
 
 def _log_ticks(low: float, high: float, count: int) -> list[float]:
+    low, high = max(low, -DECADES), min(high, DECADES)
     decades = range(math.floor(low), math.ceil(high) + 1)
     factors = (1, 2, 5) if high - low < count else (1,)
     found = [factor * 10.0**decade for decade in decades for factor in factors]

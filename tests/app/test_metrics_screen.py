@@ -83,7 +83,7 @@ async def test_panels_are_arranged_filtered_and_kept_for_the_profile(tmp_path: A
         await until(pilot, lambda: "1 hidden" in screen_text(pilot))
         await pilot.press("slash", *"loss")
         await until(pilot, lambda: sorted(shown()) == ["eval/loss", "train/loss"])
-        await pilot.press("enter", "escape", "escape")
+        await pilot.press("enter", "escape", "escape", "escape")  # the crosshair, the filter, the screen
         await until(pilot, lambda: not isinstance(pilot.app.screen, MetricsScreen))
         kept = load_layout(home, run.name)
         assert kept.order[:2] == ("eval/loss", "train/loss")
