@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from typing import Any
 
 from cockpit.state.panel_layout import PanelLayout
-from engine.protocol.home import Home, make_private
+from engine.protocol.home import Home, make_private, write_private
 
 MOST = 200
 """Profiles whose layout is kept; the ones changed longest ago are forgotten."""
@@ -23,16 +21,10 @@ def save_layout(home: Home, profile: str, layout: PanelLayout) -> bool:
     kept = {name: each for name, each in _read(home).items() if name != profile}
     kept[profile] = layout.to_json()
     text = json.dumps(dict(list(kept.items())[-MOST:]), ensure_ascii=False)
-    temporary = home.charts.with_suffix(f".{os.getpid()}.new")
     try:
         make_private(home.charts.parent)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "w", encoding="utf-8", errors="surrogatepass") as file:
-            file.write(text)
-        temporary.replace(home.charts)
+        write_private(home.charts, text.encode(errors="surrogatepass"), durable=False)
     except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         return False
     return True
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cockpit.state.run_comparison import Side, flatten
 from engine.protocol import journal, states
-from engine.protocol.home import RunDirectory
+from engine.protocol.home import RunDirectory, host_name
 
 BATCH_FILE = Path("trainer") / "fingerprint.json"
 """Where a checkpoint has the digest of its next batch."""
@@ -20,32 +21,32 @@ def read_side(run: RunDirectory, now: float) -> Side:
     settings = _read_profile(run.profile)
     if settings is None:
         noted.append("its profile cannot be read")
-    state, spans = _read_lifecycle(run, now)
     values: dict[str, float] = {}
     steps = attempts = 0
-    devices: tuple[int, ...] = ()
+    heard: dict[int, float] = {}
     for entry, _ in journal.read(run.events):
         if isinstance(entry, (journal.Metrics, journal.Evaluation)):
             values |= {name: value for name, value in entry.values.items() if value is not None}
         if isinstance(entry, journal.Metrics):
             steps = entry.step
         attempts = max(attempts, entry.attempt)
-    for entry, _ in journal.read(run.lifecycle):
-        listed = getattr(entry, "devices", None)
-        if isinstance(listed, list):
-            devices = tuple(each for each in listed if isinstance(each, int))
+        heard[entry.attempt] = entry.time
+    running = _read_lifecycle(run, now, heard)
     return Side(
         run=run.id,
-        state=state,
+        state=running.state,
         settings=settings or {},
         files=_read_files(run),
         batches=_read_batches(run),
         values=values,
         steps=steps,
         attempts=attempts,
-        seconds=sum(stop - start for start, stop in spans),
-        spans=spans,
-        devices=devices,
+        seconds=sum(stop - start for start, stop in running.spans),
+        spans=running.spans,
+        span_devices=[running.devices.get(attempt, ()) for attempt in running.attempts],
+        devices=running.newest,
+        sampled=not running.through and _read_json(run.path / "job.json").get("host") in (None, "", host_name()),
+        through=running.through,
         noted=", ".join(noted),
     )
 
@@ -54,28 +55,56 @@ def _read_profile(path: Path) -> dict[str, Any] | None:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
+    from engine.config import yaml_text
+
     try:
-        found = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        yaml_text.check(text)
+        found = YAML(typ="safe", pure=True).load(text)
     except (OSError, ValueError, YAMLError, RecursionError):
         return None
     return flatten(found) if isinstance(found, dict) else None
 
 
-def _read_lifecycle(run: RunDirectory, now: float) -> tuple[str, list[tuple[float, float]]]:
-    """The newest state, and when the run was running."""
-    state, since = states.QUEUED, 0.0
-    spans: list[tuple[float, float]] = []
+@dataclass
+class _Running:
+    """When a run was running, and on what."""
+
+    state: str = states.QUEUED
+    """The newest state."""
+    spans: list[tuple[float, float]] = field(default_factory=list)
+    attempts: list[int] = field(default_factory=list)
+    """The attempt of each span."""
+    devices: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """Attempt -> its devices."""
+    newest: tuple[int, ...] = ()
+    through: str = ""
+
+    def end(self, since: float, until: float, attempt: int) -> None:
+        self.spans.append((since, max(since, until)))
+        self.attempts.append(attempt)
+
+
+def _read_lifecycle(run: RunDirectory, now: float, heard: dict[int, float]) -> _Running:
+    """`heard`: when the worker of each attempt last wrote. A run that was lost has been running until then: it is
+    called lost when an engine next looks, which may be days later."""
+    found, since = _Running(), 0.0
     for entry, _ in journal.read(run.lifecycle):
+        if isinstance(entry, journal.Launched):
+            found.newest = tuple(entry.devices)
+            found.devices[entry.attempt] = found.newest or found.devices.get(entry.attempt, ())
+            found.through = "Slurm" if entry.slurm or entry.slurm_name else ""
         if not isinstance(entry, journal.State):
             continue
-        if state == states.RUNNING and entry.state != states.RUNNING:
-            spans.append((since, max(since, entry.time)))
-        if entry.state == states.RUNNING and state != states.RUNNING:
+        if found.state == states.RUNNING and entry.state != states.RUNNING:
+            lost = entry.state == states.LOST
+            found.end(since, min(entry.time, heard.get(entry.attempt, since)) if lost else entry.time, entry.attempt)
+        if entry.state == states.RUNNING and found.state != states.RUNNING:
             since = entry.time
-        state = entry.state
-    if state == states.RUNNING:
-        spans.append((since, max(since, now)))
-    return state, spans
+        found.state = entry.state
+    if found.state == states.RUNNING:
+        found.end(since, now, max(found.devices, default=1))
+    return found
 
 
 def _read_files(run: RunDirectory) -> list[tuple[str, str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,15 +23,23 @@ from cockpit.connection.service_client import ServiceClient
 from cockpit.content import Content
 from cockpit.screens.base import CockpitScreen
 from cockpit.state.evaluation_results import VERDICTS
-from cockpit.state.run_comparison import Section, Side, compare_sides, evaluation_rows, measure_energy
+from cockpit.state.run_comparison import (
+    Section,
+    Side,
+    compare_sides,
+    energy_requests,
+    evaluation_rows,
+    measure_energy,
+)
 from cockpit.widgets.chart_raster import RUN_MARKS, RUNS
 from engine.protocol.home import RunDirectory
-from engine.protocol.messages import ProblemError, TelemetryQuery
+from engine.protocol.messages import ProblemError
+from engine.protocol.terminal import show_controls
 
-SAMPLES = 2000
-"""Samples of the devices' power that are requested for each run."""
 LEAST = 6
 """Cells that a column has at least."""
+LONGEST = 1000
+"""Characters of a value that are looked at: a setting may be a whole template."""
 
 
 class CompareScreen(CockpitScreen):
@@ -78,13 +87,23 @@ The difference between evaluations has a 95 % interval; one that contains 0 is n
         known = [(run, self.app.state.runs.get(run)) for run in self.runs]
         paths = [Path(run.directory) if run is not None and run.directory else self.app.home.run(name).path
                  for name, run in known]  # fmt: skip
-        missing = [name for (name, _), path in zip(known, paths, strict=True) if not path.is_dir()]
+        engine = self.app.engine
+        missing = [
+            name for (name, _), path in zip(known, paths, strict=True) if not engine.is_here or not path.is_dir()
+        ]
         if missing:
-            self._problem = f"The files of {', '.join(missing)} are not on this host: use cockpit --on HOST compare"
+            self._problem = f"The files of {', '.join(missing)} are not on this host"
+            if engine.elsewhere:
+                self._problem += f": {engine.command} compare {shlex.join(self.runs)}"
             self._show()
             return
-        now = time.time()
-        self._sides = [await asyncio.to_thread(read_side, RunDirectory(path), now) for path in paths]
+        now, self._problem, self._compared = time.time(), "", None
+        try:
+            self._sides = [await asyncio.to_thread(read_side, RunDirectory(path), now) for path in paths]
+        except OSError as error:
+            self._problem = f"{error.filename}: {error.strerror}"
+            self._show()
+            return
         self._show()
         self._sides = [await self._with_energy(side) for side in self._sides]
         self._show()
@@ -95,13 +114,12 @@ The difference between evaluations has a 95 % interval; one that contains 0 is n
         self._show()
 
     async def _with_energy(self, side: Side) -> Side:
-        if not side.spans or not side.devices:
-            return side
-        query = TelemetryQuery(first=side.spans[0][0], last=side.spans[-1][1], points=SAMPLES)
-        history = await self.app.ask("telemetry", query)
-        return (
-            side if history is None else replace(side, energy=measure_energy(history.samples, side.devices, side.spans))
-        )
+        known = []
+        for query, devices, spans in energy_requests(side):
+            history = await self.app.ask("telemetry", query)
+            part = None if history is None else measure_energy(history.samples, devices, spans)
+            known += [] if part is None else [part]
+        return replace(side, energy=sum(known) if known else None)
 
     # ── showing ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -178,7 +196,7 @@ def _section(section: Section, runs: int, width: int, head: Sequence[str] = ()) 
         lines = [Content.assemble((f"{name}  ", "bold $text"), text).wrap(width) for name, text in rows]
         return Content("\n").join([title, *itertools.chain(*lines)])
     listed = [tuple(head), *rows] if head else rows
-    widths = [max(cell_len(row[at]) for row in listed) for at in range(count)]
+    widths = [min(width, max(cell_len(_flat(row[at])) for row in listed)) for at in range(count)]
     while sum(widths) + 2 * (count - 1) > width and max(widths) > LEAST:
         widths[widths.index(max(widths))] -= 1
     found = [title]
@@ -190,9 +208,15 @@ def _section(section: Section, runs: int, width: int, head: Sequence[str] = ()) 
 
 def _fit(text: str, cells: int) -> str:
     """The text in exactly so many cells; of one that is too long its end is kept, where paths and ids differ."""
-    text = text.replace("\n", "⏎")
+    text = _flat(text)
     if cell_len(text) > cells:
+        text = text[-cells:]
         while cell_len(text) > cells - 1:
             text = text[1:]
         text = f"…{text}"
     return set_cell_size(text, cells)
+
+
+def _flat(text: str) -> str:
+    """The text on one line, as it is shown; of a long one the end."""
+    return show_controls(text[-LONGEST:].replace("\n", "⏎"), keep="")

@@ -114,6 +114,8 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
         super().__init__()
         self._loaded_run: str | None = None
         """The run whose curves are loaded."""
+        self._charted = ""
+        """The run that the charts have shown last."""
         self._attempt = 0
         self._early: list[Points] = []
         """Points that arrived while the curves were being loaded."""
@@ -210,12 +212,16 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
             return
         self._attempt = detail.run.attempt
         found = {series.name: series for series in reply.series}
+        changed, self._charted = self._charted != run, run
         start = next((entry for entry in reversed(detail.told) if entry["kind"] == "start"), None)
         axes = run_axes(start, found[CLOCK].last_step, found[CLOCK].last)
         for name, chart in CURVES.items():
             curve = curve_from_series(found[name])
             traces = {name: Trace(curve)} if len(curve) else {}
-            self.query_one(f"#{chart}", Chart).load(traces, detail.run.max_steps, {name: axes})
+            panel = self.query_one(f"#{chart}", Chart)
+            if changed:
+                panel.action_follow()  # a range and a crosshair are places in the run before
+            panel.load(traces, detail.run.max_steps, {name: axes})
         evaluations = found[EVALUATION]
         self.query_one("#loss", Chart).mark("eval", list(zip(evaluations.last_step, evaluations.last, strict=True)))
         self._log_offset = None

@@ -22,7 +22,7 @@ from cockpit.widgets.chart_axes import Mapping, run_axes
 from cockpit.widgets.chart_raster import LINE, RUN, RUN_MARKS, RUNS, Trace
 from cockpit.widgets.curve import Curve
 from cockpit.widgets.picker import Choice, Picker
-from engine.protocol.messages import CLOCK, Points, Run, RunRef, SeriesQuery
+from engine.protocol.messages import CLOCK, Points, Run, RunRef, SeriesQuery, Snapshot
 
 if TYPE_CHECKING:
     from cockpit.state.app_state import AppState
@@ -73,15 +73,19 @@ scale and smoothing are a panel's own. Several runs differ in colour and in thei
         self._profile = first.name if first is not None else runs[0]
         self.layout_kept = load_layout(self.app.home, self._profile)
         self._page = 0
+        self._known: list[str] = []
+        """The metrics that the runs had when the panels were laid out."""
         self._shown: list[str] = []
         """The metrics of this page, in the order of the panels."""
         self._grid = (0, 0)
         self._curves: dict[tuple[str, str], Curve] = {}
-        """Run and metric -> its curve, as far as it was requested."""
+        """Run and metric of a panel -> its curve, as far as it was requested."""
         self._axes: dict[str, dict[str, Mapping]] = {}
         self._attempts: dict[str, int] = {}
         self._early: list[Points] = []
-        self._loading = self._missed = False
+        self._loading = 0
+        """How many workers request curves: one that is replaced by another may end after that has begun."""
+        self._missed = False
 
     def compose_body(self) -> ComposeResult:
         yield Static(id="legend")
@@ -98,6 +102,7 @@ scale and smoothing are a panel's own. Several runs differ in colour and in thei
     def on_screen_resume(self) -> None:
         if self._missed:
             self._missed = False
+            self._arrange()
             self._reload()
 
     # ── which panels ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -117,7 +122,8 @@ scale and smoothing are a panel's own. Several runs differ in colour and in thei
             self.app.size.width,
             max(3, self.app.size.height - 3 - self.query_one("#words").has_class("-open")),
         )
-        names = self.layout_kept.arrange(self.names(), self.words)
+        self._known = self.names()
+        names = self.layout_kept.arrange(self._known, self.words)
         columns, rows = panel_grid(width, height, len(names))
         shown, self._page, pages = page_of(names, columns * rows, self._page)
         self.set_class(not shown, "-nothing")
@@ -129,22 +135,27 @@ scale and smoothing are a panel's own. Several runs differ in colour and in thei
             panels.styles.grid_size_columns, panels.styles.grid_size_rows = columns, rows
         if shown == self._shown and panels.children:
             return
-        focused = self._chart()
+        focused, whole = self._chart(), self.maximized is not None
         at = focused.heading if focused is not None else ""
         self._shown = shown
         self.minimize()
         panels.remove_children()
-        charts = [self._make(name) for name in shown]
+        charts = [self._make(name, focused) for name in shown]
         panels.mount_all(charts)
         kept = next((chart for chart in charts if chart.heading == at), charts[0] if charts else None)
         if kept is not None and not self.query_one("#words").has_focus:
             self.call_after_refresh(self.set_focus, kept)
+        if kept is not None and whole and kept.heading == at:
+            self.call_after_refresh(self.maximize, kept)
         self.call_after_refresh(self._load)
 
-    def _make(self, name: str) -> Chart:
+    def _make(self, name: str, like: Chart | None) -> Chart:
+        """A panel that looks at the same part as `like`."""
         layout = self.layout_kept
         chart = Chart(name, smoothing=layout.smooth(name), legend=False, frame=FRAME)
-        chart.logarithmic = name in layout.logarithmic
+        chart.logarithmic, chart.kind = name in layout.logarithmic, layout.kind
+        if like is not None and like.kind == layout.kind:
+            chart.window, chart.cross = like.window, like.cross
         return chart
 
     def _why_empty(self) -> str:
@@ -183,10 +194,15 @@ scale and smoothing are a panel's own. Several runs differ in colour and in thei
         gone = [run for run in self.runs if run not in state.runs]
         if gone and len(gone) < len(self.runs):
             self.runs = [run for run in self.runs if run in state.runs]
+            self._arrange()
             self._reload()
         if not self.is_active:
-            self._missed = self._missed or isinstance(body, Points)
+            self._missed = self._missed or isinstance(body, (Points, Snapshot))
             return
+        if isinstance(body, Snapshot):  # points were missed, or the engine is another
+            self._reload()
+        if self._known != self.names():
+            self._arrange()
         if isinstance(body, Points) and body.run in self.runs:
             self._append(body)
 
@@ -194,15 +210,18 @@ scale and smoothing are a panel's own. Several runs differ in colour and in thei
         if self._loading:
             self._early.append(points)
             return
+        if points.run not in self.runs:
+            return
         if self._attempts.get(points.run, points.attempt) != points.attempt:
+            self._attempts[points.run] = points.attempt
             self._reload()  # a later attempt replaces values of the same steps
             return
         self._attempts[points.run] = points.attempt
         for chart in self._charts():
             if chart.heading in points.values:
+                if points.run not in chart.traces:
+                    chart.add(points.run, self._trace(points.run, Curve()))
                 chart.append(points.run, points.values[chart.heading])
-        if not set(points.values) <= set(self.names()) or (not self._shown and points.values):
-            self.call_after_refresh(self._arrange)
 
     def _reload(self) -> None:
         self._curves, self._axes = {}, {}
@@ -210,17 +229,18 @@ scale and smoothing are a panel's own. Several runs differ in colour and in thei
 
     @work(exclusive=True, group="curves")
     async def _load(self) -> None:
-        """Request the curves that the panels lack, and show all."""
-        self._loading = True
+        """Request the curves that the panels lack, and show all. Others get no points, so they are dropped."""
+        self._curves = {at: curve for at, curve in self._curves.items() if at[0] in self.runs and at[1] in self._shown}
+        self._loading += 1
         try:
             await asyncio.gather(*(self._request(run) for run in self.runs))
         finally:
-            self._loading = False
+            self._loading -= 1
         for chart in self._charts():
-            chart.kind = self.layout_kept.kind
             chart.load(self._traces(chart.heading), self._limit(), self._axes)
-            chart.show_kind(self.layout_kept.kind)
-            chart.draw()
+            if chart.kind != self.layout_kept.kind:
+                chart.show_kind(self.layout_kept.kind)
+                chart.draw()
         early, self._early = self._early, []
         for points in early:
             self._append(points)
@@ -250,14 +270,13 @@ scale and smoothing are a panel's own. Several runs differ in colour and in thei
             self._attempts.setdefault(run, known.attempt)
 
     def _traces(self, name: str) -> dict[str, Trace]:
-        found = {}
-        several = len(self.runs) > 1
-        for at, run in enumerate(self.runs):
-            curve = self._curves.get((run, name))
-            if curve is not None and len(curve):
-                role, mark = (RUN + at, RUN_MARKS[at]) if several else (LINE, "")
-                found[run] = Trace(curve, role=role, band=not several, mark=mark)
-        return found
+        curves = ((run, self._curves.get((run, name))) for run in self.runs)
+        return {run: self._trace(run, curve) for run, curve in curves if curve is not None and len(curve)}
+
+    def _trace(self, run: str, curve: Curve) -> Trace:
+        several, at = len(self.runs) > 1, self.runs.index(run)
+        role, mark = (RUN + at, RUN_MARKS[at]) if several else (LINE, "")
+        return Trace(curve, role=role, band=not several, mark=mark)
 
     def _limit(self) -> int:
         known = (self.app.state.runs.get(run) for run in self.runs)
@@ -272,10 +291,16 @@ scale and smoothing are a panel's own. Several runs differ in colour and in thei
         for other in self._charts():
             if other is not chart:
                 other.share_view(chart)
-        layout = self.layout_kept.adjusted(
-            chart.heading, logarithmic=chart.logarithmic, smoothing=chart.smoothing, kind=chart.kind
+        kept = self.layout_kept
+        lacks = chart.kind == "step" and kept.kind not in chart.kinds()  # then the user has not chosen steps
+        self._keep(
+            kept.adjusted(
+                chart.heading,
+                logarithmic=chart.logarithmic,
+                smoothing=chart.smoothing,
+                kind=kept.kind if lacks else chart.kind,
+            )
         )
-        self._keep(layout)
 
     def _keep(self, layout: PanelLayout) -> None:
         if layout != self.layout_kept:

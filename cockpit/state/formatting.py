@@ -34,8 +34,8 @@ def format_state(state: str) -> Content:
 
 def format_number(value: float) -> str:
     """At most six characters: 0.25, 12, 3e-4, 1.2e6."""
-    if value == 0:
-        return "0"
+    if value == 0 or not math.isfinite(value):
+        return f"{abs(value) if value == 0 else value:g}"
     if 0.001 <= abs(value) < 99_995:
         return f"{value:.4g}"[:6]
     mantissa, exponent = f"{value:.1e}".split("e")

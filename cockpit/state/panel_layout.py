@@ -60,7 +60,8 @@ class PanelLayout:
     def adjusted(self, name: str, *, logarithmic: bool, smoothing: float, kind: str) -> PanelLayout:
         """The layout with a panel's scale and smoothing, and the axis of all."""
         scales = self.logarithmic | {name} if logarithmic else self.logarithmic - {name}
-        return replace(self, logarithmic=scales, smoothing={**self.smoothing, name: smoothing}, kind=kind)
+        smoothings = self.smoothing if smoothing == self.smooth(name) else {**self.smoothing, name: smoothing}
+        return replace(self, logarithmic=scales, smoothing=smoothings, kind=kind)
 
     def smooth(self, name: str) -> float:
         usual = NOISY if name.startswith("train/") and name != "train/learning_rate" else 0.0
@@ -112,6 +113,7 @@ def matches(name: str, words: str) -> bool:
 def panel_grid(width: int, height: int, count: int) -> tuple[int, int]:
     """Columns and rows of panels for `count` metrics: all of them if that leaves each enough room, else as many as have
     it."""
+    width, height = max(1, width), max(1, height)
     most_columns, most_rows = max(1, width // PANEL_WIDTH), max(1, height // PANEL_HEIGHT)
     count = max(1, min(count, most_columns * most_rows))
     fitting = [

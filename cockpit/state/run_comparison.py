@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cockpit.state.formatting import format_duration, format_number
-from engine.protocol.messages import Telemetry
+from engine.protocol.messages import Telemetry, TelemetryQuery
 
 LONGEST_GAP = 180.0
 """Seconds between two samples of telemetry beyond which nothing is assumed about the power between them."""
+EVERY = 60.0
+"""Seconds for each of which a sample of the devices' power is requested: older ones are kept for each minute."""
+DAY = 86_400.0
+"""Seconds of which the samples are requested together."""
 ABSENT = "–"
 _DIGEST = 12
 """Characters of a digest that are shown."""
@@ -36,7 +41,14 @@ class Side:
     """How long it was running, in all attempts."""
     spans: Sequence[tuple[float, float]] = ()
     """When it was running: seconds since the epoch."""
+    span_devices: Sequence[Sequence[int]] = ()
+    """The devices of each span."""
     devices: Sequence[int] = ()
+    """The devices of the newest attempt."""
+    sampled: bool = True
+    """Whether its devices are those of this host, whose power the engine here samples."""
+    through: str = ""
+    """What has started it on hosts whose devices are not known here: `Slurm`."""
     energy: float | None = None
     """Watt-hours of its devices; None where they do not report their power."""
     noted: str = ""
@@ -85,7 +97,7 @@ def _write(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return format_number(value) if isinstance(value, float) else str(value)
+    return str(value)  # a float in full: two that differ must not look the same
 
 
 def differing_files(sides: Sequence[Side]) -> list[tuple[str, ...]]:
@@ -122,6 +134,20 @@ def describe_first_batch(one: Side, other: Side) -> str:
     if same is None:
         return f"at or before the batch after step {differs:,}, the first that both have"
     return f"between the batches after step {same:,} (the same) and step {differs:,} (another)"
+
+
+def energy_requests(side: Side) -> Iterator[tuple[TelemetryQuery, Sequence[int], list[tuple[float, float]]]]:
+    """What to ask for to know a run's energy: queries, each with the devices and the spans that `measure_energy` takes
+    with its samples. The energy is the sum of all."""
+    for devices in dict.fromkeys(tuple(each) for each in side.span_devices if each and side.sampled):
+        spans = sorted(span for span, each in zip(side.spans, side.span_devices, strict=True) if tuple(each) == devices)
+        at, end = spans[0][0], max(stop for _, stop in spans)
+        while at < end:
+            inside = [(max(at, start), min(at + DAY, stop)) for start, stop in spans if start < at + DAY and stop > at]
+            if inside:
+                first, last = inside[0][0] - LONGEST_GAP, inside[-1][1] + LONGEST_GAP
+                yield TelemetryQuery(first=first, last=last, points=math.ceil((last - first) / EVERY)), devices, inside
+            at = max(at + DAY, min((start for start, stop in spans if stop > at + DAY), default=end))
 
 
 def measure_energy(
@@ -172,6 +198,13 @@ def _same_data(sides: Sequence[Side]) -> str:
     return "not known: not every run has prepared its data"
 
 
+def write_device_time(side: Side) -> str:
+    seconds = sum(
+        (stop - start) * len(devices) for (start, stop), devices in zip(side.spans, side.span_devices, strict=False)
+    )
+    return format_duration(seconds) if seconds else ABSENT
+
+
 def cost_rows(sides: Sequence[Side]) -> list[tuple[str, ...]]:
     def row(name: str, write: Callable[[Side], str]) -> tuple[str, ...]:
         return (name, *(write(side) for side in sides))
@@ -181,8 +214,8 @@ def cost_rows(sides: Sequence[Side]) -> list[tuple[str, ...]]:
         row("steps", lambda side: f"{side.steps:,}"),
         row("attempts", lambda side: str(side.attempts)),
         row("time running", lambda side: format_duration(side.seconds) if side.seconds else ABSENT),
-        row("devices", lambda side: str(len(side.devices)) if side.devices else "CPU"),
-        row("device time", lambda side: format_duration(side.seconds * len(side.devices)) if side.devices else ABSENT),
+        row("devices", lambda side: str(len(side.devices)) if side.devices else side.through or "CPU"),
+        row("device time", write_device_time),
         row("energy", lambda side: ABSENT if side.energy is None else f"{side.energy:,.1f} Wh"),
     ]
 

@@ -8,16 +8,14 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from cockpit.connection.run_sides import read_side
-from cockpit.state.run_comparison import Side, compare_sides, evaluation_rows, measure_energy
+from cockpit.state.run_comparison import Side, compare_sides, energy_requests, evaluation_rows, measure_energy
 from cockpit.verbs import run_files
 from cockpit.verbs.output import emit, say, table
 from cockpit.verbs.service_call import call_service
 from engine.protocol.client import Client
 from engine.protocol.home import Home
-from engine.protocol.messages import ProblemError, TelemetryQuery
-
-SAMPLES = 4000
-"""Samples of the devices' power that are read for each run."""
+from engine.protocol.messages import ProblemError
+from engine.protocol.terminal import show_controls
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -47,11 +45,12 @@ def _add_energy(home: Home, sides: list[Side]) -> list[Side]:
     found = []
     with Client(home) as client:
         for side in sides:
-            if side.spans and side.devices:
-                query = TelemetryQuery(first=side.spans[0][0], last=side.spans[-1][1], points=SAMPLES)
-                samples = client.request("telemetry", query).samples
-                side = replace(side, energy=measure_energy(samples, side.devices, side.spans))
-            found.append(side)
+            parts = [
+                measure_energy(client.request("telemetry", query).samples, devices, spans)
+                for query, devices, spans in energy_requests(side)
+            ]
+            known = [part for part in parts if part is not None]
+            found.append(replace(side, energy=sum(known) if known else None))
     return found
 
 
@@ -68,6 +67,7 @@ def _print(sides: list[Side], compared: dict[str, Any]) -> None:
         if each is None:
             print(f"{title}: none on the same rows with stored replies")
             continue
-        print(f"{title}: steps {each['step']} and {each['first_step']}, {each['compared_rows']} rows of {each['data']}")
+        rows = f"{each['compared_rows']} rows of {each['data']}"
+        print(show_controls(f"{title}: steps {each['step']} and {each['first_step']}, {rows}"))
         table(("", runs[0], other, "change", "95 % interval", ""), evaluation_rows(each))
         print()

@@ -124,17 +124,23 @@ class Chart(Canvas, can_focus=True):
             self.events, self.bounds = events, bounds
             self._throttle.request()
 
+    def add(self, name: str, trace: raster.Trace) -> None:
+        """Draw one more curve."""
+        self.traces[name] = trace
+        self._arrange()
+
     def append(self, name: str, points: Sequence[tuple[int, float]]) -> None:
         """Append points to the curve `name`. Points at or before its newest step are ignored."""
         if name not in self.traces:
-            self.traces[name] = raster.Trace(Curve(), smoothing=self.smoothing)
-            self._arrange()
+            self.add(name, raster.Trace(Curve()))
         curve = self.traces[name].curve
         if sum(curve.append(step, value) for step, value in points):
             self._throttle.request()
 
     def _arrange(self) -> None:
-        """Give all curves the smoothing and the horizontal axis of the chart."""
+        """Give all curves the smoothing and the horizontal axis of the chart: that of steps, if one lacks the other."""
+        if self.traces and self.kind not in self.kinds():
+            self._look_over("step")
         for name, trace in self.traces.items():
             trace.smoothing = self.smoothing
             trace.mapping = self.axes.get(name, {}).get(self.kind, axes.STEPS)
@@ -209,9 +215,11 @@ class Chart(Canvas, can_focus=True):
 
     def show_kind(self, kind: str) -> None:
         """Show this horizontal axis, where the curves have it."""
-        self.kind = kind if kind in self.kinds() else "step"
-        self.window, self.cross, self._anchor, self._edge = Window(), None, None, 0.0
+        self._look_over(kind if kind in self.kinds() else "step")
         self._arrange()
+
+    def _look_over(self, kind: str) -> None:
+        self.kind, self.window, self.cross, self._anchor, self._edge = kind, Window(), None, None, 0.0
 
     def action_cross(self, direction: int) -> None:
         """Move the crosshair by a cell; without one, put it at the newest value."""
@@ -268,12 +276,14 @@ class Chart(Canvas, can_focus=True):
     def on_mouse_down(self, event: events.MouseDown) -> None:
         at = self._position_at(event)
         if at is not None:
+            self.capture_mouse()  # it may be let go outside
             self._anchor = at
             self._put_cross(at)
 
     def on_mouse_up(self, event: events.MouseUp) -> None:
         at = self._position_at(event)
         anchor, self._anchor = self._anchor, None
+        self.release_mouse()
         first, last = self.span()
         if at is None or anchor is None or abs(at - anchor) < (last - first) / 40:
             self.draw()
@@ -304,7 +314,8 @@ class Chart(Canvas, can_focus=True):
         plot = max(1, width - raster.GUTTER)
         value_range = raster.extremes(self.traces.values(), marks, first, last, self.logarithmic, plot)
         if value_range is None:
-            waiting = "no points yet".center(width)[:width]
+            words = "no points yet" if self.window.range is None else "no points here: Home shows all"
+            waiting = words.center(width)[:width]
             blank = (" " * width, bytes(width))
             line = (waiting, bytes([raster.LABEL]) * width)
             self.paint([line if row == height // 2 else blank for row in range(height)])

@@ -17,6 +17,10 @@ GROWTH = 1.25
 LABEL = 6
 """Cells of the longest label of the vertical axis."""
 FEW_TICKS = 3
+DECADES = 300
+"""The powers of ten that a tick may be: beyond, they are not finite."""
+LARGEST = 1e300
+"""The largest value that an axis shows: beyond, the differences of two are not finite."""
 Facts = abc.Mapping[str, Any]
 """A journal entry of the kind `start`."""
 _TIMES = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
@@ -134,6 +138,7 @@ def _multiples(low: float, high: float, step: float) -> list[float]:
 
 
 def _log_ticks(low: float, high: float, count: int) -> list[float]:
+    low, high = max(low, -DECADES), min(high, DECADES)
     decades = range(math.floor(low), math.ceil(high) + 1)
     factors = (1, 2, 5) if high - low < count else (1,)
     found = [factor * 10.0**decade for decade in decades for factor in factors]
@@ -200,7 +205,7 @@ def finite_range(values: Iterable[float], log: bool) -> tuple[float, float] | No
     low, high = math.inf, -math.inf
     for value in values:
         scaled = scale(value, log)
-        if scaled is not None and math.isfinite(scaled):
+        if scaled is not None and abs(scaled) <= LARGEST:
             low, high = min(low, scaled), max(high, scaled)
     return (low, high) if low <= high else None
 
@@ -209,11 +214,15 @@ def run_axes(start: Facts | None, steps: Sequence[int] = (), moments: Sequence[f
     """Kind of horizontal axis -> a run's steps on it, as far as they are known: from the facts of its start (steps and
     trained tokens of an epoch), and from when steps were recorded."""
     found = {}
-    per_epoch = float((start or {}).get("steps_per_epoch") or 0.0)
-    tokens = float((start or {}).get("trained_tokens") or 0.0)
+    per_epoch, tokens = (_number((start or {}).get(name)) for name in ("steps_per_epoch", "trained_tokens"))
     if per_epoch > 0:
         found["epoch"] = linear(1 / per_epoch)
         if tokens > 0:
             found["tokens"] = linear(tokens / per_epoch)
     clock = elapsed(steps, moments)
     return found | ({"time": clock} if clock is not STEPS else {})
+
+
+def _number(value: object) -> float:
+    """A fact of a journal, which may be damaged; 0 for what is no number."""
+    return float(value) if isinstance(value, (int, float)) and abs(value) <= LARGEST else 0.0

@@ -158,7 +158,7 @@ def compare_newest(first: RunDirectory, other: RunDirectory) -> dict[str, Any] |
             if all(one[name] == each[name] for name in ("sha256", "task", "data")):
                 try:
                     found = compare_folders(Path(one["directory"]), Path(each["directory"]))
-                except ValueError:
+                except (ValueError, OSError):
                     continue
                 return found | {"first_step": one["step"], "step": each["step"], "data": one["data"]}
     return None

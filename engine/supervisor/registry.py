@@ -12,7 +12,7 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ JOIN buckets AS b ON b.run = :run AND b.name = :name AND b.span = :below AND b.b
 
 class Registry:
     """Opens or creates the database. Where the file system cannot do WAL (NFS), SQLite uses its rollback journal
-    instead. A damaged one, or one of another schema, is set aside, and a new one is in its place; where none can be
+    instead. One of another version is emptied but for its telemetry, and a damaged one is set aside; where none can be
     written (a full or read-only disk), it is in memory."""
 
     def __init__(self, path: Path) -> None:
@@ -71,6 +71,8 @@ class Registry:
         self._db: sqlite3.Connection
         self._names: dict[str, int] = {}
         self._runs: dict[str, int] = {}
+        self._behind: set[str] = set()
+        """Runs of which a part could not be stored: their offsets stay before it, so that the next engine reads it."""
         try:
             self._open(path)
         except (sqlite3.Error, OSError, ValueError, OverflowError) as error:
@@ -86,17 +88,50 @@ class Registry:
             self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("PRAGMA cache_size=-32000")
+        wanted = _list_columns(_SCHEMA)
+        self._empty_other_version(wanted)
         self._db.executescript(_SCHEMA)
-        for table, columns in _list_columns(_SCHEMA).items():
-            found = [row[1] for row in self._db.execute(f"PRAGMA table_info({table})")]
-            if found != columns:
+        for table, found in self._read_columns(wanted).items():
+            if found != wanted[table]:
                 raise sqlite3.DatabaseError(f"its table {table} has the columns {', '.join(found)}")
+        self._read_numbers()
+
+    def _read_columns(self, tables: Iterable[str]) -> dict[str, list[str]]:
+        """The columns of these tables; none of one that does not exist."""
+        return {table: [row[1] for row in self._db.execute(f"PRAGMA table_info({table})")] for table in tables}
+
+    def _empty_other_version(self, wanted: dict[str, list[str]]) -> None:
+        """Empty an index that another version has made. The run directories hold all of it but the telemetry, which
+        stays unless that table has changed, too."""
+        found = self._read_columns(wanted)
+        if found == wanted or not {"summary", "offset"} <= set(found["runs"]):
+            return  # this version's, new, or no index of a cockpit
+        print(f"{self.path.name} was made by another version of cockpit: its curves are read from the runs again")
+        with self._transaction():
+            for table in wanted:
+                if table != "telemetry" or found[table] != wanted[table]:
+                    self._db.execute(f"DROP TABLE IF EXISTS {table}")
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of the block, or nothing of it."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:  # a full disk may have ended it
+                self._db.execute("ROLLBACK")
+            self._read_numbers()  # those that the block has given are not in the database
+            raise
+
+    def _read_numbers(self) -> None:
         self._names = {_text(name): number for name, number in self._db.execute("SELECT name, number FROM names")}
         self._runs = {_text(name): number for name, number in self._db.execute("SELECT id, number FROM runs")}
 
     def replace(self, error: Exception) -> None:
         """Set the database aside because of `error`, and begin an empty one."""
-        self._names, self._runs = {}, {}
+        self._names, self._runs, self._behind = {}, {}, set()
         if hasattr(self, "_db"):
             with contextlib.suppress(sqlite3.Error):
                 self._db.close()
@@ -144,29 +179,29 @@ class Registry:
 
         `points` are (name, step, value); `entries` are (journal offset, line).
         """
-        self._db.execute("BEGIN")
+        summary = msgspec.json.encode(run)
         try:
-            number = self._run_number(run.id)
-            summary = msgspec.json.encode(run)
-            self._db.execute("UPDATE runs SET summary = ?, offset = ? WHERE number = ?", (summary, offset, number))
-            self._add_points(number, points)
-            self._db.executemany(
-                "INSERT OR REPLACE INTO told VALUES (?, ?, ?)", [(number, at, line) for at, line in entries]
-            )
-        except BaseException:
-            self._db.execute("ROLLBACK")
+            with self._transaction():
+                number = self._run_number(run.id)
+                self._db.execute("UPDATE runs SET summary = ? WHERE number = ?", (summary, number))
+                if run.id not in self._behind:
+                    self._db.execute("UPDATE runs SET offset = ? WHERE number = ?", (offset, number))
+                self._add_points(number, points)
+                self._db.executemany(
+                    "INSERT OR REPLACE INTO told VALUES (?, ?, ?)", [(number, at, line) for at, line in entries]
+                )
+        except sqlite3.Error:
+            self._behind.add(run.id)
             raise
-        self._db.execute("COMMIT")
 
     def forget(self, run_id: str) -> None:
         number = self._runs.pop(run_id, None)
         if number is None:
             return
-        self._db.execute("BEGIN")
-        for table in ("points", "buckets", "told"):
-            self._db.execute(f"DELETE FROM {table} WHERE run = ?", (number,))
-        self._db.execute("DELETE FROM runs WHERE id = ?", (run_id,))
-        self._db.execute("COMMIT")
+        with self._transaction():
+            for table in ("points", "buckets", "told"):
+                self._db.execute(f"DELETE FROM {table} WHERE run = ?", (number,))
+            self._db.execute("DELETE FROM runs WHERE id = ?", (run_id,))
 
     def read_ledger(self, run_id: str) -> list[dict[str, Any]]:
         """All ledger entries of a run, oldest first, however many entries came after them."""
@@ -267,14 +302,19 @@ class Registry:
         )
 
     def read_telemetry(self, since: float, until: float | None = None, points: int = 0) -> list[Telemetry]:
-        """The samples between two moments, oldest first; with `points`, every so many-th of them."""
-        within = (since, until if until is not None else 1e300)
-        (count,) = self._db.execute("SELECT count(*) FROM telemetry WHERE time BETWEEN ? AND ?", within).fetchone()
-        rows = self._db.execute(
-            "SELECT sample FROM (SELECT sample, time, row_number() OVER (ORDER BY time) AS number FROM telemetry "
-            "WHERE time BETWEEN ? AND ?) WHERE number % ? = 0 ORDER BY time",
-            (*within, max(1, -(-count // points)) if points > 0 else 1),
-        ).fetchall()
+        """The samples between two moments, oldest first; with `points`, the last one in each of so many equal parts of
+        the time."""
+        query = "SELECT sample FROM telemetry WHERE time BETWEEN ? AND ?"
+        within = [since, 1e300 if until is None else until]
+        if points > 0:
+            (newest,) = self._db.execute("SELECT max(time) FROM telemetry").fetchone()
+            part = max((min(within[1], newest or since) - since) / points * (1 + 1e-9), 1e-3)
+            query += (
+                " AND time IN (SELECT max(time) FROM telemetry WHERE time BETWEEN ? AND ? "
+                "GROUP BY CAST((time - ?) / ? AS INTEGER))"
+            )
+            within += [*within, since, part]
+        rows = self._db.execute(f"{query} ORDER BY time", within).fetchall()
         found = []
         for (sample,) in rows:
             with contextlib.suppress(msgspec.MsgspecError, TypeError):

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from cockpit.widgets.chart import Chart
 from cockpit.widgets.chart_axes import (
     STEPS,
     Mapping,
@@ -138,6 +139,26 @@ def test_axes_map_steps_there_and_back() -> None:
     axes = run_axes({"steps_per_epoch": 25.0, "trained_tokens": 5_000}, [1, 2], [10.0, 11.0])
     assert {kind: each.position(50) for kind, each in axes.items()} == {"epoch": 2, "tokens": 10_000, "time": 49}
     assert run_axes(None) == {} and elapsed([1], [2.0]) is STEPS
+    assert run_axes({"steps_per_epoch": "x", "trained_tokens": [1]}) == {}  # a damaged journal
+
+
+def test_any_values_can_be_drawn() -> None:
+    for values in ([-1.79e308, 1.79e308, 1.0, 2.0], [math.inf, -math.inf, math.nan, 1.0], [5e-324, 0.0], [1e300, 3.0]):
+        trace = Trace(Curve([Bucket(at, at, value, value, value) for at, value in enumerate(values)]), smoothing=0.6)
+        for log in (False, True):
+            found = extremes([trace], [], 0, 3, log) or (0.0, 1.0)
+            rows = chart([trace], [], View(0, 3, *stable_range(None, *found), log), 40, 8)
+            assert {len(text) for text, _ in rows} == {40}
+
+
+def test_a_chart_names_the_axis_that_its_curves_have() -> None:
+    panel = Chart("loss")
+    curve = noisy(9)
+    panel.kind, panel.window = "time", Window(range=(0, 5))
+    panel.load({"a": Trace(curve)}, axes={"a": {"time": linear(10.0)}})
+    assert panel.kind == "time" and panel.window.range == (0, 5)
+    panel.load({"a": Trace(curve)}, axes={"a": {"epoch": linear(0.1)}})
+    assert panel.kind == "step" and panel.mapping is STEPS and panel.window == Window()
 
 
 def test_curves_over_another_axis_lie_where_that_axis_says() -> None:

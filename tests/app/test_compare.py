@@ -12,21 +12,25 @@ import msgspec
 import pytest
 
 from cockpit.connection.run_sides import read_side
-from cockpit.screens.compare import CompareScreen
+from cockpit.screens.compare import CompareScreen, _section
 from cockpit.state.run_comparison import (
     ABSENT,
+    Section,
     Side,
     compare_sides,
     describe_first_batch,
     differing,
+    energy_requests,
     first_batch,
     flatten,
     measure_energy,
+    write_device_time,
 )
 from cockpit.verbs.compare import compare
 from engine.protocol import journal
 from engine.protocol.home import Home
 from engine.protocol.messages import Device, Host, Telemetry
+from engine.supervisor.registry import Registry
 from tests.app.fake import FakeEngine, demo_run
 from tests.app.screen import HIGH, LOW, run_app, screen_text, until
 
@@ -96,6 +100,55 @@ def test_energy_is_the_power_over_the_time_that_the_run_was_running() -> None:
     assert measure_energy([sample(0, 100.0), sample(7_200, 100.0)], [0], [(0, 7_200)]) is None  # nobody was looking
     assert measure_energy([sample(0, None), sample(60, None)], [0], [(0, 60)]) is None
     assert measure_energy(steady, [7], [(0, 3_600)]) is None
+
+
+def test_the_energy_of_long_runs_is_whole_whatever_the_registry_keeps(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry.db")
+    end, hour = 3 * 86_400, 3_600
+    registry._db.execute("BEGIN")
+    for at in [*range(0, end - hour, 60), *range(end - hour, end + 1, 5)]:
+        cards = [Device(index=index, name="", power=power) for index, power in enumerate((100.0, 50.0))]
+        registry.add_telemetry(Telemetry(time=float(at), host=Host(), devices=cards))
+    registry._db.execute("COMMIT")
+    spans = [(600.0, 10_000.0), (20_000.0, 100_000.0), (130_000.0, float(end))]
+    side = Side("r", spans=spans, span_devices=[(0, 1), (0, 1), (1,)])
+    parts = [
+        measure_energy(registry.read_telemetry(query.first or 0.0, query.last, query.points), devices, inside)
+        for query, devices, inside in energy_requests(side)
+    ]
+    seconds = [stop - start for start, stop in spans]
+    wanted = (150 * (seconds[0] + seconds[1]) + 50 * seconds[2]) / 3600
+    assert sum(part or 0.0 for part in parts) == pytest.approx(wanted, rel=1e-6)
+    assert all(query.points <= 1_500 for query, _, _ in energy_requests(side))
+    assert list(energy_requests(Side("cpu", spans=spans, span_devices=[()] * 3))) == []
+
+
+def test_a_lost_run_was_running_until_its_worker_last_wrote(home: Home) -> None:
+    run = home.run("one-1")
+    lifecycle = [
+        journal.Launched(time=90.0, attempt=1, pid=1, start_time=1.0, stage="train", devices=[0, 1]),
+        journal.State(time=100.0, attempt=1, state="running"),
+        journal.State(time=9_000.0, attempt=1, state="lost"),
+        journal.State(time=9_010.0, attempt=2, state="queued"),
+        journal.Launched(time=9_020.0, attempt=2, pid=1, start_time=1.0, stage="train", devices=[3]),
+        journal.State(time=9_030.0, attempt=2, state="running"),
+        journal.State(time=9_040.0, attempt=2, state="completed"),
+    ]
+    run.lifecycle.write_bytes(b"".join(msgspec.json.encode(each) + b"\n" for each in lifecycle))
+    side = read_side(run, 10_000.0)
+    assert side.spans == [(100.0, 150.0), (9_030.0, 9_040.0)] and side.span_devices == [(0, 1), (3,)]
+    assert (side.seconds, side.devices, write_device_time(side)) == (60.0, (3,), "1:50")
+    assert len(list(energy_requests(side))) == 2
+    (run.path / "job.json").write_text(json.dumps({"host": "another"}))  # whose power is not known here
+    assert list(energy_requests(read_side(run, 10_000.0))) == []
+
+
+def test_settings_of_any_length_fit_and_floats_that_differ_look_different() -> None:
+    tables = [{"a": 0.100001, "b": float("inf")}, {"a": 0.100002, "b": float("nan")}]
+    assert [row[1] != row[2] for row in differing(tables)] == [True, True]
+    long = "{% for turn in \t\x1b[2J 世界 %}" * 20_000
+    shown = _section(Section("settings", [("template", long, long[:-1])]), 2, 60)
+    assert max(line.cell_length for line in shown.split("\n")) <= 60 and "\t" not in shown.plain
 
 
 def test_the_verb_says_what_differs(home: Home, capsys: pytest.CaptureFixture[str]) -> None:

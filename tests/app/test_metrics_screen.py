@@ -11,7 +11,7 @@ from cockpit.state.panel_layout import PANEL_HEIGHT, PANEL_WIDTH, PanelLayout, p
 from cockpit.widgets.chart import Chart
 from cockpit.widgets.chart_raster import RUN, RUN_MARKS, SHADED
 from engine.protocol.home import Home
-from engine.protocol.messages import Points
+from engine.protocol.messages import Points, RunChanged
 from tests.app.fake import FakeEngine, demo_run
 from tests.app.screen import assert_fits, run_app, screen_text, until
 
@@ -83,11 +83,51 @@ async def test_panels_are_arranged_filtered_and_kept_for_the_profile(tmp_path: A
         await until(pilot, lambda: "1 hidden" in screen_text(pilot))
         await pilot.press("slash", *"loss")
         await until(pilot, lambda: sorted(shown()) == ["eval/loss", "train/loss"])
-        await pilot.press("enter", "escape", "escape")
+        await pilot.press("enter", "escape", "escape", "escape")  # the crosshair, the filter, the screen
         await until(pilot, lambda: not isinstance(pilot.app.screen, MetricsScreen))
         kept = load_layout(home, run.name)
         assert kept.order[:2] == ("eval/loss", "train/loss")
         assert kept.hidden == kept.logarithmic == frozenset({"train/loss"})
+
+
+async def test_a_resumed_run_is_loaded_once_and_a_new_metric_leaves_the_view_as_it_is() -> None:
+    run = demo_run(metrics=METRICS)
+    engine = FakeEngine(run)
+    async with run_app(engine, (120, 40)) as pilot:
+        await pilot.press("m")
+        await until(pilot, lambda: isinstance(pilot.app.screen, MetricsScreen))
+        screen = pilot.app.screen
+        assert isinstance(screen, MetricsScreen)
+        await until(pilot, lambda: all(chart.traces for chart in screen.query(Chart)) and screen.focused is not None)
+        await pilot.press("left", "left", "enter")
+        cross = screen.query_one(Chart).cross
+        asked = sum(operation == "series" for operation, _ in engine.requests)
+        for step in range(32, 40):
+            engine.say(Points(run=run.id, attempt=2, values={"train/loss": [(step, 0.2)]}))
+            await pilot.pause(0.02)
+        loss = next(chart for chart in screen.query(Chart) if chart.heading == "train/loss")
+        await until(pilot, lambda: loss.traces[run.id].curve.last == 39)
+        assert sum(operation == "series" for operation, _ in engine.requests) == asked + 1
+        engine.say(Points(run=run.id, attempt=2, values={"train/new": [(40, 1.0)]}))
+        changed = demo_run(created=run.created, attempt=2, metrics=METRICS | {"train/new": 1.0})
+        engine.say(RunChanged(run=changed))  # what a step measures comes before what the run has measured
+        await until(pilot, lambda: "train/new" in [chart.heading for chart in screen.query(Chart)])
+        await until(pilot, lambda: isinstance(screen.maximized, Chart) and screen.maximized.heading == "train/loss")
+        assert cross is not None and {chart.cross for chart in screen.query(Chart)} == {cross}
+
+
+async def test_a_metric_that_a_run_begins_to_record_has_the_runs_mark() -> None:
+    runs = [demo_run(metrics=METRICS), demo_run(id="older", created=1.0, step=0, metrics=METRICS)]
+    engine = FakeEngine(*runs)
+    async with run_app(engine, (120, 40), first="runs") as pilot:
+        await pilot.press("o", "j", "o", "m")
+        await until(pilot, lambda: isinstance(pilot.app.screen, MetricsScreen))
+        await until(pilot, lambda: all(each.traces for each in pilot.app.screen.query(Chart)))
+        engine.say(Points(run="older", attempt=1, values={"train/loss": [(1, 2.0)]}))
+        chart = next(each for each in pilot.app.screen.query(Chart) if each.heading == "train/loss")
+        await until(pilot, lambda: "older" in chart.traces)
+        marks = [(trace.role, trace.mark, trace.band) for trace in chart.traces.values()]
+        assert sorted(marks) == [(RUN + at, RUN_MARKS[at], False) for at in range(2)]
 
 
 async def test_marked_runs_are_drawn_over_each_other_and_need_no_colour() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,54 @@ def test_telemetry_of_a_span_is_thinned_evenly(registry: Registry) -> None:
     assert len(found) == 100 and found[0] >= 100 and found[-1] == 899.0
     assert {after - before for before, after in itertools.pairwise(found)} == {8.0}
     assert len(registry.read_telemetry(990.0)) == 10 and registry.read_telemetry(2_000.0, 3_000.0, 5) == []
+
+
+def test_samples_of_seconds_do_not_crowd_out_those_of_minutes(registry: Registry) -> None:
+    for at in [*range(0, 36_000, 60), *range(36_000, 39_600)]:  # ten hours, and the last one
+        registry.add_telemetry(Telemetry(time=float(at), host=Host()))
+    found = [sample.time for sample in registry.read_telemetry(0.0, None, 660)]
+    assert max(after - before for before, after in itertools.pairwise(found)) <= 120 and len(found) <= 661
+
+
+@pytest.mark.parametrize("change", ["ALTER TABLE buckets DROP COLUMN sum", "DROP TABLE told"])
+def test_the_index_of_another_version_is_built_again_and_its_telemetry_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    path = tmp_path / "registry.db"
+    old = Registry(path)
+    old.store(Run(id="r"), 7, [("loss", 1, 1.0)], [(0, b"{}")])
+    old.add_telemetry(Telemetry(time=5.0, host=Host()))
+    old.close()
+    with sqlite3.connect(path) as db:
+        db.execute(change)
+    db.close()
+    new = Registry(path)
+    assert new.load() == {} and not list(tmp_path.glob("*damaged*"))
+    assert "another version" in (said := capsys.readouterr().out) and "damaged" not in said
+    new.store(Run(id="r"), 7, [("loss", 1, 2.0), ("clock/time", 1, 3.0)])
+    assert new.read_series("r", "loss", 5, None, None).mean == [2.0]
+    assert [sample.time for sample in new.read_telemetry(0.0)] == [5.0]
+
+
+def test_a_disk_that_was_full_mixes_no_runs_and_has_the_lost_part_read_again(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry.db")
+    registry.store(Run(id="a"), 10, [("loss", 1, 1.0)])
+    (pages,) = registry._db.execute("PRAGMA page_count").fetchone()
+    registry._db.execute(f"PRAGMA max_page_count={pages}")
+    many = [(f"name {at}", step, 0.0) for at in range(20) for step in range(200)]
+    for run in ("a", "b"):
+        with pytest.raises(sqlite3.OperationalError):
+            registry.store(Run(id=run), 20, many)
+    registry._db.execute("PRAGMA max_page_count=1000000")
+    registry.store(Run(id="c"), 30, [("other", 1, 3.0)])
+    registry.store(Run(id="b"), 30, [("loss", 2, 2.0)])
+    registry.store(Run(id="a"), 30, [("loss", 3, 4.0)])
+    for run, name, last in (("a", "loss", [1.0, 4.0]), ("b", "loss", [2.0]), ("c", "other", [3.0]),
+                            ("a", "other", []), ("b", "other", []), ("c", "loss", [])):  # fmt: skip
+        assert registry.read_series(run, name, 9, None, None).last == last, (run, name)
+    registry.close()
+    assert {run: offset for run, (_, offset) in Registry(tmp_path / "registry.db").load().items()} == {
+        "a": 10,
+        "b": 0,
+        "c": 30,
+    }
