@@ -86,7 +86,8 @@ def _list_ranks(profile: Profile) -> Iterator[Change]:
     if not isinstance(rank, int) or not isinstance(alpha, (int, float)):
         return
     while 2 * rank <= HIGHEST_RANK:
-        rank, alpha, slower = 2 * rank, 2 * alpha, slower * 1.02
+        times = 2**0.5 if adapter.kind == "rslora" else 2  # it divides by the rank's root
+        rank, alpha, slower = 2 * rank, round(times * alpha, 4), slower * 1.02
         settings = {"adapter.rank": rank, "adapter.alpha": alpha}
         yield {"settings": settings, "time": round(slower, 2), "grows": "a higher rank, of the same scale"}
 
