@@ -260,7 +260,8 @@ def test_packed_weights_stay_packed_where_they_are_divided_and_on_a_cpu(kind, wi
 
 
 def test_made_up_rows_need_no_conversations_and_enough_of_them(wide, tmp_path):
-    made = simulated.write_rows(_profile("training.micro_batch=1", "training.tokens_per_batch=640"), tmp_path, 2)
+    changes = ("training.micro_batch=1", "training.tokens_per_batch=640", "training.accumulation=1000000")
+    made = simulated.write_rows(_profile(*changes), tmp_path, 2)
     from datasets import load_from_disk
 
     assert len(load_from_disk(made["train"])) == 2 * 10 * 2

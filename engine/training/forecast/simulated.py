@@ -124,7 +124,8 @@ def write_rows(profile: Profile, folder: Path, world: int = 1) -> dict[str, Any]
     rows = profile.training.rows
     if budget := profile.training.tokens_per_batch:
         rows = max(1, -(-budget // profile.data.max_length))
-    count = max(2 * rows * profile.training.accumulation * world, 4)
+    # Two micro-batches for each rank, as held-out rows are divided; further ones are not traced, and may be many.
+    count = max(2 * rows * world, 4)
     row = make_row(profile)
     parts: dict[str, Any] = {}
     held_out = bool(profile.data.validation or profile.data.split)
