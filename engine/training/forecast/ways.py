@@ -10,6 +10,7 @@ from typing import Any
 
 from engine.config.profile import Profile
 from engine.options.tables import AUTO
+from engine.protocol.messages import ProblemError
 from engine.training.forecast import estimate, solver
 from engine.training.forecast.estimate import Given
 from engine.training.forecast.hosts import Host
@@ -57,9 +58,9 @@ def _try(profile: Profile, host: Host, given: Given, change: Change) -> Change |
         if "data.max_length" in change["settings"]:
             try:
                 changed = estimate.replace_settings(profile, change["settings"])
-            except ValueError:
+                given = estimate.assume_rows(changed, given, stack, ranks=host.cards)  # the real ones are cut
+            except (ProblemError, ValueError):
                 return None
-            given = estimate.assume_rows(changed, given, stack, ranks=host.cards)  # the real ones are cut
         traced = solver.try_change(profile, host, given, change)
     return traced if traced is not None and traced["verdict"] == "fits" else None
 
