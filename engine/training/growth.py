@@ -80,7 +80,6 @@ def _try(loop: TrainingLoop, rows: int) -> bool:
     """Whether passes over the longest rows fit on every rank, with a margin."""
     longest, method = _list_longest(loop, rows), loop.method
     loop.memory.reset()
-    accelerator.reset_peak()  # that of a size which did not fit says nothing about a smaller one
     for _ in range(min(loop.profile.training.accumulation // rows, 2)):
         with loop.memory.catch():
             batch = method.longest_batch([method.rows[row] for row in longest])
@@ -90,7 +89,9 @@ def _try(loop: TrainingLoop, rows: int) -> bool:
     loop.memory.reset()
     if failures:
         accelerator.release()
-    return not failures and _has_room(loop, 0)
+    fits = not failures and _has_room(loop, 0)
+    accelerator.reset_peak()  # that of a size which did not fit says nothing about a smaller one
+    return fits
 
 
 def _list_longest(loop: TrainingLoop, rows: int) -> list[int]:
