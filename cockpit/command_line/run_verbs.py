@@ -83,7 +83,7 @@ START_VERBS = (
             ),
             SET,
             option("--apply", metavar="FILE", help="write the profile with one of them there"),
-            option("--way", type=int, metavar="N", default=1, help="which of them --apply writes (1, the fastest)"),
+            option("--way", type=int, metavar="N", default=1, help="the number of the one that --apply writes (1)"),
         ),
     ),
     Verb("prepare", "read, check and tokenize a profile's data, nothing more", "train:prepare", (PROFILE, SET, DETACH)),

@@ -21,6 +21,8 @@ class ServiceClient:
         self.app, self.kind, self.id = app, kind, ""
         self._extra_environment: dict[str, str] = {}
         self._opening = asyncio.Lock()
+        self._unwanted = False
+        """Whether it was closed while it was being opened."""
 
     @property
     def service(self) -> Service | None:
@@ -53,6 +55,10 @@ class ServiceClient:
 
     async def close(self) -> None:
         """End the service, which frees its memory."""
+        self._unwanted = True
+        await self._end()
+
+    async def _end(self) -> None:
         if self.id and self.app.client is not None:
             service, self.id = self.id, ""
             try:
@@ -65,9 +71,12 @@ class ServiceClient:
             if self.service is not None and self.service.state == "ended":
                 self.id = ""
             if not self.id:
+                self._unwanted = False
                 environment = shell_environment(self.app.engine.shell) | self._extra_environment
                 message = OpenService(kind=self.kind, environment=environment)
                 self.id = (await self._request("service_open", message, 30.0)).id
+                if self._unwanted:
+                    await self._end()
 
     async def _request(self, operation: str, message: Any, seconds: float) -> Any:
         if self.app.client is None:

@@ -294,6 +294,11 @@ class ProfileScreen(ProfileToolsScreen):
         if result.profile is None:
             self.notify("fix the problems first: ctrl+g goes to each", severity="error")
             return
+        if result.profile.launch.via != "local":
+            self.notify(
+                "the cards of other hosts are not known: name them with `cockpit fit --cards`", severity="warning"
+            )
+            return
         text = result.text
         settings = await self.app.push_screen_wait(FitDialog(self.forecast, self.forecast.describe(result.profile)))
         if settings and text == self.editor.text:

@@ -15,6 +15,8 @@ from cockpit.widgets.line import MUTED, Line
 from engine.protocol.messages import Problem, ProblemError
 
 if TYPE_CHECKING:
+    from textual.timer import Timer
+
     from engine.config.profile import Profile
 
 DEBOUNCE = 1.0
@@ -45,9 +47,10 @@ class ForecastLine(Line):
         self.service = ServiceClient(self.app, "fit")
         self._asked: tuple[str, str] | None = None
         """Profile and directory of what is shown, or is being computed."""
-
-    def on_mount(self) -> None:
-        self._idle = self.set_timer(IDLE, self._end_service, pause=True)
+        self._waiting = 0
+        """Questions without an answer yet."""
+        self._idle: Timer | None = None
+        """Ends the service; None while there are questions."""
 
     async def on_unmount(self) -> None:
         await self.service.close()
@@ -58,6 +61,8 @@ class ForecastLine(Line):
             self._forget("no forecast before the problems are mended")
         elif profile.launch.via != "local":
             self._forget("no forecast: the cards of other hosts are not known before it is launched")
+        elif profile.model.trust_remote_code:
+            self._forget("no forecast unasked: it runs the model's own code (model.trust_remote_code) · F makes one")
         elif (wanted := self.describe(profile)) != self._asked:
             self._asked = wanted
             self.show(Content.styled("… computing what it takes", MUTED))
@@ -70,19 +75,24 @@ class ForecastLine(Line):
 
     async def ask(self, question: str, wanted: tuple[str, str], request: str, **further: Any) -> Any:
         """The answer of the service. Cancels the question when the caller is cancelled. Raises ProblemError."""
-        self._idle.pause()
-        answered = False
+        self._waiting += 1
+        self._stop_idling()
         try:
-            answer = await self.service.ask(
-                question, {"profile": wanted[0], "directory": wanted[1], **further}, request
-            )
-            answered = True
-            return answer
-        finally:
-            if not answered and self.is_attached and self.app.client is not None:
+            return await self.service.ask(question, {"profile": wanted[0], "directory": wanted[1], **further}, request)
+        except asyncio.CancelledError:
+            if self.is_attached and self.app.client is not None:
                 self.run_worker(self.service.cancel(request), group="cancel")
-            self._idle.reset()
-            self._idle.resume()
+            raise
+        finally:
+            self._waiting -= 1
+            if not self._waiting and self.is_attached:
+                self._stop_idling()
+                self._idle = self.set_timer(IDLE, self._end_service)
+
+    def _stop_idling(self) -> None:
+        if self._idle is not None:
+            self._idle.stop()
+            self._idle = None
 
     def _forget(self, why: str) -> None:
         self._asked = None
@@ -92,6 +102,8 @@ class ForecastLine(Line):
     @work(exclusive=True, group="forecast")
     async def _compute(self, wanted: tuple[str, str]) -> None:
         await asyncio.sleep(DEBOUNCE)
+        while self.app.client is None:  # the app is still connecting
+            await asyncio.sleep(DEBOUNCE)
         try:
             found = await self.ask("forecast", wanted, uuid.uuid4().hex)
         except ProblemError as error:

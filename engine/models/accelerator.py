@@ -72,6 +72,16 @@ def read_room() -> int | None:
     return free + _read_statistics(torch).get("reserved_bytes.all.current", 0)
 
 
+def reset_peak() -> None:
+    """Let the peak of this process's device memory begin anew, at what is allocated now. Has no effect without an
+    accelerator, or where it keeps no figures."""
+    import torch
+
+    if _chosen is not None:
+        with contextlib.suppress(RuntimeError):
+            torch.accelerator.reset_peak_memory_stats(_chosen)
+
+
 def release() -> None:
     """Return unused memory to the device. Has no effect where nothing has been allocated."""
     import torch

@@ -56,13 +56,14 @@ class BadBatchGuard:
         else:
             self.recent_losses.append(loss)
 
-    def evaluate(self) -> None:
-        """Evaluate. Raises RestartFrom with smaller micro-batches when a rank runs out of memory."""
-        watch = self._loop.memory
+    def evaluate(self, *, rehearsed: bool = False) -> None:
+        """Evaluate, or try what takes the most memory of it. Raises RestartFrom with smaller micro-batches when a rank
+        runs out of memory."""
+        watch, evaluator = self._loop.memory, self._loop.evaluator
         with watch.catch():
-            self._loop.evaluator.evaluate()
+            evaluator.rehearse() if rehearsed else evaluator.evaluate()
         if watch.error:
-            self._cut_micro_batch()
+            self._cut_micro_batch(rehearsed=rehearsed)
 
     # ── memory ────────────────────────────────────────────────────────────────────────────────────────────────────
 

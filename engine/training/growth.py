@@ -3,7 +3,8 @@
 A run begins with one row in each pass. In the rehearsal the longest rows go through forward and backward passes in
 ever larger micro-batches, until a rank runs out of memory, the memory that is left would not hold the next one, or a
 pass has all rows of a rank's global batch. The global batch stays: what the micro-batch gains, the accumulation loses.
-The result is journaled and in every checkpoint, so a resumed run goes on with it and does not search again.
+The result is journaled and in every checkpoint, so a resumed run goes on with it. It searches again only if its profile
+has another micro-batch or accumulation than before.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import psutil
-
 from engine.config.profile import Profile
+from engine.hardware import host_memory
 from engine.models import accelerator
 from engine.options.tables import AUTO
 from engine.protocol.journal import Ledger
 from engine.training import live_settings, memory_report
 from engine.training.exceptions import RestartFrom
+from engine.training.online.batching import PromptBatches
 
 if TYPE_CHECKING:
     from engine.training.job import Job
@@ -29,27 +30,29 @@ MARGIN = 0.1
 
 
 def begin(job: Job) -> None:
-    """Give a run with `auto` one row in each pass to begin with; a run that has not trained yet will search."""
+    """Give a run with `auto` one row in each pass to begin with, until the rehearsal has searched. A checkpoint's
+    settings have a number."""
     if job.profile.training.micro_batch != AUTO:
         return
     job.profile = live_settings.replace_setting(job.profile, "training.micro_batch", 1)
-    job.grows = job.resumed_from is None
+    job.grows = True
 
 
 def grow(loop: TrainingLoop) -> None:
-    """In the rehearsal, after a step: find the largest micro-batch that fits. Raises RestartFrom with it, if it is not
-    the current one. Called on every rank."""
+    """In the rehearsal, after a step: find the largest micro-batch that fits. Raises RestartFrom with it, after a
+    search. Called on every rank."""
     job = loop.job
     if not job.grows:
         return
     job.grows = False
-    rows = _find_largest(loop) if loop.memory.recovers else 1
-    total = loop.profile.training.accumulation
+    searches, total = loop.memory.recovers, loop.profile.training.accumulation
+    rows = _find_largest(loop) if searches else 1
     live = live_settings.replace_setting(loop.profile, "training.micro_batch", rows)
     live = live_settings.replace_setting(live, "training.accumulation", total // rows)
-    _report(job, live, recovers=loop.memory.recovers)
-    if rows > 1:
-        raise RestartFrom(live, None)
+    _report(loop, live)
+    if searches and total > 1:  # with one row too: the peaks are to be those of the run, and not of what was tried
+        accelerator.reset_peak()
+        raise RestartFrom(live, loop.step or None)
 
 
 def _find_largest(loop: TrainingLoop) -> int:
@@ -57,16 +60,17 @@ def _find_largest(loop: TrainingLoop) -> int:
     lies between."""
     total, fits = loop.profile.training.accumulation, 1
     divisors = [size for size in range(1, total + 1) if total % size == 0]
-    peak, before = memory_report.read_resident_peak() or 0, 0
+    peak = each = memory_report.read_resident_peak() or 0  # a row takes no more than the process that computes it
     while larger := next((size for size in divisors if size >= 2 * fits), None):
-        # Twice the rows take at most twice what the last doubling took. Where that did not show, it is not known.
-        if not _has_room(loop, 2 * (peak - before) or peak) or not _try(loop, larger):
+        if not _has_room(loop, each * (larger - fits)) or not _try(loop, larger):
             break
-        fits, before, peak = larger, peak, memory_report.read_resident_peak() or 0
+        now = memory_report.read_resident_peak() or 0
+        each = (now - peak) // (larger - fits) or now // larger  # where the last rows did not show, it is not known
+        fits, peak = larger, now
     else:
         return fits
     for size in [size for size in divisors if fits < size < larger]:
-        if not _try(loop, size):
+        if not _has_room(loop, each * (size - fits)) or not _try(loop, size):
             break
         fits = size
     return fits
@@ -85,13 +89,18 @@ def _try(loop: TrainingLoop, rows: int) -> bool:
     loop.memory.reset()
     if failures:
         accelerator.release()
-    return not failures and _has_room(loop, 0)
+    fits = not failures and _has_room(loop, 0)
+    accelerator.reset_peak()  # that of a size which did not fit says nothing about a smaller one
+    return fits
 
 
 def _list_longest(loop: TrainingLoop, rows: int) -> list[int]:
     lengths, skipped = loop.batches.lengths, loop.batches.skipped
     kept = (row for row in range(len(lengths)) if row not in skipped)
-    return sorted(kept, key=lambda row: (-lengths[row], row))[:rows]
+    longest = sorted(kept, key=lambda row: (-lengths[row], row))[:rows]
+    if isinstance(loop.batches, PromptBatches):  # rows are replies, and a prompt has several
+        return [longest[index % len(longest)] for index in range(rows)]
+    return longest
 
 
 def _has_room(loop: TrainingLoop, more: int) -> bool:
@@ -101,26 +110,26 @@ def _has_room(loop: TrainingLoop, more: int) -> bool:
     if peak is not None and room is not None:
         enough = peak <= (1 - MARGIN) * room
     else:
-        host = psutil.virtual_memory()
-        enough = more * loop.ranks.world <= host.available - MARGIN * host.total
+        free = host_memory.read_available() - MARGIN * host_memory.read_total()
+        enough = more * loop.ranks.world <= free
     (lacking,) = loop.ranks.sum([not enough])
     return not lacking
 
 
-def _report(job: Job, live: Profile, *, recovers: bool) -> None:
+def _report(loop: TrainingLoop, live: Profile) -> None:
     """Journal the micro-batch that has been found."""
-    training = live.training
+    job, step, recovers, training = loop.job, loop.step, loop.memory.recovers, live.training
     found = f"training.micro_batch auto: {training.micro_batch}, with training.accumulation {training.accumulation}"
     why = "" if recovers else "; ranks that share the weights cannot search"
     job.reporter.warn(
         code="memory.batch_found",
-        step=0,
+        step=step,
         message=f"{found}: the same global batch{why}",
         hint="nothing to do" if recovers else "name the number of rows; `cockpit fit` says how many fit",
     )
     for key, old in _list_changes(job, live):
         new = live_settings.get_setting(live, key)
-        job.reporter.write(Ledger(attempt=job.attempt, code="mark.setting", step=0, name=key, old=old, new=new))
+        job.reporter.write(Ledger(attempt=job.attempt, code="mark.setting", step=step, name=key, old=old, new=new))
 
 
 def _list_changes(job: Job, live: Profile) -> Iterator[tuple[str, object]]:

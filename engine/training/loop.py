@@ -52,7 +52,7 @@ class TrainingLoop:
         """The run's current settings; `control` may change them."""
         self.ranks, self.reporter, self.batches = job.ranks, job.reporter, setup.batches
         self.metrics, self.memory = setup.metrics, setup.memory
-        self.clock = StepClock("cpu" if job.simulated else job.device.kind, self.ranks)
+        self.clock = StepClock("cpu" if job.simulated else job.device.kind, self.ranks)  # a simulated one has no queue
         self.step, self.max_steps, self.outcome = step, max_steps, "completed"
         self.strategy, self.accelerator = setup.strategy, setup.strategy.accelerator
         self.method = make_method(setup)

@@ -86,7 +86,7 @@ def _evaluate(loop: TrainingLoop) -> None:
     anyway."""
     if not loop.profile.evaluation.at_start:
         loop.reporter.set_phase("rehearsing", "evaluation")
-        loop.evaluator.rehearse()
+        loop.guard.evaluate(rehearsed=True)
 
 
 def _save(loop: TrainingLoop) -> None:

@@ -320,7 +320,7 @@ def _report_start(job: Job, loop: TrainingLoop, drift: str, *, warn: bool) -> No
         if not step:
             job.reporter.warn(code="training.doubtful", message=f"{key} {message}", hint=f"change {key}")
     message, hint = doubts.describe_small_batches(job.profile, job.device.kind, batches.lengths)
-    if warn and message and not step:
+    if warn and message and not step and not job.grows:
         job.reporter.warn(code="training.small_batches", message=message, hint=hint)
     message = doubts.describe_long_rows(job.profile, batches.lengths)
     if warn and message and not step:

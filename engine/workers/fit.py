@@ -26,6 +26,9 @@ QUESTIONS = ("forecast", "fit")
 _LEFT_OUT = ("terms", "inputs")
 """What of a forecast is not sent."""
 
+_KEPT = 64
+"""Forecasts that the process keeps itself."""
+
 
 class Fit:
     def __init__(self, home: Home, cancelled: set[str]) -> None:
@@ -44,7 +47,7 @@ class Fit:
                 arguments, lambda gone: make(profile, self.home, host, lambda *_: False, cancelled=gone)[0]
             )
             if not found["rows_measured"]:
-                self._assumed[key] = found
+                self._assumed = {**dict(list(self._assumed.items())[1 - _KEPT :]), key: found}
         verdict = forecasts.judge_all(found, host.card_bytes, host.host_bytes)  # more or less may be free by now
         shown = {name: value for name, value in found.items() if name not in _LEFT_OUT}
         return {**shown, "verdict": verdict}
@@ -59,7 +62,7 @@ class Fit:
     def _read(self, arguments: dict[str, Any]) -> Profile:
         directory = Path(arguments.get("directory") or Path.cwd())
         try:
-            return parse(arguments["profile"], "profile", directory, home=self.home)
+            return parse(arguments["profile"], "profile", directory, home=self.home, forecast=True)
         except ProfileError as error:
             raise ProblemError(
                 Problem(

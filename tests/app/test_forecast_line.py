@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ class Forecasts(FakeEngine):
     def __init__(self) -> None:
         super().__init__()
         self.answering = asyncio.Event()
+        self.opening = asyncio.Event()
+        self.opening.set()
+        self.opened = self.closed = 0
         self.asked: list[dict[str, Any]] = []
         self.cancelled: list[str] = []
         self.problem: Problem | None = None
@@ -48,8 +52,11 @@ class Forecasts(FakeEngine):
         asked: Any = message
         match operation:
             case "service_open":
-                return Service(id="fit-1", kind=asked.kind, state="ready")
+                self.opened += 1
+                await self.opening.wait()
+                return Service(id=f"fit-{self.opened}", kind=asked.kind, state="ready")
             case "service_close":
+                self.closed += 1
                 return Nothing()
             case "service_cancel":
                 self.cancelled.append(asked.request)
@@ -146,3 +153,44 @@ async def test_nothing_is_asked_of_a_host_without_the_service(home: Home) -> Non
     async with run_app(FakeEngine(), home=home, first="profile") as pilot:
         await _open(pilot)
         await until(pilot, lambda: "no forecast: There are no services here" in screen_text(pilot))
+
+
+async def test_the_service_ends_whenever_nothing_is_asked_for_a_while(home: Home, monkeypatch: Any) -> None:
+    monkeypatch.setattr(forecast_line, "IDLE", 0.05)
+    engine = Forecasts()
+    async with run_app(engine, home=home, first="profile") as pilot:
+        screen = await _open(pilot)
+        await until(pilot, lambda: engine.asked)
+        await pilot.press("F")
+        await until(pilot, lambda: len(engine.asked) == 2)
+        await pilot.press("escape")
+        await until(pilot, lambda: engine.cancelled == [engine.asked[1]["request"]])
+        assert screen.forecast._idle is None  # the forecast is still waited for
+        engine.answering.set()
+        await until(pilot, lambda: engine.closed == 1)
+        screen.editor.load_text(TEXT.replace("batch: 1", "batch: 3"))
+        await until(pilot, lambda: engine.closed == 2)
+        assert engine.opened == 2
+
+
+async def test_a_service_that_opens_too_late_is_closed(home: Home) -> None:
+    engine = Forecasts()
+    engine.opening.clear()
+    async with run_app(engine, home=home, first="profile") as pilot:
+        screen = await _open(pilot)
+        await until(pilot, lambda: engine.opened)
+        await screen.forecast.service.close()
+        assert not engine.closed
+        engine.opening.set()
+        await until(pilot, lambda: engine.closed == 1)
+
+
+async def test_the_code_of_a_model_does_not_run_unasked(home: Home) -> None:
+    engine = Forecasts()
+    async with run_app(engine, home=home, first="profile") as pilot:
+        screen = await _open(pilot)
+        profile = parse(TEXT, "mine", home.root)
+        trusting = replace(profile, model=profile.model.model_copy(update={"trust_remote_code": True}))
+        screen.forecast.follow(trusting)
+        await until(pilot, lambda: "no forecast unasked" in screen_text(pilot))
+        assert not any("trust_remote_code: true" in each["profile"] for each in engine.asked)

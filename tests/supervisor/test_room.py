@@ -117,7 +117,9 @@ def test_a_busy_host_is_not_held_against_a_run(bare_home, monkeypatch):
 
 
 def test_a_control_group_limits_the_host(tmp_path, monkeypatch):
-    monkeypatch.setattr(host_memory.psutil, "virtual_memory", lambda: type("", (), {"total": 16 * GB}))
+    monkeypatch.setattr(
+        host_memory.psutil, "virtual_memory", lambda: type("", (), {"total": 16 * GB, "available": 9 * GB})
+    )
     monkeypatch.setattr(host_memory.psutil, "swap_memory", lambda: type("", (), {"total": GB}))
     assert host_memory.read_total(tmp_path) == 17 * GB
     group = tmp_path / "sys/fs/cgroup/user/job"
@@ -128,6 +130,10 @@ def test_a_control_group_limits_the_host(tmp_path, monkeypatch):
     assert host_memory.read_total(tmp_path) == 17 * GB
     (group.parent / "memory.max").write_text(f"{8 * GB}\n")
     assert host_memory.read_total(tmp_path) == 9 * GB
+    assert host_memory.read_available(tmp_path) == 9 * GB  # what the group uses is not known
+    (group.parent / "memory.current").write_text(f"{7 * GB}\n")
+    (group.parent / "memory.stat").write_text(f"anon {5 * GB}\ninactive_file {GB}\n")
+    assert host_memory.read_available(tmp_path) == 2 * GB
 
 
 def test_an_engine_refuses_it_and_leaves_nothing_behind(engine):

@@ -197,6 +197,9 @@ def test_a_ds_config_that_contradicts_the_profile_is_refused() -> None:
     assert find_problems({}, *plain) == set()
     for key, value in CONTRADICTIONS.items():
         assert find_problems(change(AGREES, key, value), *plain) == {f"launch.deepspeed.{key}"}, key
+    grows = ("method={kind: sft}", "model.dtype=bfloat16", "training={micro_batch: auto, accumulation: 8}")
+    assert find_problems({"train_batch_size": 16}, *grows) == set()
+    assert find_problems({"train_batch_size": 8}, *grows) == {"launch.deepspeed.train_batch_size"}
 
 
 REFUSED = {

@@ -16,6 +16,7 @@ from engine.config import forecasts
 from engine.config.profile import parse
 from engine.models import loss
 from engine.models.base import load_tokenizer
+from engine.protocol.messages import ProblemError
 from engine.training.forecast import estimate, simulated, terms
 from engine.training.forecast.hosts import Host
 from engine.training.forecast.skeleton import packed_bytes
@@ -260,10 +261,13 @@ def test_packed_weights_stay_packed_where_they_are_divided_and_on_a_cpu(kind, wi
 
 
 def test_made_up_rows_need_no_conversations_and_enough_of_them(wide, tmp_path):
-    made = simulated.write_rows(_profile("training.micro_batch=1", "training.tokens_per_batch=640"), tmp_path, 2)
+    changes = ("training.micro_batch=1", "training.tokens_per_batch=640", "training.accumulation=1000000")
+    made = simulated.write_rows(_profile(*changes), tmp_path, 2)
     from datasets import load_from_disk
 
     assert len(load_from_disk(made["train"])) == 2 * 10 * 2
+    with pytest.raises(ProblemError, match="too many to make"):
+        simulated.write_rows(_profile("training.micro_batch=100000000"), tmp_path)
     profile = _profile("evaluation.task=triples", "data.split={validation: 0.2}")
     job = simulated.make_job(profile, {"validation_rows": None}, None, None, None, tmp_path)  # type: ignore[arg-type]
     assert job.profile.evaluation.task is None

@@ -87,3 +87,32 @@ def test_each_setting_is_doubled_while_it_fits(monkeypatch):
     ]
     assert ways.find_larger(profile, host, None, unchanged | {"device_bytes": 15 * GB}) == []
     assert ways.find_larger(profile, host, None, unchanged | {"verdict": "near"}) == []
+
+
+def test_a_micro_batch_that_grows_stays_so_on_other_cards():
+    profile = parse(
+        PROFILE.format(base="a/b"),
+        "test",
+        "/",
+        ["training.micro_batch=auto", "training.accumulation=16", "launch.processes=2"],
+    )
+    assert solver.spread(profile, Host("cuda", "a card", 8, 20 * GB, None)) == {"training.accumulation": 4}
+
+
+def test_a_search_that_is_given_up_ends(monkeypatch):
+    def give_up(*_: Any) -> Any:
+        raise estimate.Abandoned
+
+    monkeypatch.setattr(solver, "estimate", give_up)
+    profile = parse(PROFILE.format(base="a/b"), "test", "/", [])
+    given: Any = None
+    with pytest.raises(estimate.Abandoned):
+        solver.try_change(profile, Host("cuda", "a card", 1, 20 * GB, None), given, {"settings": {}, "time": 1.0})
+
+
+def test_a_higher_rank_has_the_scale_of_the_profile():
+    for kind, power in (("lora", 1.0), ("rslora", 0.5)):
+        changes = [f"adapter={{kind: {kind}, rank: 8, alpha: 16}}"]
+        for way in ways._list_ranks(parse(PROFILE.format(base="a/b"), "test", "/", changes)):
+            rank, alpha = way["settings"].values()
+            assert alpha / rank**power == pytest.approx(16 / 8**power, rel=1e-4)

@@ -11,6 +11,7 @@ import psutil
 
 from engine.config.forecasts import Place, find_place, format_size
 from engine.config.profile import Profile
+from engine.hardware import host_memory
 from engine.hardware.listing import list_visible
 from engine.protocol.messages import Problem, ProblemError
 
@@ -65,7 +66,7 @@ class Host:
 def find(profile: Profile, card: str | None, cards: int | None, environment: Mapping[str, str] = os.environ) -> Host:
     """The host that a run of this profile is for: `cards` devices of the size `card`, else those of this host. Raises
     ProblemError for a size that is none."""
-    memory = psutil.virtual_memory().available + psutil.swap_memory().free
+    memory = host_memory.read_available() + psutil.swap_memory().free
     if card is not None:
         number, size = parse_size(card)
         if number > 1:

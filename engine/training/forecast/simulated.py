@@ -12,6 +12,7 @@ from typing import Any
 from engine.config.profile import Profile
 from engine.models.devices import Device
 from engine.protocol.home import RunDirectory
+from engine.protocol.messages import Problem, ProblemError
 from engine.training.inbox import Inbox
 from engine.training.job import Job
 from engine.training.plots import Plots
@@ -116,15 +117,30 @@ def make_job(
     )
 
 
+LARGEST = 1 << 26
+"""Tokens that are made up, at most: they take 16 bytes each."""
+
+
 def write_rows(profile: Profile, folder: Path, world: int = 1) -> dict[str, Any]:
     """The sets of rows of `prepared.json`, made up: all rows are as long as the profile allows, and all their tokens
-    are trained."""
+    are trained. Raises ProblemError for more than `LARGEST`."""
     from datasets import Dataset
 
     rows = profile.training.rows
     if budget := profile.training.tokens_per_batch:
         rows = max(1, -(-budget // profile.data.max_length))
-    count = max(2 * rows * profile.training.accumulation * world, 4)
+    # Two micro-batches for each rank, as held-out rows are divided; further ones are not traced, and may be many.
+    count = max(2 * rows * world, 4)
+    if (tokens := count * profile.data.max_length) > LARGEST:
+        raise ProblemError(
+            Problem(
+                code="forecast.unsupported",
+                title="There is no forecast for this profile",
+                cause=f"{count} rows of data.max_length {profile.data.max_length} have {tokens:.1e} tokens, too "
+                "many to make up before the rows are prepared",
+                hint="lower data.max_length or training.micro_batch, or prepare the rows",
+            )
+        )
     row = make_row(profile)
     parts: dict[str, Any] = {}
     held_out = bool(profile.data.validation or profile.data.split)

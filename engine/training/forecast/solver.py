@@ -14,7 +14,7 @@ from engine.config.profile import Profile
 from engine.options.tables import AUTO, FORECAST
 from engine.protocol.messages import ProblemError
 from engine.training.checks import check_combinations
-from engine.training.forecast.estimate import Given, estimate, replace_settings
+from engine.training.forecast.estimate import Abandoned, Given, estimate, replace_settings
 from engine.training.forecast.hosts import Host
 from engine.training.memory import smaller_micro_batch
 
@@ -106,6 +106,8 @@ def spread(profile: Profile, host: Host) -> Change:
     rows, rest = divmod(training.rows * training.accumulation * processes, host.cards)
     if rest or not rows:
         return {}
+    if training.micro_batch == AUTO:
+        return {"training.accumulation": rows}  # the rows of a rank
     micro = next(size for size in range(min(training.rows, rows), 0, -1) if rows % size == 0)
     return {"training.micro_batch": micro, "training.accumulation": rows // micro}
 
@@ -124,6 +126,8 @@ def try_change(profile: Profile, host: Host, given: Given, change: Change) -> Ch
         if not _is_possible(changed, host):
             return None
         traced = estimate(changed, host, given)
+    except Abandoned:
+        raise
     except Exception:  # noqa: BLE001 - one that cannot be traced is not suggested
         return None
     verdict = forecasts.judge_all(traced, host.card_bytes, host.host_bytes)

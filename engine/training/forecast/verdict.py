@@ -9,7 +9,7 @@ from engine.config import forecasts
 from engine.config.profile import Profile
 from engine.prep.prepare import list_inputs
 from engine.training.forecast import solver
-from engine.training.forecast.estimate import Given, estimate
+from engine.training.forecast.estimate import Abandoned, Given, estimate
 from engine.training.forecast.hosts import Host
 from engine.training.forecast.trace import PAGED
 from engine.training.memory import smaller_micro_batch
@@ -71,6 +71,8 @@ def _estimate_least(profile: Profile, host: Host, given: Given, found: dict[str,
     if smallest is not profile:
         try:
             found = estimate(smallest, host, given)
+        except Abandoned:
+            raise
         except Exception:  # noqa: BLE001 - then nothing is certain
             return None
     return {name: found[name] for name in ("device_bytes", "host_bytes")}

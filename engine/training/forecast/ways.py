@@ -10,6 +10,7 @@ from typing import Any
 
 from engine.config.profile import Profile
 from engine.options.tables import AUTO
+from engine.protocol.messages import ProblemError
 from engine.training.forecast import estimate, solver
 from engine.training.forecast.estimate import Given
 from engine.training.forecast.hosts import Host
@@ -57,9 +58,9 @@ def _try(profile: Profile, host: Host, given: Given, change: Change) -> Change |
         if "data.max_length" in change["settings"]:
             try:
                 changed = estimate.replace_settings(profile, change["settings"])
-            except ValueError:
+                given = estimate.assume_rows(changed, given, stack, ranks=host.cards)  # the real ones are cut
+            except (ProblemError, ValueError):
                 return None
-            given = estimate.assume_rows(changed, given, stack, ranks=host.cards)  # the real ones are cut
         traced = solver.try_change(profile, host, given, change)
     return traced if traced is not None and traced["verdict"] == "fits" else None
 
@@ -86,7 +87,8 @@ def _list_ranks(profile: Profile) -> Iterator[Change]:
     if not isinstance(rank, int) or not isinstance(alpha, (int, float)):
         return
     while 2 * rank <= HIGHEST_RANK:
-        rank, alpha, slower = 2 * rank, 2 * alpha, slower * 1.02
+        times = 2**0.5 if adapter.kind == "rslora" else 2  # it divides by the rank's root
+        rank, alpha, slower = 2 * rank, round(times * alpha, 4), slower * 1.02
         settings = {"adapter.rank": rank, "adapter.alpha": alpha}
         yield {"settings": settings, "time": round(slower, 2), "grows": "a higher rank, of the same scale"}
 

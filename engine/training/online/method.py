@@ -194,9 +194,9 @@ class OnlineMethod(ReferenceMethod):
     # ── the loss ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def longest_batch(self, rows: list[Row]) -> Batch:
-        """A full micro-batch of replies of maximum length to these prompts."""
+        """A full micro-batch, or one of so many rows, of replies of maximum length to these prompts."""
         reply = [self.job.tokenizer.pad_token_id or 0] * self.options.max_new_tokens
-        rows = [rows[index % len(rows)] for index in range(self.profile.training.rows)]
+        rows = [rows[index % len(rows)] for index in range(max(len(rows), self.profile.training.rows))]
         found = [Rollout(row["prompt_ids"], reply, True, 1.0) for row in rows]
         self._add_log_probs(found)
         return self._collate_rollouts(found)

@@ -222,7 +222,7 @@ def _check_batches(config: Mapping[str, Any], training: Any, launch: Any, world:
         ranks = world or (launch.processes * launch.node_count if isinstance(launch.processes, int) else None)
         if ranks:
             named = "training.micro_batch × training.accumulation × ranks"
-            yield from _compare("train_batch_size", total, training.micro_batch * training.accumulation * ranks, named)
+            yield from _compare("train_batch_size", total, training.rows * training.accumulation * ranks, named)
     yield from _compare(
         "gradient_clipping", config.get("gradient_clipping"), training.max_grad_norm, "training.max_grad_norm"
     )
