@@ -75,7 +75,8 @@ def set_values(text: str, settings: Mapping[str, Any]) -> str:
 
 
 def clear_value(text: str, key: str) -> str:
-    """The text without that setting, so that its default applies. Unchanged when the text does not have it."""
+    """The text without that setting, so that its default applies. Unchanged when the text does not have it. A group that
+    loses its last setting stays switched on: `clean:` alone would be null, which is off."""
     *sections, name = key.split(".")
     node: Node | None = _compose(text)
     for section in sections:
@@ -84,6 +85,8 @@ def clear_value(text: str, key: str) -> str:
     found = _find(node, name)
     if found is None or not isinstance(node, MappingNode):
         return text
+    if len(sections) > 1 and len(node.value) == 1:
+        return set_value(text, ".".join(sections), "{}")
     start, end = found[0].start_mark, _end(found[1])
     if not node.flow_style:
         lines = text.splitlines(keepends=True)
@@ -195,5 +198,5 @@ def parse_scalar(text: str) -> Any:
     """The value of `text` as YAML; None when it is not valid."""
     try:
         return YAML(typ="safe", pure=True).load(text)
-    except (MarkedYAMLError, ValueError):
+    except (MarkedYAMLError, ValueError, RecursionError):
         return None
