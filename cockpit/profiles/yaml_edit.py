@@ -75,8 +75,10 @@ def set_values(text: str, settings: Mapping[str, Any]) -> str:
 
 
 def clear_value(text: str, key: str) -> str:
-    """The text without that setting, so that its default applies. Unchanged when the text does not have it. A group that
-    loses its last setting stays switched on: `clean:` alone would be null, which is off."""
+    """The text without that setting, so that its default applies. Unchanged when the text does not have it.
+
+    A group that loses its last setting stays switched on: `clean:` alone would be null, which is off.
+    """
     *sections, name = key.split(".")
     node: Node | None = _compose(text)
     for section in sections:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from cockpit import remote_names
@@ -17,7 +17,6 @@ from cockpit.state.formatting import counted
 from cockpit.verbs.follow import follow
 from cockpit.verbs.output import emit, format_metric, say, say_warning, table
 from cockpit.verbs.profile import read_profile
-from cockpit.verbs.train import exit_status
 from engine.config.overrides import load_reference
 from engine.config.profile import Profile, list_notes, parse
 from engine.protocol.client import Client
@@ -37,9 +36,9 @@ def grid(options: argparse.Namespace) -> int:
     return 0
 
 
-def train_grid(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    """Check all runs of the grid, queue them, and follow them to the end unless `--detach` is given. The exit status is
-    1 if that of one of them would be."""
+def train_grid(options: argparse.Namespace, overrides: Sequence[str], exit_status: Callable[[Run], int]) -> int:
+    """Check all runs of the grid, queue them, and follow them to the end unless `--detach` is given. Returns the
+    greatest `exit_status` of the runs."""
     axes = dict(grids.parse_axis(axis) for axis in options.grid)
     if len(axes) < len(options.grid):
         raise ValueError("--grid names a setting twice: write all of its values in one")
@@ -55,7 +54,7 @@ def train_grid(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         name = check(settings, rows=number == 1).name or path.stem
         named = json.dumps(f"{name}-{number:0{len(str(len(members)))}}")
         checked.append(check([*settings, f"name={named}"]))
-    _check_outputs(checked)
+    check_outputs(checked)
     for note in list_notes(checked[0], home):
         say(note, "yellow")
     measure, rises = _choose_measure(checked[0])
@@ -86,7 +85,7 @@ def train_grid(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     return max(map(exit_status, ended))
 
 
-def _check_outputs(profiles: Sequence[Profile]) -> None:
+def check_outputs(profiles: Sequence[Profile]) -> None:
     """Raises ValueError for a folder that several runs would write: all but the first would fail."""
     for section in ("checkpoint", "export"):
         options = [getattr(each, section) for each in profiles]

@@ -12,6 +12,7 @@ from cockpit.screens.profile import ProfileScreen
 from cockpit.widgets.completion import complete_path, complete_word, complete_yaml
 from cockpit.widgets.form import Form
 from cockpit.widgets.sources_dialog import SourcesDialog
+from engine.config.bundled import find_bundled
 from engine.config.form import list_fields
 from engine.protocol.home import Home
 from tests.app.fake import FakeEngine
@@ -41,6 +42,13 @@ def test_a_setting_in_a_group_is_written_and_taken_back(text: str, key: str, val
                 assert read_yaml(changed)[name][other] == given
     with pytest.raises(KeyError):
         value_at(read_yaml(clear_value(changed, key)), key)
+
+
+@pytest.mark.parametrize(
+    "text", ["data:\n  clean:\n    unicode: false\n  train: a\n", "data: {clean: {unicode: false}}"]
+)
+def test_a_group_that_loses_its_last_setting_stays_on(text: str) -> None:
+    assert read_yaml(clear_value(text, "data.clean.unicode"))["data"]["clean"] == {}
 
 
 def test_every_group_of_the_profile_unfolds_into_its_own_fields() -> None:
@@ -114,10 +122,27 @@ async def test_groups_unfold_the_search_narrows_and_sources_have_an_editor(size:
         await pilot.press("a", *"{source: rows.jsonl, weight: 2}", "enter", "K", "y")
         expected = [{"source": "rows.jsonl", "weight": 2}, "rows.jsonl"]
         await until(pilot, lambda: read_yaml(screen.editor.text)["data"]["train"] == expected)
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(pilot.app.screen, SourcesDialog))
+        await pilot.press("a", *"*.txt", "enter", "y")
+        await until(pilot, lambda: read_yaml(screen.editor.text)["data"]["train"] == [*expected, "*.txt"])
         listed = lines(form)
         screen.editor.load_text("model: {dtype: [")
         await until(pilot, lambda: screen.result is not None and screen.result.issues)
         assert lines(form) == listed, "text that is no YAML empties the form"
+
+
+async def test_differences_to_a_copy_and_to_the_profile_of_that_name(own: Home) -> None:
+    name = "triples-pipeline"
+    (own.root / "profiles" / f"{name}.yaml").write_text((find_bundled("profiles") / f"{name}.yaml").read_text())
+    async with run_app(FakeEngine(), home=own, first="profile") as pilot:
+        screen = pilot.app.screen
+        assert isinstance(screen, ProfileScreen)
+        await until(pilot, lambda: screen.file is not None and screen.file.name == "mine" and screen.form.fields)
+        await pilot.press("f3", *name)
+        await until(pilot, lambda: f"{name} home" in screen_text(pilot) and f"{name} built-in" in screen_text(pilot))
+        await pilot.press("enter")
+        await until(pilot, lambda: f"mine beside {name} built-in" in screen_text(pilot))
 
 
 async def test_differences_and_the_users_editor(own: Home, monkeypatch: pytest.MonkeyPatch) -> None:
