@@ -52,7 +52,7 @@ def train_grid(options: argparse.Namespace, overrides: Sequence[str], exit_statu
     for number, member in enumerate(members, 1):
         settings = [f"{key}={value}" for key, value in member.settings.items()]
         name = check(settings, rows=number == 1).name or path.stem
-        named = json.dumps(f"{name}-{number:0{len(str(len(members)))}}")
+        named = json.dumps(f"{name}-{number:0{len(str(len(members)))}}", ensure_ascii=False)
         checked.append(check([*settings, f"name={named}"]))
     check_outputs(checked)
     for note in list_notes(checked[0], home):

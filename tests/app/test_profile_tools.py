@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,8 @@ def test_words_paths_and_yaml_are_completed(tmp_path: Path) -> None:
     (tmp_path / "rows" / "train.jsonl").touch()
     assert complete_path("ro", tmp_path) == "rows/" and complete_path("rows/tr", tmp_path) == "rows/train.jsonl"
     assert complete_path("x", tmp_path) == complete_path("", tmp_path) == complete_path("~nobody/x", tmp_path) == ""
+    assert not any(complete_path(typed, tmp_path) for typed in (".", "..", "~", "rows/.", "rows/.."))
+    assert complete_path("./ro", tmp_path) == "./rows/"
     assert complete_word("{source: a, for", ("source", "format")) == "{source: a, format"
     keys = {"data.max_length": (), "data.clean.unicode": ("true", "false"), "model.dtype": ("bfloat16", "float32")}
     assert complete_yaml(["da"], 0, keys) == "ta: "
@@ -143,6 +146,38 @@ async def test_differences_to_a_copy_and_to_the_profile_of_that_name(own: Home) 
         await until(pilot, lambda: f"{name} home" in screen_text(pilot) and f"{name} built-in" in screen_text(pilot))
         await pilot.press("enter")
         await until(pilot, lambda: f"mine beside {name} built-in" in screen_text(pilot))
+
+
+async def test_the_form_shows_no_settings_of_another_file(own: Home) -> None:
+    (own.root / "profiles" / "torn.yaml").write_text("model: {dtype: [\ndata:\n  train: a\n")
+    async with run_app(FakeEngine(), home=own, first="profile") as pilot:
+        screen = pilot.app.screen
+        assert isinstance(screen, ProfileScreen)
+        await until(pilot, lambda: screen.form.document.get("model") == {"dtype": "float32"})
+        screen.open(next(file for file in screen.files if file.name == "torn"))
+        await until(pilot, lambda: screen.result is not None and screen.result.issues)
+        assert screen.form.document == {}
+
+
+async def test_drafts_that_are_taken_over_while_the_files_are_loaded_anew_are_not_lost(own: Home) -> None:
+    path, begun, may_end = own.root / "profiles" / "mine.yaml", threading.Event(), threading.Event()
+    async with run_app(FakeEngine(), home=own, first="dashboard") as pilot:
+
+        def take_over(kind: str) -> list[dict[str, str]]:
+            if begun.is_set():
+                return []
+            begun.set()
+            may_end.wait(10)
+            return [{"kind": kind, "key": str(path), "text": "name: unsaved\n", "base": path.read_text()}]
+
+        pilot.app.drafts.take_over = take_over  # type: ignore[attr-defined]
+        await pilot.app.action_go("profile")  # type: ignore[attr-defined]
+        await until(pilot, begun.is_set)
+        screen = pilot.app.screen
+        assert isinstance(screen, ProfileScreen)
+        screen.load_files(path)
+        may_end.set()
+        await until(pilot, lambda: screen.editor.text == "name: unsaved\n")
 
 
 async def test_differences_and_the_users_editor(own: Home, monkeypatch: pytest.MonkeyPatch) -> None:
