@@ -5,6 +5,7 @@ ruamel composes the text into nodes with a start and an end; an edit replaces ex
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -62,8 +63,9 @@ def set_value(text: str, key: str, value: str) -> str:
         changed = _put(text, pair[1], name, value, INDENT)
     else:
         changed = _insert_after_line(text, pair[0].start_mark.line, f"{INDENT}{name}: {value}")
-    if read_yaml(changed) and value_at(read_yaml(changed), key) == expected:
-        return changed
+    with contextlib.suppress(KeyError):
+        if value_at(read_yaml(changed), key) == expected:
+            return changed
     raise ValueError(f"cannot write {value} there; edit the YAML instead")
 
 

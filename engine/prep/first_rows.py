@@ -120,7 +120,7 @@ def _kind(path: Path) -> str:
     return kind.removesuffix(".gz")
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _read(source: str, stamps: tuple[tuple[str, int, int], ...]) -> FirstRows:
     """The first rows of these files. `stamps` have path, time of change and size of each."""
     options, found, left = SourceOptions.model_validate_json(source), FirstRows(), MOST_BYTES
