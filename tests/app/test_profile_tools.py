@@ -155,8 +155,7 @@ async def test_the_form_shows_no_settings_of_another_file(own: Home) -> None:
         assert isinstance(screen, ProfileScreen)
         await until(pilot, lambda: screen.form.document.get("model") == {"dtype": "float32"})
         screen.open(next(file for file in screen.files if file.name == "torn"))
-        await until(pilot, lambda: screen.result is not None and screen.result.issues)
-        assert screen.form.document == {}
+        await until(pilot, lambda: screen.form.document == {})
 
 
 async def test_drafts_that_are_taken_over_while_the_files_are_loaded_anew_are_not_lost(own: Home) -> None:
