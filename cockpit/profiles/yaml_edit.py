@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
+from datetime import date
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -195,7 +196,9 @@ def to_flow_yaml(value: Any) -> str:
         return f"{{{', '.join(f'{key}: {to_flow_yaml(item)}' for key, item in value.items())}}}"
     if isinstance(value, str) and parse_scalar(f"[{value}]") == [value]:
         return value
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, date):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def parse_scalar(text: str) -> Any:

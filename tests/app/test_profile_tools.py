@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cockpit.profiles.differences import UNSET, compare, find_parent, mark_copy
-from cockpit.profiles.yaml_edit import clear_value, read_yaml, set_value, value_at
+from cockpit.profiles.yaml_edit import clear_value, read_yaml, set_value, to_flow_yaml, value_at
 from cockpit.screens.profile import ProfileScreen
 from cockpit.widgets.completion import complete_path, complete_word, complete_yaml
 from cockpit.widgets.form import Form
@@ -83,6 +83,15 @@ def test_differences_name_the_settings_on_both_sides() -> None:
     assert compare(theirs, ours) == [("a.y.z", "2", "4"), ("a.n", UNSET, "[1]"), ("b", "3", UNSET)]
     assert find_parent(ours) == "base" and mark_copy(ours, "other") == ours and find_parent(theirs) == ""
     assert mark_copy(theirs, "base") == f"# copied from base\n{theirs}"
+
+
+def test_values_of_every_kind_of_yaml_are_shown_on_one_line() -> None:
+    text = (
+        "a: 2024-01-01\nb: 2024-01-01 10:00:00\nc: !!binary aGk=\nd: !!set {x}\n? [1, 2]\n: .nan\ne: {2024-01-01: 1}\n"
+    )
+    shown = [to_flow_yaml(value) for value in read_yaml(text).values()]
+    assert shown[0] == "2024-01-01" and not any("\n" in line for line in shown)
+    assert len(compare(text, "a: 1\n")) == 6
 
 
 @pytest.fixture
