@@ -57,8 +57,8 @@ def test_rows_that_no_format_fits_are_refused_at_their_source(tmp_path: Path) ->
 
 
 def test_a_large_source_is_read_at_its_start_alone(tmp_path: Path) -> None:
-    text, rows = "data: {train: large.jsonl}", [say("q", "a")] * 20_000
-    write(tmp_path / "large.jsonl", [*(['{"prompt": 3}\n'] * 500), *rows])
+    text, good = "data: {train: large.jsonl}", say("q", "a")
+    write(tmp_path / "large.jsonl", [*([good, {"prompt": 3}] * 500), *([good] * 20_000)])
     assert refused(text, tmp_path) == []
     data = parse(text, "p.yaml", tmp_path).data
     found = first_rows.read_first(data.train[0], data, tmp_path, "train")
