@@ -15,14 +15,17 @@ from engine.protocol.client import build_engine_environment
 
 async def read_json(command: Sequence[str]) -> Any:
     """The JSON that a command prints; None when it fails. The command ends with the task that waits for it."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,  # the terminal is the app's
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        env=build_engine_environment(),
-        start_new_session=True,
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,  # the terminal is the app's
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env=build_engine_environment(),
+            start_new_session=True,
+        )
+    except OSError:
+        return None
     try:
         output, _ = await process.communicate()
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,8 @@ FALLBACK = ("eval/loss", "train/loss")
 
 
 class GridRow(NamedTuple):
-    """A run of a grid; `value` is its newest value of the compared metric. The run may be deleted."""
+    """A run of a grid; `value` is its newest value of the compared metric, None where it is no finite number. The run
+    may be deleted."""
 
     run: str
     state: str
@@ -42,6 +44,7 @@ def list_rows(grid: Grid, runs: Mapping[str, Run]) -> list[GridRow]:
             rows.append(GridRow(member.run, "deleted" if member.run else "not queued", 0, member.settings, None, {}))
         else:
             value = run.metrics.get(measure)
+            value = value if value is not None and math.isfinite(value) else None
             rows.append(GridRow(run.id, run.state, run.step, member.settings, value, dict(run.metrics)))
     sign = -1 if rises else 1
     return sorted(rows, key=lambda row: (row.value is None, sign * (row.value or 0.0)))

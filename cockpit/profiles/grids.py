@@ -8,9 +8,11 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from engine.protocol.home import Home, make_private, write_private
 
@@ -40,6 +42,9 @@ class Grid:
     rises: bool = False
     created: float = field(default_factory=time.time)
     runs: list[Member] = field(default_factory=list)
+
+
+_FIELDS = [each.name for each in fields(Grid)]
 
 
 def parse_axis(text: str) -> tuple[str, list[str]]:
@@ -112,14 +117,16 @@ def list_grids(home: Home) -> list[Grid]:
     for path in folder(home).glob("*.json"):
         try:
             grid = read(json.loads(path.read_bytes()))
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError):
             continue
-        if _NAME.fullmatch(grid.name):
+        if grid.name == path.stem and _NAME.fullmatch(grid.name):
             found.append(grid)
     return sorted(found, key=lambda grid: -grid.created)
 
 
 def read(content: Mapping[str, Any]) -> Grid:
-    """A grid from its file's content. Raises TypeError, KeyError."""
-    members = [Member(dict(each["settings"]), str(each["run"])) for each in content["runs"]]
-    return Grid(**{**content, "runs": members})
+    """A grid from its file's content; what a newer version has added is left out. Raises ValueError."""
+    try:
+        return msgspec.convert({name: content[name] for name in _FIELDS if name in content}, Grid)
+    except TypeError as error:
+        raise ValueError(f"it is no grid: {error}") from None

@@ -5,8 +5,10 @@ ruamel composes the text into nodes with a start and an end; an edit replaces ex
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
+from datetime import date
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -62,8 +64,9 @@ def set_value(text: str, key: str, value: str) -> str:
         changed = _put(text, pair[1], name, value, INDENT)
     else:
         changed = _insert_after_line(text, pair[0].start_mark.line, f"{INDENT}{name}: {value}")
-    if read_yaml(changed) and value_at(read_yaml(changed), key) == expected:
-        return changed
+    with contextlib.suppress(KeyError):
+        if value_at(read_yaml(changed), key) == expected:
+            return changed
     raise ValueError(f"cannot write {value} there; edit the YAML instead")
 
 
@@ -75,7 +78,10 @@ def set_values(text: str, settings: Mapping[str, Any]) -> str:
 
 
 def clear_value(text: str, key: str) -> str:
-    """The text without that setting, so that its default applies. Unchanged when the text does not have it."""
+    """The text without that setting, so that its default applies. Unchanged when the text does not have it.
+
+    A group that loses its last setting stays switched on: `clean:` alone would be null, which is off.
+    """
     *sections, name = key.split(".")
     node: Node | None = _compose(text)
     for section in sections:
@@ -84,6 +90,8 @@ def clear_value(text: str, key: str) -> str:
     found = _find(node, name)
     if found is None or not isinstance(node, MappingNode):
         return text
+    if len(sections) > 1 and len(node.value) == 1:
+        return set_value(text, ".".join(sections), "{}")
     start, end = found[0].start_mark, _end(found[1])
     if not node.flow_style:
         lines = text.splitlines(keepends=True)
@@ -188,12 +196,14 @@ def to_flow_yaml(value: Any) -> str:
         return f"{{{', '.join(f'{key}: {to_flow_yaml(item)}' for key, item in value.items())}}}"
     if isinstance(value, str) and parse_scalar(f"[{value}]") == [value]:
         return value
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, date):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def parse_scalar(text: str) -> Any:
     """The value of `text` as YAML; None when it is not valid."""
     try:
         return YAML(typ="safe", pure=True).load(text)
-    except (MarkedYAMLError, ValueError):
+    except (MarkedYAMLError, ValueError, RecursionError):
         return None

@@ -17,6 +17,7 @@ from cockpit.screens.review import ReviewScreen
 from cockpit.screens.row_browser import REJECTED as REJECTED_ROWS
 from cockpit.widgets.draft_dialog import REJECTED, WRITE, DraftDialog
 from engine.config.forecasts import summarize
+from engine.protocol.text import name_after
 
 
 class DraftingScreen(ReviewScreen):
@@ -32,7 +33,7 @@ class DraftingScreen(ReviewScreen):
         if self.request:  # tokens are being counted, and are counted again
             await self.worker.cancel(self.request)
         self.show_status("writing a profile …", "Esc stops")
-        facts = await self.ask("draft", {"name": _name(self.data_name)})
+        facts = await self.ask("draft", {"name": name_after(self.data_name)})
         await self.show_current()
         if facts is not None:
             await self._offer(facts)
@@ -69,9 +70,3 @@ class DraftingScreen(ReviewScreen):
             self.notify(f"cannot write {path}: {error.strerror}", severity="error")
             return
         await self.app.open_profile(path)
-
-
-def _name(stem: str) -> str:
-    """A name for a run on a file: letters, digits and dashes."""
-    kept = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in stem.partition(".")[0])
-    return "-".join(filter(None, kept.lower().split("-"))) or "mine"

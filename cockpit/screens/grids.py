@@ -46,7 +46,7 @@ class GridsScreen(RunBatchScreen):
         try:
             listed = await read_json(link.build_command("--json", "grid"))
             return [grids.read(each) for each in listed or ()]
-        except (ProblemError, TypeError, KeyError):
+        except (ProblemError, ValueError):
             return []
 
 

@@ -94,8 +94,8 @@ HELP: dict[str, Sentences] = {
         },
         "Compare losses": {
             "overlay": "Mark it; the losses of marked runs are drawn in one chart.",
-            "metrics": "Show all metrics of the marked runs, or of the one under the cursor.",
-            "compare": "Say how the marked runs differ: settings, data, batches, results, cost.",
+            "metrics": "Show all metrics of the marked or chosen runs, else of the one under the cursor.",
+            "compare": "Say how the marked or chosen runs differ: settings, data, batches, results, cost.",
             "grids": "Compare the runs of a grid: a table, and a picture of its settings.",
             "log_scale": "Switch between a linear and a logarithmic axis.",
             "zoom(1)": "Zoom in on the last steps.",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -82,6 +83,11 @@ class ProfileScreen(ProfileToolsScreen):
         self._bases: dict[Path, str] = {}
         """The text of each file when it was opened, or when its draft was begun."""
         self.result: ProfileCheck | None = None
+        self._taken: list[dict[str, Any]] = []
+        """The drafts of apps that have ended, until they are shown."""
+        self._taking = threading.Lock()
+        self._formed: ProfileFile | None = None
+        """The file whose settings the form shows."""
 
     def compose_body(self) -> ComposeResult:
         yield Static(id="status")
@@ -133,7 +139,8 @@ class ProfileScreen(ProfileToolsScreen):
 
     async def _restore_drafts(self) -> None:
         """Offer the unsaved edits of an app that has ended, and those of files that are gone or lie elsewhere."""
-        left = await asyncio.to_thread(self.app.drafts.take_over, PROFILE)
+        await asyncio.to_thread(self._take_drafts)
+        left, self._taken = self._taken, []
         for draft in left:
             self.drafts[Path(draft["key"])] = str(draft["text"])
             self._bases[Path(draft["key"])] = str(draft["base"])
@@ -142,6 +149,11 @@ class ProfileScreen(ProfileToolsScreen):
         if left:
             names = ", ".join(Path(draft["key"]).stem for draft in left)
             self.notify(f"{names}: what was not saved is back, marked with *", title="Unsaved edits", timeout=8)
+
+    def _take_drafts(self) -> None:
+        """In a thread. It goes on when the files are loaded anew meanwhile, and what it has found must not be lost."""
+        with self._taking:
+            self._taken += self.app.drafts.take_over(PROFILE)
 
     def _label(self, file: ProfileFile) -> Content:
         changed = "*" if file.path in self.drafts else ""
@@ -214,8 +226,9 @@ class ProfileScreen(ProfileToolsScreen):
     def _show(self, result: ProfileCheck) -> None:
         self.result = result
         issues = result.issues
-        if not any(issue.code == "profile.syntax" for issue in issues) or not self.form.fields:
-            # Text that is no YAML has no settings: the form stays as it was.
+        if self._formed != self.file or not any(issue.code == "profile.syntax" for issue in issues):
+            # Text that is no YAML has no settings: the form of this file stays as it was.
+            self._formed = self.file
             self.form.show(result.fields, result.document, {issue.key: issue.message for issue in issues})
         self.editor.completions = {field.key: list_values(field) for field in result.fields}
         self.form.directory = self.file.path.parent if self.file else None

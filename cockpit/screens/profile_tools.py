@@ -71,16 +71,16 @@ class ProfileToolsScreen(CockpitScreen):
             self.notify("set EDITOR, for instance: export EDITOR=vim", title="No editor", severity="warning")
             return
         before = self.editor.text
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"{self.file.name}.yaml"
-            path.write_text(before, encoding="utf-8")
-            try:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / f"{self.file.name}.yaml"
+                path.write_text(before, encoding="utf-8")
                 with self.app.suspend():
                     status = subprocess.run([*shlex.split(command), str(path)], check=False).returncode
                 text = path.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError, ValueError, SuspendNotSupported) as error:
-                self.notify(str(error) or "this terminal cannot run it", title=f"{command} failed", severity="error")
-                return
+        except (OSError, ValueError, SuspendNotSupported) as error:
+            self.notify(str(error) or "this terminal cannot run it", title=f"{command} failed", severity="error")
+            return
         if status:
             self.notify(f"it ended with status {status}; nothing is taken over", title=command, severity="warning")
         elif text != before:
@@ -96,12 +96,17 @@ class ProfileToolsScreen(CockpitScreen):
         parent = find_parent(text)
         choices = [Choice(SAVED, "what is not saved yet")] if text != self.saved else []
         others = [file for file in self.files if file.path != self.file.path]
-        others.sort(key=lambda file: file.name != parent)
+        others.sort(key=lambda file: (file.name != parent, not file.builtin))
+        named: dict[str, ProfileFile] = {}
+        for file in others:  # a copy has the name of the built-in profile that it was made from
+            label = f"{file.name} {file.place}"
+            named[str(file.path) if label in named else label] = file
         choices += [
-            Choice(file.name, "it was copied from this" if file.name == parent else file.place) for file in others
+            Choice(label, "it was copied from this" if file.name == parent and file.builtin else "")
+            for label, file in named.items()
         ]
         name = await self.app.push_screen_wait(Picker("Differences to", "a profile of the list", choices))
-        theirs = self.saved if name == SAVED else self._read(next((f for f in others if f.name == name), None))
+        theirs = self.saved if name == SAVED else self._read(named.get(name or ""))
         if name and theirs is not None:
             found = compare(theirs, text)
             title = f"{self.file.name} beside {name}: {len(found)} settings differ"

@@ -50,6 +50,13 @@ class RunOverlayScreen(GridsScreen):
         self.show_list()
         self.show_overlay()
 
+    def forget_marks(self) -> None:
+        """Take the marks from runs that were deleted."""
+        left = [run for run in self.marked if run in self.app.state.runs]
+        if left != self.marked:
+            self.marked = left
+            self.show_overlay()
+
     @work(exclusive=True, group="overlay")
     async def show_overlay(self) -> None:
         self.set_class(bool(self.marked), "-overlay")

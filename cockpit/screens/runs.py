@@ -1,4 +1,4 @@
-"""The list of runs, with sorting, a filter, actions on the selected run, and the losses of two runs in one chart."""
+"""The list of runs, with sorting, a filter, actions on one run or several, and the losses of marked runs in a chart."""
 
 from __future__ import annotations
 
@@ -213,6 +213,7 @@ m draws all their metrics, C says how they differ.
         runs = sorted(filter(self._filter.matches, everything), key=lambda run: (not run.pinned, order(run)))
         ids = [run.id for run in runs]
         self.chosen &= {run.id for run in everything}
+        self.forget_marks()
         look = Look(tuple(self.marked), frozenset(self.chosen), self._room, self._narrow, self.app.current_theme.dark)
         cells = [write_row(run, self._names, look) for run in runs]
         if ids != self._rows:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from cockpit import remote_names
@@ -17,8 +18,7 @@ from cockpit.verbs.follow import follow
 from cockpit.verbs.output import emit, format_metric, say, say_warning, table
 from cockpit.verbs.profile import read_profile
 from engine.config.overrides import load_reference
-from engine.config.profile import Profile, parse
-from engine.protocol import states
+from engine.config.profile import Profile, list_notes, parse
 from engine.protocol.client import Client
 from engine.protocol.home import Home
 from engine.protocol.messages import ListRuns, ProblemError, Run
@@ -36,9 +36,9 @@ def grid(options: argparse.Namespace) -> int:
     return 0
 
 
-def train_grid(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    """Check all runs of the grid, queue them, and follow them to the end unless `--detach` is given. The exit status is
-    1 if one of them fails."""
+def train_grid(options: argparse.Namespace, overrides: Sequence[str], exit_status: Callable[[Run], int]) -> int:
+    """Check all runs of the grid, queue them, and follow them to the end unless `--detach` is given. Returns the
+    greatest `exit_status` of the runs."""
     axes = dict(grids.parse_axis(axis) for axis in options.grid)
     if len(axes) < len(options.grid):
         raise ValueError("--grid names a setting twice: write all of its values in one")
@@ -52,32 +52,46 @@ def train_grid(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     for number, member in enumerate(members, 1):
         settings = [f"{key}={value}" for key, value in member.settings.items()]
         name = check(settings, rows=number == 1).name or path.stem
-        checked.append(check([*settings, f"name={name}-{number:0{len(str(len(members)))}}"]))
+        named = json.dumps(f"{name}-{number:0{len(str(len(members)))}}", ensure_ascii=False)
+        checked.append(check([*settings, f"name={named}"]))
+    check_outputs(checked)
+    for note in list_notes(checked[0], home):
+        say(note, "yellow")
     measure, rises = _choose_measure(checked[0])
-    named = grids.free_name(home, re.sub(r"[^\w.-]+", "-", path.stem) or "grid")
-    made = Grid(named, path.name, axes, measure, rises, runs=members)
+    title = grids.free_name(home, re.sub(r"[^\w.-]+", "-", path.stem) or "grid")
+    made = Grid(title, path.name, axes, measure, rises, runs=members)
     with Client(home) as client:
         try:
             for member, profile in zip(members, checked, strict=True):
-                member.run = client.request("submit", build_submission(profile, "train", str(path))).id
+                output = profile.checkpoint.output or ""
+                member.run = client.request("submit", build_submission(profile, "train", str(path), output)).id
         except ProblemError:
             made.runs = [member for member in members if member.run]
             if made.runs:
-                say(f"{len(made.runs)} of {len(members)} runs are queued, as the grid {named}", "yellow")
+                say(f"{len(made.runs)} of {len(members)} runs are queued, as the grid {title}", "yellow")
             raise
         finally:
             if made.runs and made.runs[0].run:
                 grids.save(home, made)
         say_warning(client)
-        command = f"{remote_names.command} grid {named}"
-        say(f"{counted(len(members), 'run')} queued as the grid {named}; {command} shows them")
+        command = f"{remote_names.command} grid {title}"
+        say(f"{counted(len(members), 'run')} queued as the grid {title}; {command} shows them")
         if options.detach:
             for member in members:
                 print(member.run)
             return 0
         ended = [follow(client, member.run) for member in members]
         _show(made, _read_runs(client), as_json=options.json)
-    return int(any(run.state in (states.FAILED, states.LOST) for run in ended))
+    return max(map(exit_status, ended))
+
+
+def check_outputs(profiles: Sequence[Profile]) -> None:
+    """Raises ValueError for a folder that several runs would write: all but the first would fail."""
+    for section in ("checkpoint", "export"):
+        options = [getattr(each, section) for each in profiles]
+        named = [each.output for each in options if each.output and getattr(each, "kind", "") != "none"]
+        if len(set(named)) < len(named):
+            raise ValueError(f"{section}.output is the same folder for several runs of the grid: leave it out")
 
 
 def _choose_measure(profile: Profile) -> tuple[str, bool]:

@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from ruamel.yaml.error import YAMLError
+
 from cockpit.profiles.files import list_profiles, user_folder
 from cockpit.remote_names import STDIN_NAME
 from cockpit.verbs.output import emit, say, table
@@ -39,11 +41,14 @@ def load_profile(
 
 
 def read_profile(name: str, home: Home) -> tuple[Path, str]:
-    """The file of a profile and its text, for who parses it several times. Raises ProfileError."""
+    """The file of a profile and its text, for who parses it several times. Raises ProfileError, ValueError."""
     if name == STDIN:
         return Path.cwd() / os.environ.pop(STDIN_NAME, "stdin"), _read_stdin()
     path = find_profile(name, home)
-    return path, read_text(path)
+    try:
+        return path, read_text(path)
+    except YAMLError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _read_stdin() -> str:

@@ -39,7 +39,7 @@ def train(options: argparse.Namespace) -> int:
             raise ValueError(f"--grid does not go with {'--from' if options.first else '--output-dir'}")
         from cockpit.verbs.grid import train_grid  # it needs more than a single run does
 
-        return train_grid(options, overrides)
+        return train_grid(options, overrides, exit_status)
     return start("train", options.profile, overrides, options)
 
 

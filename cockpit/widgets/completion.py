@@ -17,19 +17,19 @@ _LAST_WORD = re.compile(r"[^\s,\[\]{}:\"']*\Z")
 
 def complete_path(typed: str, directory: Path) -> str:
     """What is typed, completed to the first path that begins so; empty if there is none. A folder gets a slash."""
-    if not typed or typed.endswith("/"):
+    begun = typed.rpartition("/")[2]
+    if begun in ("", ".", "..") or (begun == typed and begun.startswith("~")):
         return ""
     try:
-        given = Path(typed).expanduser()
-        folder = directory / given.parent
+        folder = directory / Path(typed.removesuffix(begun)).expanduser()
         names = sorted(
             f"{each.name}/" if each.is_dir() else each.name
             for each in islice(folder.iterdir(), MOST)
-            if each.name.startswith(given.name)
+            if each.name.startswith(begun)
         )
     except (OSError, RuntimeError, ValueError):
         return ""
-    return f"{typed[: len(typed) - len(given.name)]}{names[0]}" if names else ""
+    return f"{typed.removesuffix(begun)}{names[0]}" if names else ""
 
 
 def complete_word(typed: str, words: Iterable[str]) -> str:

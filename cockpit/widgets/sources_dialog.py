@@ -102,8 +102,8 @@ class SourcesDialog(ModalScreen[list[Any] | None]):
     def _submitted(self, event: Input.Submitted) -> None:
         event.stop()
         text = event.value.strip()
-        value = parse_scalar(text) if text else None
-        if not isinstance(value, (str, dict)) and text:
+        value = parse_scalar(text) if text.startswith(("{", '"', "'")) else text  # else a path, as it stands
+        if not isinstance(value, (str, dict)):
             self.notify("write a path, or {source: PATH, …}", severity="error")
             return
         if text and self._at is not None:

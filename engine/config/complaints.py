@@ -59,7 +59,10 @@ def explain(error: ValidationError, model: type[Options]) -> Iterator[tuple[tupl
 def show_value(value: Any) -> str:
     """A value as it is written in a profile, shortened if it is long."""
     if isinstance(value, (dict, list, bool)) or value is None:
-        text = json.dumps(value, ensure_ascii=False, default=str)
+        try:
+            text = json.dumps(value, ensure_ascii=False, default=str)
+        except (TypeError, ValueError, RecursionError):  # its keys are dates or lists, or it contains itself
+            text = "this mapping" if isinstance(value, dict) else "this list"
     else:
         text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from engine.prep import detect_format
 from engine.prep.browse import Browser
 from engine.prep.first_rows import percent
 from engine.prep.row_views import RowViews
-from engine.prep.rows import Row
+from engine.prep.rows import Row, too_many
 from engine.prep.sources import HUB, find_left_out, find_source
 from engine.prep.token_rows import percentile
 from engine.protocol.home import Home
@@ -48,7 +48,7 @@ _HELD_OUT = 1000
 """Rows that are enough to hold out."""
 _MEASURED = 5000
 """Rows that are tokenised to choose the length."""
-_PLAIN = re.compile(r"[A-Za-z_/][\w./-]*", re.ASCII)
+_PLAIN = re.compile(r"(?!(?:true|false|null|yes|no|on|off|y|n)\Z)[a-z_/][\w./-]*", re.ASCII | re.IGNORECASE)
 _METHODS = {
     "conversations": ("sft", 2.0e-4),
     "text": ("pretrain", 2.0e-4),
@@ -116,6 +116,8 @@ def draft_from(browser: Browser, home: Home, name: str, progress: Callable[[int,
     """A profile for the training rows that a browser has open (see `draft`). `progress` gets (rows done, rows in all).
     Raises ValueError, ProblemError."""
     sources = browser.parts["train"]
+    named = {part: [files[0].options for files in browser.parts[part]] for part in ("train", "validation")}
+    profile = replace(browser.profile, data=browser.profile.data.model_copy(update=named))  # no names of a catalogue
     formats = tuple(next((file.format for file in files if file.format != "auto"), "auto") for files in sources)
     good = sum(len(file) for files in sources for file in files)
     bad = sum(file.rejected for files in sources for file in files)
@@ -136,7 +138,7 @@ def draft_from(browser: Browser, home: Home, name: str, progress: Callable[[int,
         }
 
     kind = find_kind(formats)
-    return draft(browser.profile, Rows(good, bad, formats, kind), choose_base(home, kind), measure, name=name)
+    return draft(profile, Rows(good, bad, formats, kind), choose_base(home, kind), measure, name=name)
 
 
 def draft(
@@ -147,7 +149,8 @@ def draft(
     *,
     name: str,
 ) -> dict[str, Any]:
-    """A profile that trains on the training sources of `profile`, as YAML, and the facts that it was written from.
+    """A profile that trains on the training sources of `profile`, as YAML, and the facts that it was written from. The
+    held-out sources of `profile` are kept.
 
     `measure` gives the counts of the training rows, tokenised as a profile says. Raises ValueError without good rows.
     """
@@ -165,22 +168,34 @@ def draft(
     trial = replace(trial, data=trial.data.model_copy(update={"train": profile.data.train}))
     counts = measure(trial)
     length = _choose_length(counts, longest)
-    facts = _plan(rows, counts, length, profile.data, profile.directory)
+    facts = _plan(rows, counts, (length, longest), profile.data, profile.directory)
     text = _write(profile, rows, base, (method, rate), facts, name)
     return {"profile": text, "name": name, "base": base.name, "base_reason": base.reason, "method": method, **facts}
 
 
 def _choose_length(counts: Mapping[str, Any], longest: int) -> int:
     """The length that nearly all rows need; all of them if that costs little more."""
-    most, enough = int(counts["max"]), int(counts["p99"])
+    most, enough = int(counts["max"]), int(counts["p99"])  # after cutting at `longest`
     wanted = most if most <= 1.5 * enough else enough
     return int(min(longest, max(2 * _STEP, math.ceil(wanted / _STEP) * _STEP)))
 
 
-def _plan(rows: Rows, counts: Mapping[str, Any], length: int, data: DataOptions, directory: Path) -> dict[str, Any]:
-    """The figures of the profile."""
-    read = rows.good + rows.bad
-    has_splits = any(_has_validation(source, directory) for source in data.train)
+def _count_cut(counts: Mapping[str, Any], length: int, longest: int) -> int:
+    """Measured rows that are longer than `length`. The counts are those after cutting at `longest`: a row without a
+    trained token before that has no length."""
+    if length >= longest:
+        return int(counts["truncated"])
+    kept = sum(count for tokens, count in counts["lengths"] if tokens > length)
+    return int(kept + min(counts["masked"], counts["truncated"]))
+
+
+def _plan(
+    rows: Rows, counts: Mapping[str, Any], lengths: tuple[int, int], data: DataOptions, directory: Path
+) -> dict[str, Any]:
+    """The figures of the profile. `lengths` are that of the profile, and that at which rows were cut to measure
+    them."""
+    length, read = lengths[0], rows.good + rows.bad
+    has_splits = bool(data.validation) or any(_has_validation(source, directory) for source in data.train)
     share = 0.0 if has_splits or rows.good < _LEAST_SPLIT else 0.1 if rows.good < 10 * _LEAST_SPLIT else 0.05
     share = round(min(share, _HELD_OUT / rows.good), 4)
     trained = rows.good - round(rows.good * share)
@@ -194,13 +209,14 @@ def _plan(rows: Rows, counts: Mapping[str, Any], length: int, data: DataOptions,
         "rejected": rows.bad,
         "rejected_share": rows.bad / read,
         "max_rejected": data.max_rejected,
-        "refused": rows.bad > data.max_rejected * read,
+        "refused": too_many(rows.bad, read, data.max_rejected),
         "max_length": length,
-        "cut": sum(count for tokens, count in counts["lengths"] if tokens > length),
-        "measured": counts["rows"],
+        "cut": _count_cut(counts, *lengths),
+        "measured": counts["rows"] + counts["masked"],
         "p50": counts["p50"],
         "p95": counts["p95"],
         "longest": counts["max"],
+        "longer": counts["truncated"],
         "split": share,
         "has_splits": has_splits,
         "micro_batch": micro,
@@ -224,15 +240,14 @@ def _has_validation(source: SourceOptions, directory: Path) -> bool:
 def _write(
     profile: Profile, rows: Rows, base: Base, method: tuple[str, float], facts: Mapping[str, Any], name: str
 ) -> str:
-    sources = [
-        _describe_source(source, row_format, profile.directory)
-        for source, row_format in zip(profile.data.train, rows.formats, strict=True)
-    ]
+    data = profile.data
+    held_out = [source.model_copy(update={"weight": 1.0}) for source in data.validation or data.train]
+    formats = ("auto",) * len(held_out) if data.validation else rows.formats
     every = max(1, facts["steps"] // 4)
     fits = "all of them fit" if not facts["cut"] else f"{facts['cut']:,} of {facts['measured']:,} are cut"
     lines = [
         f"# {rows.good:,} rows{f' and {rows.bad:,} bad ones' if rows.bad else ''}; {facts['steps']:,} steps.",
-        f"name: {name}",
+        f"name: {_quote(name)}",
         "",
         "model:",
         f"  base: {_quote(base.name)}   # {base.reason}",
@@ -242,15 +257,17 @@ def _write(
         "",
         "data:",
         "  train:",
-        *(f"    - {source}" for source in sources),
+        *_list_sources(data.train, rows.formats, profile.directory),
     ]
     if facts["has_splits"]:
-        lines += ["  validation:", *(f"    - {source}" for source in sources)]
+        lines += ["  validation:", *_list_sources(held_out, formats, profile.directory)]
     elif facts["split"]:
         lines += [f"  split: {{validation: {facts['split']:g}}}   # held out, for evaluation"]
+    if data.max_rejected != DataOptions.model_fields["max_rejected"].default:
+        lines += [f"  max_rejected: {data.max_rejected:g}"]
     lines += [
-        f"  max_length: {facts['max_length']}   # p50 {facts['p50']}, p95 {facts['p95']}, longest {facts['longest']} "
-        f"tokens: {fits}",
+        f"  max_length: {facts['max_length']}   # p50 {facts['p50']}, p95 {facts['p95']}, longest "
+        f"{_describe_longest(facts)} tokens: {fits}",
         "",
         f"method: {{kind: {method[0]}}}",
         "",
@@ -265,6 +282,15 @@ def _write(
         f"evaluation: {{every_steps: {every}}}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _describe_longest(facts: Mapping[str, Any]) -> str:
+    """The tokens of the longest row; `longer` rows were cut before they were measured."""
+    return f"more than {facts['longest']}" if facts["longer"] else str(facts["longest"])
+
+
+def _list_sources(sources: Sequence[SourceOptions], formats: Sequence[str], directory: Path) -> list[str]:
+    return [f"    - {_describe_source(each, form, directory)}" for each, form in zip(sources, formats, strict=True)]
 
 
 def _describe_source(source: SourceOptions, row_format: str, directory: Path) -> str:
@@ -307,7 +333,7 @@ def describe(facts: Mapping[str, Any]) -> list[str]:
         f"base {facts['base']}: {facts['base_reason']}",
         f"method {facts['method']}; {'validation files found' if facts['has_splits'] else held_out}",
         f"length {facts['max_length']} tokens: half of the rows have {facts['p50']} at most, the longest "
-        f"{facts['longest']}{cut}",
+        f"{_describe_longest(facts)}{cut}",
         f"{facts['steps']:,} steps of {facts['micro_batch']} × {facts['accumulation']} rows in {facts['epochs']} "
         f"epochs, about {facts['tokens']:,} tokens",
     ]

@@ -9,6 +9,7 @@ from typing import Any
 from engine.config.profile import Profile
 from engine.options.tables import ROW_KINDS
 from engine.prep.rendered import METHODS
+from engine.prep.rows import too_many
 from engine.prep.stages.pipeline import StageRows
 from engine.prep.token_rows import Counts
 from engine.protocol.messages import Problem, ProblemError
@@ -31,7 +32,7 @@ def count_bad(profile: Profile, checked: dict[str, Any]) -> int:
 
 
 def check_rejects(rejected: int, read: int, first: list[str], limit: float, part: str) -> None:
-    if rejected > limit * read:
+    if too_many(rejected, read, limit):
         raise ProblemError(
             Problem(
                 code="data.rows.bad",

@@ -18,6 +18,7 @@ import msgspec
 from engine.options.data import DataOptions, SourceOptions
 from engine.prep import read_rows, readers
 from engine.prep.formats.canonical import Canonical, EmptyRow
+from engine.prep.rows import too_many
 from engine.prep.sources import HUB, list_files
 from engine.prep.stages.source_files import PARTS, resolve_source
 from engine.protocol.messages import Problem, ProblemError
@@ -28,6 +29,8 @@ MOST_ROWS = 1000
 """Rows that are read of a source."""
 MOST_BYTES = 2**18
 """Bytes that are read of a source, but for its last row."""
+MOST_SOURCES = 20
+"""Sources that are read of a part: a launch waits for it."""
 _QUOTED = 3
 """Bad rows that a message quotes."""
 _LIGHT = (".jsonl", ".json", ".csv", ".tsv", ".txt")
@@ -74,14 +77,20 @@ def check_first_rows(profile: Any) -> Iterator[tuple[str, str]]:
     `data.max_rejected` allows, and for held-out replies that the profile's evaluation cannot score."""
     data = profile.data
     for part in PARTS:
-        found = [read_first(source, data, profile.directory, part) for source in getattr(data, part)]
+        found = list(_read_part(profile, part))
         for index, rows in enumerate(found):
             if rows.problem:
                 yield f"data.{part}.{index}", rows.problem
-        if not any(rows.problem for rows in found):
+        if len(found) == len(getattr(data, part)) and not any(rows.problem for rows in found):
             yield from _check_share(data, part, found)
     if profile.evaluation.task and profile.evaluation.samples:
         yield from _check_references(profile)
+
+
+def _read_part(profile: Any, part: str) -> Iterator[FirstRows]:
+    """The first rows of each of the part's first sources."""
+    for source in getattr(profile.data, part)[:MOST_SOURCES]:
+        yield read_first(source, profile.data, profile.directory, part)
 
 
 def describe_misfit(text: str, task: str) -> str:
@@ -111,7 +120,7 @@ def _kind(path: Path) -> str:
     return kind.removesuffix(".gz")
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _read(source: str, stamps: tuple[tuple[str, int, int], ...]) -> FirstRows:
     """The first rows of these files. `stamps` have path, time of change and size of each."""
     options, found, left = SourceOptions.model_validate_json(source), FirstRows(), MOST_BYTES
@@ -157,7 +166,7 @@ def _check_share(data: DataOptions, part: str, found: list[FirstRows]) -> Iterat
     drops_empty = data.clean is not None and data.clean.empty
     read = sum(rows.read for rows in found)
     bad = sum(len(rows.bad) - (rows.empty if drops_empty else 0) for rows in found)
-    if bad > data.max_rejected * read:
+    if too_many(bad, read, data.max_rejected):
         first = list(itertools.islice((reason for rows in found for reason in rows.bad), _QUOTED))
         more = " …" if bad > len(first) else ""
         yield (
@@ -175,21 +184,22 @@ def percent(share: float) -> str:
 
 def _check_references(profile: Any) -> Iterator[tuple[str, str]]:
     """Whether the held-out replies that will be scored are answers to `evaluation.task`. A part that is to be split off
-    is only known to be wrong if none of the rows is an answer."""
+    is only known to be wrong if none of the rows is an answer, and one that is to be cleaned, too."""
     data, task, samples = profile.data, profile.evaluation.task, profile.evaluation.samples
     for part in ("validation", "test", "train"):
         if part == "train" and (not data.split or data.validation):
             continue
-        rows = (row for source in getattr(data, part) for row in read_first(source, data, profile.directory, part).rows)
+        certain = part != "train" and data.clean is None
+        rows = (row for first in _read_part(profile, part) for row in first.rows)
         replies = ((row.place, reply) for row in rows if (reply := last_reply(row.content, task)) is not None)
         seen, wrong = 0, []
         for place, reply in itertools.islice(replies, samples):
             seen += 1
             if reason := describe_misfit(reply, task):
                 wrong.append(f"the reply of {place} {reason}")
-                if part != "train":
+                if certain:
                     break
-        if wrong and (part != "train" or len(wrong) == seen):
+        if wrong and (certain or len(wrong) == seen):
             yield "evaluation.task", explain_misfit(wrong[0], task)
 
 

@@ -11,6 +11,11 @@ from typing import NamedTuple
 from engine.prep.formats.canonical import Canonical
 
 
+def too_many(bad: int, read: int, limit: float) -> bool:
+    """Whether more than this share of the rows is bad. The quotient is compared, as `0.29 * 100` is less than 29."""
+    return bad > 0 and bad / max(read, 1) > limit
+
+
 class Row(NamedTuple):
     """A good row and its place. All canonical rows made from one source row share its place."""
 

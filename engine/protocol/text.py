@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -24,6 +25,11 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     message."""
     matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f", did you mean {matches[0]}?" if matches else ""
+
+
+def name_after(stem: str) -> str:
+    """A name for a run on a file of this name: `My rows.jsonl` becomes `my-rows`."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", stem.partition(".")[0]).strip("-").lower()[:60] or "mine"
 
 
 def name_kind(value: object) -> str:

@@ -41,7 +41,7 @@ BURST = 12
 """Actions that are posted before the app has handled them."""
 NAMED = [
     "enter", "escape", "tab", "shift+tab", "up", "down", "left", "right", "home", "end", "pageup", "pagedown", "space",
-    "backspace", "delete", "f1", "ctrl+s", "ctrl+l", "ctrl+g", "ctrl+t", "ctrl+b", "ctrl+n", "ctrl+o", "ctrl+x",
+    "backspace", "delete", "f1", "f3", "ctrl+s", "ctrl+l", "ctrl+g", "ctrl+t", "ctrl+b", "ctrl+n", "ctrl+o", "ctrl+x",
     "ctrl+c", "ctrl+p", "ctrl+z", "ctrl+u", "ctrl+a", "alt+1", "alt+2", "alt+3", "alt+4", "alt+5", "alt+6",
 ]  # fmt: skip
 CHARACTERS = "123456" + "abcdefghijklmnoprstuvwxyEXJK/[]<>=+-#?: 抽取"

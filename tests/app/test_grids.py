@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +14,7 @@ from cockpit.profiles import grids
 from cockpit.profiles.grid_results import list_rows
 from cockpit.profiles.grids import Grid, Member, combine, parse_axis
 from cockpit.screens.runs import RunsScreen
+from cockpit.verbs.grid import check_outputs
 from cockpit.widgets.grid_dialog import GridDialog
 from cockpit.widgets.parallel import Axis, draw, place_metric, place_values
 from engine.protocol.home import Home
@@ -96,6 +100,39 @@ async def test_without_grids_it_says_how_to_queue_one(tmp_path: Path) -> None:
     async with run_app(FakeEngine(), home=Home(tmp_path / "home").create(), first="runs") as pilot:
         await pilot.press("g")
         await until(pilot, lambda: "No grids yet" in screen_text(pilot))
+
+
+def test_files_that_are_no_grids_are_left_out_and_values_that_are_no_numbers_come_last(tmp_path: Path) -> None:
+    home = Home(tmp_path).create()
+    grid, runs = make_grid(home)
+    whole = json.loads((grids.folder(home) / "mine.json").read_text())
+    wrong = ({"created": "x"}, {"runs": "ab"}, {"runs": [{"settings": "ab", "run": ""}]}, {"axes": 3}, {"name": 3}, {})
+    for at, change in enumerate(wrong):  # the last one is a copy: its name is that of another file
+        (grids.folder(home) / f"wrong-{at}.json").write_text(json.dumps({**whole, "name": f"wrong-{at}", **change}))
+    (grids.folder(home) / "wrong-5.json").write_text(json.dumps(whole))
+    (grids.folder(home) / "list.json").write_text("[1]")
+    (grids.folder(home) / "mine.json").write_text(json.dumps({**whole, "added": "by a newer version"}))
+    assert grids.list_grids(home) == [grid]
+    for number, value in ((2, math.nan), (1, math.inf), (3, -math.inf)):
+        runs[number].metrics["eval/loss"] = value  # type: ignore[attr-defined]
+    rows = list_rows(grid, {run.id: run for run in runs})  # type: ignore[attr-defined]
+    assert [row.run for row in rows] == ["mine-0", "mine-4", "mine-1", "mine-2", "mine-3", "mine-5"]
+    assert [row.value is None for row in rows] == [False, False, True, True, True, True]
+
+
+@pytest.mark.parametrize(("section", "kind"), [("checkpoint", ""), ("export", "merged")])
+def test_runs_of_a_grid_do_not_share_an_output(section: str, kind: str) -> None:
+    def make(output: str | None, kind: str = kind) -> SimpleNamespace:
+        sections = {"checkpoint": SimpleNamespace(output=None), "export": SimpleNamespace(output=None, kind="none")}
+        chosen = (
+            SimpleNamespace(output=output) if section == "checkpoint" else SimpleNamespace(output=output, kind=kind)
+        )
+        return SimpleNamespace(**{**sections, section: chosen})
+
+    check_outputs([make("a"), make("b")])  # type: ignore[list-item]
+    check_outputs([make(None), make(None)])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=f"{section}.output is the same folder"):
+        check_outputs([make("a"), make("a")])  # type: ignore[list-item]
 
 
 def test_a_member_without_a_run_was_not_queued() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from cockpit.widgets.chart import Chart
 from engine.protocol.home import Home
-from engine.protocol.messages import Problem, Resume, RunChanged, RunRef, Service, ServiceChanged
+from engine.protocol.messages import Problem, Resume, RunChanged, RunRef, RunRemoved, Service, ServiceChanged
 from tests.app.fake import FakeEngine, demo_run
 from tests.app.screen import HIGH, LOW, RealEngine, assert_fits, run_app, screen_text, until
 from tests.scripted.bench import Engine
@@ -81,13 +81,16 @@ async def test_a_running_run_is_kept_up_to_date() -> None:
 
 
 async def test_two_curves_over_each_other() -> None:
-    async with run_app(engine(), LOW, first="runs") as pilot:
+    fake = engine()
+    async with run_app(fake, LOW, first="runs") as pilot:
         await pilot.press("o", "j", "o")
         chart = pilot.app.screen.query_one("#overlay", Chart)
         await until(pilot, lambda: len(chart.traces) == 2)
         text = screen_text(pilot)
         assert "● live-run" in text and "■ done-run" in text  # marks, not colour alone
         assert_fits(pilot)
+        fake.say(RunRemoved(run="done-run"))
+        await until(pilot, lambda: list(chart.traces) == ["live-run"])
         await pilot.press("escape")
         await until(pilot, lambda: not chart.display)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +57,30 @@ def test_rows_that_no_format_fits_are_refused_at_their_source(tmp_path: Path) ->
 
 
 def test_a_large_source_is_read_at_its_start_alone(tmp_path: Path) -> None:
-    rows = [say("q " * 100, "a")] * 200_000
-    write(tmp_path / "large.jsonl", ['{"prompt": 3}\n', *rows])
-    started = time.perf_counter()
-    assert refused("data: {train: large.jsonl}", tmp_path) == []
-    assert time.perf_counter() - started < 1
+    text, good = "data: {train: large.jsonl}", say("q", "a")
+    write(tmp_path / "large.jsonl", [*([good, {"prompt": 3}] * 500), *([good] * 20_000)])
+    assert refused(text, tmp_path) == []
+    data = parse(text, "p.yaml", tmp_path).data
+    found = first_rows.read_first(data.train[0], data, tmp_path, "train")
+    assert (found.read, len(found.bad), found.whole) == (first_rows.MOST_ROWS, 500, False)
+    write(tmp_path / "large.jsonl", [say("q " * 20_000, "a")] * 100)
+    found = first_rows.read_first(data.train[0], data, tmp_path, "train")
+    assert found.read * 40_000 < first_rows.MOST_BYTES + 80_000 and not found.whole
+
+
+def test_of_many_sources_the_first_are_read(tmp_path: Path) -> None:
+    for number in range(first_rows.MOST_SOURCES + 5):
+        write(tmp_path / f"{number}.jsonl", [say("q", "a") if number < first_rows.MOST_SOURCES else {"x": 1}])
+    names = [f"{number}.jsonl" for number in range(first_rows.MOST_SOURCES + 5)]
+    assert refused(f"data: {{train: {json.dumps(names)}}}", tmp_path) == []
+    assert len(refused(f"data: {{train: {json.dumps(names[::-1])}}}", tmp_path)) == 5
+
+
+def test_held_out_rows_that_cleaning_may_drop_are_left_to_it(tmp_path: Path) -> None:
+    write(tmp_path / "t.jsonl", [say("q", ANSWER)] * 3)
+    write(tmp_path / "held.jsonl", [say("q", ANSWER), say("q", "Paris")])
+    profile = "data: {train: t.jsonl, validation: held.jsonl%s}\nevaluation: {task: triples}"
+    assert len(refused(profile % "", tmp_path)) == 1 and refused(profile % ", clean: {}", tmp_path) == []
 
 
 def test_held_out_replies_that_the_task_cannot_score_are_refused(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,13 @@ from engine.prep import draft, outputs
 from engine.prep.browse import Browser
 from engine.prep.stages.standalone import Progress
 from engine.protocol.home import Home
+from engine.protocol.text import name_after
 
 
 def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """`{profile, rows, rejected, refused, base, method, max_length, split, steps, …, says, next}`: `profile` is the
     file that was written. Raises ValueError, ProblemError."""
-    name = arguments.name or name_after(arguments.source)
+    name = arguments.name or name_after(Path(arguments.source.rstrip("/*")).name)
     path = Path(arguments.out).expanduser().absolute() if arguments.out else Path.cwd() / f"{name}.yaml"
     outputs.check_files(home, [path], arguments.force)
     source: dict[str, Any] = {"source": arguments.source, "format": arguments.format or "auto"}
@@ -36,9 +36,3 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
     if found["refused"]:
         steps[-1] += f" --set data.max_rejected={math.ceil(found['rejected_share'] * 100) / 100:g}"
     return {"profile": str(path), **found, "says": "\n".join(draft.describe(found)), "next": "\n".join(steps)}
-
-
-def name_after(source: str) -> str:
-    """A name for a run on a source: `my rows.jsonl.gz` becomes `my-rows`."""
-    stem = Path(source.rstrip("/*")).name.partition(".")[0]
-    return re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-").lower() or "mine"
