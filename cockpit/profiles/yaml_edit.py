@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
 from engine.config import yaml_text
@@ -23,7 +23,7 @@ def read_yaml(text: str) -> dict[str, Any]:
     try:
         yaml_text.check(text)
         document = YAML(typ="safe", pure=True).load(text)
-    except (MarkedYAMLError, ValueError, RecursionError):
+    except (YAMLError, ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
 
@@ -48,7 +48,7 @@ def set_value(text: str, key: str, value: str) -> str:
     try:
         yaml_text.check(value)
         expected = YAML(typ="safe", pure=True).load(value)
-    except (MarkedYAMLError, ValueError, RecursionError) as error:
+    except (YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"not a YAML value: {value}") from error
     root = _compose(text)
     section, _, name = key.partition(".")
@@ -121,7 +121,7 @@ def _compose(text: str) -> MappingNode | None:
     try:
         yaml_text.check(text)
         root = YAML(typ="safe", pure=True).compose(text)
-    except (MarkedYAMLError, ValueError, RecursionError) as error:
+    except (YAMLError, ValueError, RecursionError) as error:
         raise ValueError("the text is not valid YAML; fix that first") from error
     if root is not None and not isinstance(root, MappingNode):
         raise ValueError("a profile is a mapping of sections; fix that first")
@@ -195,5 +195,5 @@ def parse_scalar(text: str) -> Any:
     """The value of `text` as YAML; None when it is not valid."""
     try:
         return YAML(typ="safe", pure=True).load(text)
-    except (MarkedYAMLError, ValueError):
+    except (YAMLError, ValueError):
         return None
