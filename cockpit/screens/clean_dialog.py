@@ -70,12 +70,20 @@ class CleanDialog(ModalScreen[None]):
 
     @work(exclusive=True, group="clean")
     async def _load(self, query: CleanQuery) -> None:
+        summary = self.query_one("#clean-summary", Static)
+        if query.remove:
+            self.marked = set()  # nothing is removed twice
+            summary.update(f"Removing {counted(len(query.remove), 'thing')}…")
         reply: CleanReply | None = await self.app.ask("clean", query, timeout=PATIENCE)
+        if reply is None and query.remove:  # one of them has come into use
+            reply = await self.app.ask("clean", CleanQuery(), timeout=PATIENCE)
         if reply is None:
+            summary.update("It is not known what can be removed: close this, and open it again")
             return
         self.items = reply.items
         self.marked = {item.path for item in reply.items if item.safe} if not query.remove else set()
         self.listing.clear_options()
+        self.query_one("#clean-why", Static).update("")
         self.listing.add_options([self._label(item) for item in self.items])
         self.listing.highlighted = 0 if self.items else None
         self.listing.focus()
@@ -99,7 +107,8 @@ class CleanDialog(ModalScreen[None]):
 
     @on(OptionList.OptionHighlighted)
     def _highlighted(self, event: OptionList.OptionHighlighted) -> None:
-        self.query_one("#clean-why", Static).update(Content(self.items[event.option_index].why))
+        if event.option_index < len(self.items):  # an earlier list may have been longer
+            self.query_one("#clean-why", Static).update(Content(self.items[event.option_index].why))
 
     @on(OptionList.OptionSelected)
     def _selected(self, event: OptionList.OptionSelected) -> None:
