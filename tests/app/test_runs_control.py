@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
 import pytest
 
+from cockpit.connection.settings import Settings
 from cockpit.state.log_lines import ERROR, LogText, find, select
 from cockpit.state.run_diff import compare, find_parent
 from cockpit.state.run_filter import FilterError, parse_filter
+from cockpit.widgets import log_viewer
 from cockpit.widgets.log_viewer import LogViewer
 from engine.protocol.home import Home
 from engine.protocol.messages import (
@@ -249,3 +252,42 @@ async def test_the_log_follows_searches_and_keeps_levels_apart(size: tuple[int, 
         assert_fits(pilot)
         await pilot.press("escape")
         await until(pilot, lambda: not isinstance(pilot.app.screen, LogViewer))
+
+
+class Slow(Keeping):
+    """Its log comes over a slow line."""
+
+    async def request(self, operation: str, message: Message | None = None, timeout: float = 30.0) -> object:
+        reply = await super().request(operation, message, timeout)
+        if operation == "log":
+            await asyncio.sleep(5 * log_viewer.PERIOD)
+        return reply
+
+
+async def test_a_log_is_read_to_its_end_over_a_slow_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_viewer, "PERIOD", 0.05)
+    fake = Slow()
+    fake.log = "begin\n"
+    async with run_app(fake, first="runs") as pilot:
+        await pilot.press("L")
+        await until(pilot, lambda: "begin" in screen_text(pilot))
+        fake.log += "ValueError: why it has ended\n"
+        fake.say(RunChanged(run=demo_run(id="going", state="failed", problem=PROBLEM)))
+        await until(pilot, lambda: "why it has ended" in screen_text(pilot))
+        viewer = pilot.app.screen
+        assert isinstance(viewer, LogViewer)
+        await until(pilot, lambda: viewer._whole)
+        asked = len(fake.sent("log"))
+        await pilot.pause(0.3)
+        assert len(fake.sent("log")) == asked, "nothing more comes"
+
+
+def test_settings_that_yaml_cannot_hold_plainly_are_kept(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    for value in ("a\x7fb\x85", "\ud800", "论文 \u202e"):
+        Settings(home).set("runs.filter", value)
+        assert Settings(home).get("runs.filter", "") == value
+    settings, failed = Settings(home), []
+    settings.failed = failed.append
+    settings.set("runs.filter", "\ufffe")  # which YAML has no way to write
+    assert failed and Settings(home).get("runs.filter", "") == "论文 \u202e"
