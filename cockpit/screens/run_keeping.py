@@ -97,7 +97,6 @@ class RunKeepingScreen(RunActionsScreen):
     @work(group="command")
     async def action_fork(self) -> None:
         """Write the run's profile to a new file among the user's, and open it."""
-        from cockpit.screens.profile import ProfileScreen
         from cockpit.widgets.prompt import Prompt
 
         run = self.current_run
@@ -126,9 +125,7 @@ class RunKeepingScreen(RunActionsScreen):
                 Problem(code="file.unwritable", title="The profile could not be written", cause=str(error))
             )
             return
-        await self.app.run_action("app.go('profile')")
-        if isinstance(self.app.screen, ProfileScreen):
-            self.app.screen.load_files(path)
+        await self.app.open_profile(path)
 
     # ── labels ────────────────────────────────────────────────────────────────────────────────────────────────────
 

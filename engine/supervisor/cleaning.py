@@ -56,7 +56,10 @@ def answer(home: Home, records: Records, message: CleanQuery, in_use: Sequence[s
 def list_items(home: Home, records: Records, in_use: Sequence[str] = ()) -> list[CleanItem]:
     """All that can be removed, the largest first. What is not `safe` needs to be asked for."""
     named = _read_names(home, records, in_use)
-    found = [item for record in list(records.values()) for item in _list_checkpoints(record, named)]
+    found: list[CleanItem] = []
+    for record in list(records.values()):
+        with contextlib.suppress(OSError):  # the run is being deleted
+            found += _list_checkpoints(record, named)
     found += [*_list_cache(home, records), *_list_deleted(home)]
     measured = [msgspec.structs.replace(item, bytes=measure_folder(Path(item.path))) for item in found]
     return sorted(measured, key=lambda item: -item.bytes)
@@ -161,17 +164,17 @@ def _list_cache(home: Home, records: Records) -> Iterator[CleanItem]:
         recent = time.time() - _find_last_use(path) < RECENT
         why = "no run refers to these prepared rows; they are made again when they are needed"
         why = "no run refers to these prepared rows, but they were used within a day" if recent else why
-        why = f"no run refers to these prepared rows, but {preparing} prepares its rows now" if preparing else why
+        why = f"no run refers to these prepared rows, but {preparing} has not chosen its rows yet" if preparing else why
         yield CleanItem(path=str(path), kind=CACHE, safe=not recent and not preparing, why=why)
 
 
 def _find_preparing(home: Home) -> str:
-    """A run, of any host, that may be about to use an entry: it has not said which yet. Empty for none."""
+    """A run, of any host, that is to prepare its rows, from an entry perhaps. Empty for none."""
     for path in home.runs.iterdir():
         directory = RunDirectory(path)
         if path.name.startswith(".") or not path.is_dir() or directory.prepared.is_file():
             continue
-        if _read_last_state(directory) in states.STARTED:
+        if _read_last_state(directory) in states.LIVE:
             return directory.id
     return ""
 
@@ -179,10 +182,12 @@ def _find_preparing(home: Home) -> str:
 def _find_last_use(folder: Path) -> float:
     """When a file of the folder was last read or written. That of the folder itself changes when it is listed."""
     latest = 0.0
-    for path in [folder, *folder.iterdir()]:
-        with contextlib.suppress(OSError):
+    try:
+        for path in [folder, *folder.iterdir()]:
             status = path.stat()
             latest = max(latest, status.st_mtime, status.st_atime if path != folder else 0.0)
+    except OSError:  # somebody changes it now
+        return time.time()
     return latest
 
 

@@ -7,12 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from cockpit.connection.settings import Settings
 from cockpit.state.log_lines import ERROR, LogText, find, select
 from cockpit.state.run_diff import compare, find_parent
 from cockpit.state.run_filter import FilterError, parse_filter
-from cockpit.widgets import log_viewer
+from cockpit.widgets import log_viewer, run_table
 from cockpit.widgets.log_viewer import LogViewer
 from engine.protocol.home import Home
 from engine.protocol.messages import (
@@ -280,6 +281,14 @@ async def test_a_log_is_read_to_its_end_over_a_slow_line(monkeypatch: pytest.Mon
         asked = len(fake.sent("log"))
         await pilot.pause(0.3)
         assert len(fake.sent("log")) == asked, "nothing more comes"
+
+
+def test_a_long_note_is_cut_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+    monkeypatch.setattr(run_table, "cell_len", lambda text: measured.append(text) or cell_len(text))
+    for note, kept in (("x" * 4000, f"{'x' * 23}…"), ("论" * 4000, f"{'论' * 11}…"), ("short", "short")):
+        assert run_table.cut(note, 24) == kept
+    assert sum(map(len, measured)) < 20_000
 
 
 def test_settings_that_yaml_cannot_hold_plainly_are_kept(tmp_path: Path) -> None:
