@@ -20,6 +20,8 @@ from engine.protocol.messages import CleanItem, CleanQuery, CleanReply
 if TYPE_CHECKING:
     from cockpit.connection.engine_app import EngineApp
 
+RISKS = {"resume": "needed to resume", "cache": "in use lately", "checkpoint": "may be the best"}
+"""Kind of what is not safe -> why, in short."""
 PATIENCE = 600.0
 """Seconds that measuring a large home may take."""
 
@@ -102,7 +104,7 @@ class CleanDialog(ModalScreen[None]):
     def _label(self, item: CleanItem) -> Content:
         mark = ("✔ ", "bold $accent") if item.path in self.marked else ("· ", "$text-muted")
         what = f"{item.run}@{item.step}" if item.run else item.path.rsplit("/", 1)[-1]
-        risk = "" if item.safe else "  needed to resume" if item.kind == "resume" else "  in use lately"
+        risk = "" if item.safe else f"  {RISKS.get(item.kind, 'not safe')}"
         return Content.assemble(mark, f"{format_size(item.bytes):>6}  {item.kind:<11} {what}", (risk, "$warning"))
 
     @on(OptionList.OptionHighlighted)
@@ -135,6 +137,6 @@ class CleanDialog(ModalScreen[None]):
         size = format_size(sum(item.bytes for item in chosen))
         text = f"{counted(len(chosen), 'thing')}, {size}, permanently."
         if unsafe:
-            text += f" {len(unsafe)} of them are not safe to remove: runs cannot be resumed from there any more."
+            text += f" {len(unsafe)} of them are not safe to remove: runs may need them."
         if await self.app.push_screen_wait(Confirm("Remove what is marked?", text, {"y": "remove it"})):
             self._load(CleanQuery(remove=[item.path for item in chosen], unsafe=bool(unsafe)))

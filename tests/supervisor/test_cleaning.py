@@ -67,6 +67,9 @@ def test_only_what_nothing_needs_is_removed(engine: Engine, capsys: pytest.Captu
     engine.client.request("label", Label(run=done.id, pinned=True))
     assert home.run(done.id).checkpoint(1) not in {Path(item.path) for item in ask(engine).items}
     engine.client.request("label", Label(run=done.id, pinned=False))
+    assert main(["--home", str(home.root), "clean", "--run", "nothing-like-it"]) == 2
+    assert main(["--home", str(home.root), "--json", "clean", "--run", stopped.id[:-1]]) == 0
+    assert {item["run"] for item in json.loads(capsys.readouterr().out)["items"]} == {stopped.id}
     assert main(["--home", str(home.root), "--json", "clean"]) == 0
     assert json.loads(capsys.readouterr().out)["removed"] == [] and unused.exists()
     assert main(["--home", str(home.root), "--json", "clean", "--yes"]) == 0
