@@ -91,6 +91,8 @@ class CleanDialog(ModalScreen[None]):
         self.listing.focus()
         if reply.removed:
             self.notify(f"{format_size(sum(item.bytes for item in reply.removed))} removed")
+            if left := len(query.remove) - len(reply.removed):
+                self.notify(f"{left} could not be removed, or came into use meanwhile", severity="warning")
         self._free, self._total = reply.disk_free, reply.disk_total
         self._summarize()
 

@@ -251,8 +251,10 @@ def remove(
     chosen = [known[path] for path in dict.fromkeys(message.remove)]
     removed = []
     for (kind, run), group in groupby(sorted(chosen, key=_group), _group):
-        again = [] if kind == DELETED else list(_list_again(home, records, run, in_use))
-        still = {each.path for each in again if each.safe or message.unsafe}
+        still: set[str] = set()
+        with contextlib.suppress(OSError):  # the run is being deleted
+            again = [] if kind == DELETED else list(_list_again(home, records, run, in_use))
+            still = {each.path for each in again if each.safe or message.unsafe}
         for item in group:
             if kind == DELETED or (item.path in still and not _has_begun(home, records, item)):
                 removed += [item] if _remove_folder(item) else []
