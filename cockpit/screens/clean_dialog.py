@@ -77,7 +77,8 @@ class CleanDialog(ModalScreen[None]):
             self.marked = set()  # nothing is removed twice
             summary.update(f"Removing {counted(len(query.remove), 'thing')}…")
         reply: CleanReply | None = await self.app.ask("clean", query, timeout=PATIENCE)
-        if reply is None and query.remove:  # one of them has come into use
+        refused = reply is None
+        if refused and query.remove:  # one of them has come into use
             reply = await self.app.ask("clean", CleanQuery(), timeout=PATIENCE)
         if reply is None:
             summary.update("It is not known what can be removed: close this, and open it again")
@@ -89,7 +90,7 @@ class CleanDialog(ModalScreen[None]):
         self.listing.add_options([self._label(item) for item in self.items])
         self.listing.highlighted = 0 if self.items else None
         self.listing.focus()
-        if reply.removed:
+        if query.remove and not refused:
             self.notify(f"{format_size(sum(item.bytes for item in reply.removed))} removed")
             if left := len(query.remove) - len(reply.removed):
                 self.notify(f"{left} could not be removed, or came into use meanwhile", severity="warning")
