@@ -19,9 +19,13 @@ from engine.protocol.home import Home
 from engine.protocol.messages import (
     AttemptEnd,
     CheckpointInfo,
+    CleanItem,
+    CleanQuery,
+    CleanReply,
     Label,
     Message,
     Problem,
+    ProblemError,
     Resume,
     Run,
     RunChanged,
@@ -284,6 +288,44 @@ async def test_a_log_is_read_to_its_end_over_a_slow_line(monkeypatch: pytest.Mon
         asked = len(fake.sent("log"))
         await pilot.pause(0.3)
         assert len(fake.sent("log")) == asked, "nothing more comes"
+
+
+class Cleaning(Keeping):
+    """The first removal is refused: one of the things has come into use; afterwards only the other one is listed."""
+
+    async def request(self, operation: str, message: Message | None = None, timeout: float = 30.0) -> object:
+        if operation != "clean":
+            return await super().request(operation, message, timeout)
+        assert isinstance(message, CleanQuery)
+        self.requests.append((operation, message))
+        items = [CleanItem(path="/c/1", kind="checkpoint", run="lr-low", step=1, bytes=5 << 20, why="[/x] neither")]
+        if len(self.sent("clean")) == 1:
+            items.append(CleanItem(path="/c/2", kind="resume", run="lr-high", step=2, safe=False, why="its newest"))
+        if len(self.sent("clean")) == 2:
+            raise ProblemError(
+                Problem(code="clean.refused", title="/c/2 is not removed", cause="it is in use", hint="")
+            )
+        removed = [item for item in items if item.path in message.remove]
+        left = [item for item in items if item not in removed]
+        return CleanReply(items=left, removed=removed, disk_free=7 << 30, disk_total=9 << 30)
+
+
+@pytest.mark.parametrize("size", [(60, 18), (120, 40)])
+async def test_the_disk_is_cleaned_and_listed_again_when_something_came_into_use(size: tuple[int, int]) -> None:
+    fake = Cleaning()
+    async with run_app(fake, size, first="runs") as pilot:
+        await pilot.press("D")
+        await until(pilot, lambda: "needed to resume" in screen_text(pilot) and "[/x] neither" in screen_text(pilot))
+        assert "1 thing marked, 5M" in screen_text(pilot)
+        await pilot.press("j", "space", "d")
+        await until(pilot, lambda: "not safe to remove" in screen_text(pilot))
+        await pilot.press("y")
+        await until(pilot, lambda: "1 thing marked" in screen_text(pilot) and "lr-high@2" not in screen_text(pilot))
+        await pilot.press("d", "y")
+        await until(pilot, lambda: "Nothing can be removed" in screen_text(pilot))
+        queries = [message for message in fake.sent("clean") if isinstance(message, CleanQuery) and message.remove]
+        assert [(query.remove, query.unsafe) for query in queries] == [(["/c/1", "/c/2"], True), (["/c/1"], False)]
+        await pilot.press("escape")
 
 
 def test_a_long_note_is_cut_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
