@@ -23,8 +23,6 @@ from engine.supervisor.notices import Notice, Notices, describe
 from engine.workers import notify
 from tests.scripted.bench import Engine, wait_for
 
-apprise = pytest.importorskip("apprise", reason="the extra `notify` is not installed")
-
 
 class Box(ThreadingHTTPServer):
     """Keeps what is posted; `/refuse` is answered with 500."""
@@ -59,6 +57,7 @@ def submit(engine: Engine, port: int) -> Run:
     """A run whose profile names an address, and a variable of the submitter's that holds another."""
     settings = ("training.max_steps=3", "training.learning_rate=0.01", "logging.tensorboard=false")
     profile = load(find("triples-qlora"), (*settings, f"logging.notify=[$ADDRESS, json://127.0.0.1:{port}/refuse]"))
+    apprise = pytest.importorskip("apprise", reason="the extra `notify` is not installed")
     path = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(apprise.__file__).parents[1])])
     environment = {"ADDRESS": f"json://127.0.0.1:{port}/profile", "PYTHONPATH": path}
     message = Submit(profile=profile.to_yaml(), directory="/", environment=environment)
