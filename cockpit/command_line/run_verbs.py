@@ -220,7 +220,7 @@ RUN_VERBS = (
         "show what takes room, and remove what nothing needs",
         "clean:clean",
         (
-            option("--run", default="", metavar="RUN", help="only the checkpoints of this run (its whole id)"),
+            option("--run", default="", metavar="RUN", help="only the checkpoints of this run"),
             option("--all", action="store_true", help="also what a resume would need, and what was used within a day"),
             option("--yes", action="store_true", help="do not ask; for scripts"),
         ),

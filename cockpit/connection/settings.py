@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from engine.protocol.home import Home, make_private, write_private
+from engine.protocol.terminal import escape_json
 from engine.protocol.text import first_line
 
 Value = TypeVar("Value")
@@ -81,12 +82,13 @@ class Settings:
             if self.damage:
                 self._put_aside()
             text = _edit(self._text, key, value)
+            document = _parse(text)
             write_private(self.path, text.encode())
         except (OSError, ValueError) as error:
             self.failed(f"{self.path}: {error}")
             _put(self.load(), key, value)  # for this app at least
             return
-        self._text, self._document = text, _parse(text)
+        self._text, self._document = text, document
 
     def _put_aside(self) -> None:
         """Rename a file that cannot be read, so that nothing that somebody wrote is lost."""
@@ -123,7 +125,7 @@ def _edit(text: str, key: str, value: object) -> str:
     """The text with the key set; comments and order stay. Raises ValueError."""
     from cockpit.profiles.yaml_edit import set_value
 
-    written = json.dumps(value, ensure_ascii=False)
+    written = escape_json(json.dumps(value, ensure_ascii=False))
     try:
         return set_value(text, key, written)
     except ValueError:

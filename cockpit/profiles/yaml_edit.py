@@ -12,7 +12,7 @@ from datetime import date
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
 from engine.config import yaml_text
@@ -25,7 +25,7 @@ def read_yaml(text: str) -> dict[str, Any]:
     try:
         yaml_text.check(text)
         document = YAML(typ="safe", pure=True).load(text)
-    except (MarkedYAMLError, ValueError, RecursionError):
+    except (YAMLError, ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
 
@@ -50,7 +50,7 @@ def set_value(text: str, key: str, value: str) -> str:
     try:
         yaml_text.check(value)
         expected = YAML(typ="safe", pure=True).load(value)
-    except (MarkedYAMLError, ValueError, RecursionError) as error:
+    except (YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"not a YAML value: {value}") from error
     root = _compose(text)
     section, _, name = key.partition(".")
@@ -129,7 +129,7 @@ def _compose(text: str) -> MappingNode | None:
     try:
         yaml_text.check(text)
         root = YAML(typ="safe", pure=True).compose(text)
-    except (MarkedYAMLError, ValueError, RecursionError) as error:
+    except (YAMLError, ValueError, RecursionError) as error:
         raise ValueError("the text is not valid YAML; fix that first") from error
     if root is not None and not isinstance(root, MappingNode):
         raise ValueError("a profile is a mapping of sections; fix that first")
@@ -205,5 +205,5 @@ def parse_scalar(text: str) -> Any:
     """The value of `text` as YAML; None when it is not valid."""
     try:
         return YAML(typ="safe", pure=True).load(text)
-    except (MarkedYAMLError, ValueError, RecursionError):
+    except (YAMLError, ValueError, RecursionError):
         return None

@@ -20,6 +20,8 @@ from engine.protocol.messages import CleanItem, CleanQuery, CleanReply
 if TYPE_CHECKING:
     from cockpit.connection.engine_app import EngineApp
 
+RISKS = {"resume": "needed to resume", "cache": "in use lately", "checkpoint": "may be the best"}
+"""Kind of what is not safe -> why, in short."""
 PATIENCE = 600.0
 """Seconds that measuring a large home may take."""
 
@@ -70,17 +72,28 @@ class CleanDialog(ModalScreen[None]):
 
     @work(exclusive=True, group="clean")
     async def _load(self, query: CleanQuery) -> None:
+        summary = self.query_one("#clean-summary", Static)
+        if query.remove:
+            self.marked = set()  # nothing is removed twice
+            summary.update(f"Removing {counted(len(query.remove), 'thing')}…")
         reply: CleanReply | None = await self.app.ask("clean", query, timeout=PATIENCE)
+        refused = reply is None
+        if refused and query.remove:  # one of them has come into use
+            reply = await self.app.ask("clean", CleanQuery(), timeout=PATIENCE)
         if reply is None:
+            summary.update("It is not known what can be removed: close this, and open it again")
             return
         self.items = reply.items
         self.marked = {item.path for item in reply.items if item.safe} if not query.remove else set()
         self.listing.clear_options()
+        self.query_one("#clean-why", Static).update("")
         self.listing.add_options([self._label(item) for item in self.items])
         self.listing.highlighted = 0 if self.items else None
         self.listing.focus()
-        if reply.removed:
+        if query.remove and not refused:
             self.notify(f"{format_size(sum(item.bytes for item in reply.removed))} removed")
+            if left := len(query.remove) - len(reply.removed):
+                self.notify(f"{left} could not be removed, or came into use meanwhile", severity="warning")
         self._free, self._total = reply.disk_free, reply.disk_total
         self._summarize()
 
@@ -94,12 +107,13 @@ class CleanDialog(ModalScreen[None]):
     def _label(self, item: CleanItem) -> Content:
         mark = ("✔ ", "bold $accent") if item.path in self.marked else ("· ", "$text-muted")
         what = f"{item.run}@{item.step}" if item.run else item.path.rsplit("/", 1)[-1]
-        risk = "" if item.safe else "  needed to resume" if item.kind == "resume" else "  in use lately"
+        risk = "" if item.safe else f"  {RISKS.get(item.kind, 'not safe')}"
         return Content.assemble(mark, f"{format_size(item.bytes):>6}  {item.kind:<11} {what}", (risk, "$warning"))
 
     @on(OptionList.OptionHighlighted)
     def _highlighted(self, event: OptionList.OptionHighlighted) -> None:
-        self.query_one("#clean-why", Static).update(Content(self.items[event.option_index].why))
+        if event.option_index < len(self.items):  # an earlier list may have been longer
+            self.query_one("#clean-why", Static).update(Content(self.items[event.option_index].why))
 
     @on(OptionList.OptionSelected)
     def _selected(self, event: OptionList.OptionSelected) -> None:
@@ -126,6 +140,6 @@ class CleanDialog(ModalScreen[None]):
         size = format_size(sum(item.bytes for item in chosen))
         text = f"{counted(len(chosen), 'thing')}, {size}, permanently."
         if unsafe:
-            text += f" {len(unsafe)} of them are not safe to remove: runs cannot be resumed from there any more."
+            text += f" {len(unsafe)} of them are not safe to remove: runs may need them."
         if await self.app.push_screen_wait(Confirm("Remove what is marked?", text, {"y": "remove it"})):
             self._load(CleanQuery(remove=[item.path for item in chosen], unsafe=bool(unsafe)))

@@ -64,7 +64,7 @@ class RunBatchScreen(RunKeepingScreen):
     async def _stop_chosen(self) -> None:
         runs = self._fitting("stop")
         choices = {"y": "stop each after its step, with a checkpoint", "k": "end them at once, without saving"}
-        answer = await self._confirm_chosen("Stop", runs, "They can be resumed later.", choices)
+        answer = await self._confirm_all("Stop", runs, "They can be resumed later.", choices)
         if answer is not None:
             messages = [Stop(run=run.id, now=answer == "k") for run in runs]
             await asyncio.gather(*(self.app.ask("stop", message, timeout=BOUNDARY) for message in messages))
@@ -77,7 +77,7 @@ class RunBatchScreen(RunKeepingScreen):
     async def _delete_chosen(self) -> None:
         runs = self._fitting("delete")
         text = "This deletes their directories and checkpoints permanently."
-        if await self._confirm_chosen("Delete", runs, text, {"y": "delete them"}) is None:
+        if await self._confirm_all("Delete", runs, text, {"y": "delete them"}) is None:
             return
         for run in runs:
             if await self.app.ask("delete", RunRef(run=run.id)) is None:
@@ -92,13 +92,13 @@ class RunBatchScreen(RunKeepingScreen):
     async def _resume_chosen(self) -> None:
         runs = self._fitting("resume")
         text = "Each goes on from its newest checkpoint, one after the other."
-        if await self._confirm_chosen("Resume", runs, text, {"y": "resume them"}) is None:
+        if await self._confirm_all("Resume", runs, text, {"y": "resume them"}) is None:
             return
         for run in runs:
             if not await self._queue_again(run, Resume(run=run.id)):
                 return
 
-    async def _confirm_chosen(self, verb: str, runs: Sequence[Run], text: str, choices: dict[str, str]) -> str | None:
+    async def _confirm_all(self, verb: str, runs: Sequence[Run], text: str, choices: dict[str, str]) -> str | None:
         names = [f"  {run.id}  {run.state}" for run in runs[:NAMED]]
         names += [f"  and {len(runs) - NAMED} more"] if len(runs) > NAMED else []
         left = len(self.chosen) - len(runs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 
 from textual import work
@@ -15,6 +16,7 @@ from engine.protocol.home import make_private
 from engine.protocol.messages import Label, Problem, ProblemError, Resume, Run, RunRef
 
 SHORTEST_FORK = "# from the run {run}\n"
+_STEPS = re.compile(r"(\+?)([0-9]{1,12})")
 
 
 class RunKeepingScreen(RunActionsScreen):
@@ -41,8 +43,8 @@ class RunKeepingScreen(RunActionsScreen):
             answer = await self.app.push_screen_wait(Prompt(f"Extend {run.id}", problem + about, text))
             if not answer:
                 return
-            text, number = answer, answer.replace(",", "").strip()
-            last = (done if number.startswith("+") else 0) + int(number) if number.lstrip("+").isdigit() else 0
+            text, number = answer, _STEPS.fullmatch(answer.replace(",", "").strip())
+            last = (done if number[1] else 0) + int(number[2]) if number else 0
             if last > done:
                 break
             problem = f"✗ {answer} is no step after {done:,}\n"
@@ -75,7 +77,7 @@ class RunKeepingScreen(RunActionsScreen):
         chosen = await self.app.push_screen_wait(
             Picker(title, "changes made at this step or later do not count", choices)
         )
-        if chosen is None or not chosen.isdigit():
+        if chosen is None or not chosen.isdecimal():
             return
         if await self._queue_again(run, Resume(run=run.id, step=int(chosen))):
             self.notify(f"{run.id} is queued again, from step {int(chosen):,}")
@@ -95,7 +97,6 @@ class RunKeepingScreen(RunActionsScreen):
     @work(group="command")
     async def action_fork(self) -> None:
         """Write the run's profile to a new file among the user's, and open it."""
-        from cockpit.screens.profile import ProfileScreen
         from cockpit.widgets.prompt import Prompt
 
         run = self.current_run
@@ -124,9 +125,7 @@ class RunKeepingScreen(RunActionsScreen):
                 Problem(code="file.unwritable", title="The profile could not be written", cause=str(error))
             )
             return
-        await self.app.run_action("app.go('profile')")
-        if isinstance(self.app.screen, ProfileScreen):
-            self.app.screen.load_files(path)
+        await self.app.open_profile(path)
 
     # ── labels ────────────────────────────────────────────────────────────────────────────────────────────────────
 

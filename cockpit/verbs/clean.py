@@ -9,7 +9,7 @@ from cockpit.state.formatting import format_size
 from cockpit.verbs.output import console, emit, say, table
 from engine.protocol.client import Client
 from engine.protocol.home import Home
-from engine.protocol.messages import CleanItem, CleanQuery, CleanReply
+from engine.protocol.messages import CleanItem, CleanQuery, CleanReply, RunRef
 
 LISTED = 40
 """Items that a terminal shows."""
@@ -18,10 +18,12 @@ LISTED = 40
 def clean(options: argparse.Namespace) -> int:
     """List what can be removed; remove it after a question, or at once with `--yes`."""
     with Client(Home.locate(options.home)) as client:
+        if options.run:
+            options.run = client.request("show", RunRef(run=options.run)).run.id
         found: CleanReply = client.request("clean", CleanQuery(), 600.0)
         wanted = [item for item in found.items if (item.safe or options.all) and _fits(item, options)]
         if not options.json:
-            _print(found, wanted)
+            _print(found, [item for item in found.items if _fits(item, options)], wanted)
         removed: list[CleanItem] = []
         if wanted and (options.yes or (not options.json and _agrees(wanted))):
             message = CleanQuery(remove=[item.path for item in wanted], unsafe=options.all)
@@ -37,6 +39,8 @@ def clean(options: argparse.Namespace) -> int:
         )
     elif removed:
         print(f"{format_size(sum(item.bytes for item in removed))} removed")
+        if left := len(wanted) - len(removed):
+            say(f"{left} of them could not be removed, or came into use meanwhile")
     return 0
 
 
@@ -44,15 +48,15 @@ def _fits(item: CleanItem, options: argparse.Namespace) -> bool:
     return not options.run or item.run == options.run
 
 
-def _print(found: CleanReply, wanted: list[CleanItem]) -> None:
-    if found.items:
+def _print(found: CleanReply, items: list[CleanItem], wanted: list[CleanItem]) -> None:
+    if items:
         rows = [
             (item.path, format_size(item.bytes), "yes" if item.safe else "only with --all", item.why)
-            for item in found.items[:LISTED]
+            for item in items[:LISTED]
         ]
         table(("WHAT", "SIZE", "SAFE", "WHY"), rows)
-    if len(found.items) > LISTED:
-        say(f"and {len(found.items) - LISTED} more, smaller ones")
+    if len(items) > LISTED:
+        say(f"and {len(items) - LISTED} more, smaller ones")
     total, free = sum(item.bytes for item in wanted), format_size(found.disk_free)
     say(f"{len(wanted)} can be removed, {format_size(total)}; {free} of the disk are free" if wanted else
         f"Nothing to remove; {free} of the disk are free")  # fmt: skip

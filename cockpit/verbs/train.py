@@ -65,7 +65,7 @@ def start(kind: str, profile: str, overrides: list[str], options: argparse.Names
 
 def resume(options: argparse.Namespace) -> int:
     run, at, step = options.run.partition("@")
-    if at and not step.isdigit():
+    if at and not step.isdecimal():
         raise ValueError(f"{options.run!r}: write the checkpoint as RUN@STEP, for instance {run}@200")
     if at and options.from_step is not None:
         raise ValueError(f"{options.run!r} names the step already: leave --from-step out")

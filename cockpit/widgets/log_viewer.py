@@ -163,6 +163,9 @@ class LogViewer(ModalScreen[None]):
         self._start = 0
         """Bytes of the log before what has been read."""
         self.following = True
+        self._reading = False
+        self._whole = False
+        """Whether all has been read of a run that has ended."""
         self._level = log_lines.OTHER
         self._rank: int | None = None
 
@@ -181,21 +184,29 @@ class LogViewer(ModalScreen[None]):
     def on_mount(self) -> None:
         self.view.wrap = self.app.settings.get("log.wrap", False)
         self.view.focus()
-        self._read()
+        self._poll()
         self.set_interval(PERIOD, self._poll)
 
     def _poll(self) -> None:
         run = self.app.state.runs.get(self.run_id)
-        if run is not None and (run.state in STARTED or self._offset is None):
-            self._read()
+        live = run is not None and run.state in STARTED
+        if live or not self._whole:  # what it wrote last may say why it has ended
+            self._read(live)
         elif self.following and not self.view.is_at_end:
             self._set_follow(False)  # it was scrolled
 
-    @work(exclusive=True, group="log")
-    async def _read(self) -> None:
-        """Read what is new."""
-        if self.app.client is None:
+    @work(group="log")
+    async def _read(self, live: bool) -> None:
+        """Read what is new, unless that is being done: over a slow line a part takes longer than the period."""
+        if self.app.client is None or self._reading:
             return
+        self._reading = True
+        try:
+            await self._read_on(live)
+        finally:
+            self._reading = False
+
+    async def _read_on(self, live: bool) -> None:
         before = self._offset
         query = LogQuery(run=self.run_id, offset=before, limit=FIRST if before is None else PART)
         reply = await self.app.ask("log", query)
@@ -203,14 +214,17 @@ class LogViewer(ModalScreen[None]):
             return
         if before is None:
             self._start = max(0, reply.offset - FIRST)
-            if self._start:  # the first line is not whole
-                head, _, rest = reply.text.partition("\n")
-                self._start += len(head.encode()) + 1
+            head, newline, rest = reply.text.partition("\n")
+            if self._start and newline:  # the first line is not whole
+                whole = head.lstrip("\ufffd")  # a byte each: the rest of a character
+                self._start += len(head) - len(whole) + len(whole.encode()) + 1
                 reply.text = rest
+        self._whole = not live and not reply.text and before is not None
         self._offset = reply.offset
         follows = self.following and (before is None or self.view.is_at_end)
         if reply.text or before is None:
             self.log_text.append(reply.text)
+            self._start = 0 if self.log_text.dropped else self._start  # older parts would not join these lines
             self._show()
             if follows:
                 self.view.scroll_end(animate=False, force=True)
@@ -220,7 +234,7 @@ class LogViewer(ModalScreen[None]):
     @work(exclusive=True, group="older")
     async def _read_older(self) -> None:
         """Read the part before what has been read, and stay where one is."""
-        if not self._start:
+        if not self._start or len(self.log_text.lines) >= log_lines.MOST:
             return
         limit = min(PART, self._start)
         reply = await self.app.ask("log", LogQuery(run=self.run_id, offset=self._start - limit, limit=limit))
@@ -231,7 +245,9 @@ class LogViewer(ModalScreen[None]):
         before = len(self.view.lines)
         self.log_text.prepend(reply.text)
         self._show()
-        self.view.go_to(top + len(self.view.lines) - before)
+        added = len(self.view.lines) - before
+        self.view.found = None if self.view.found is None else self.view.found + added
+        self.view.go_to(top + added)
         self._show_bars()
 
     def _show(self) -> None:
@@ -240,6 +256,7 @@ class LogViewer(ModalScreen[None]):
     def _show_bars(self) -> None:
         parts = ["▶ follows" if self.following else "‖ stands still", counted(len(self.view.lines), "line")]
         parts += ["older lines: g"] if self._start else []
+        parts += [f"{self.log_text.dropped:,} older ones left out"] if self.log_text.dropped else []
         parts += [log_lines.LEVELS[self._level]] if self._level else []
         parts += [f"rank {self._rank}"] if self._rank is not None else []
         parts += [f"log of {self.run_id}"]

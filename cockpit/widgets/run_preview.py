@@ -68,7 +68,7 @@ class RunPreview(Vertical):
         if not self.display:
             self._state = ()
             return
-        state = () if run is None else (run.id, run.attempt, run.state, run.tags, run.note)
+        state = () if run is None else (run.id, run.attempt, run.state, run.tags, run.note, run.pinned)
         if state == self._state:
             return
         self._state = state

@@ -115,6 +115,7 @@ def write_row(run: Run, names: Iterable[str], look: Look) -> list[Content]:
 
 def cut(text: str, cells: int) -> str:
     """The text cut to at most `cells` cells; a wide character takes two."""
+    text = text[: 4 * cells + 1]  # a note may be long, and each row is written anew every second
     while cell_len(text) > cells:
         text = text[:-2] + "…"
     return text

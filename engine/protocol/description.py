@@ -245,7 +245,8 @@ class Service(Message, kw_only=True):
 
 class CleanItem(Message, kw_only=True):
     """Something under the home. `kind`: `checkpoint` (intermediate, of a completed run), `resume` (a checkpoint that a
-    resume may need), `cache` (prepared rows that no run refers to), `deleted` (the rest of a deleted run)."""
+    resume may need), `cache` (prepared rows that no run refers to), `deleted` (the rest of a deleted run or
+    checkpoint)."""
 
     path: str
     kind: str

@@ -133,6 +133,7 @@ def refresh_runs_of_other_hosts(runs: Runs, monitor: RunMonitor) -> None:
                 fresh, _ = replay(record.directory, record.job, None, 0)
                 record.run.state, record.run.problem = fresh.run.state, fresh.run.problem
                 record.run.reason, record.run.code = fresh.run.reason, fresh.run.code
+                record.run.tags, record.run.note, record.run.pinned = fresh.run.tags, fresh.run.note, fresh.run.pinned
                 record.changed = True
                 monitor.read_journal(record)
 

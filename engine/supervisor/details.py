@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,7 +82,7 @@ def _list_checkpoints(record: Record, entries: list[dict[str, Any]]) -> list[Che
             path=escape_name(str(record.directory.checkpoint(step))),
             metrics=known[step].metrics if step in known else {},
             best=step == best,
-            bytes=measure_folder(record.directory.checkpoint(step)),
+            bytes=_measure_checkpoint(record.directory.checkpoint(step)),
         )
         for step in record.directory.checkpoint_steps()
     ]
@@ -106,6 +107,20 @@ def _list_attempts(record: Record) -> list[AttemptEnd]:
         for entry in entries
         if isinstance(entry, journal.State) and entry.state in states.ENDED and entry.attempt < record.run.attempt
     ]
+
+
+def _measure_checkpoint(folder: Path) -> int:
+    """Bytes of a complete checkpoint, which does not change: it is measured once."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return 0
+    return _measure_once(folder, status.st_ino, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _measure_once(folder: Path, inode: int, changed: int) -> int:
+    return measure_folder(folder)
 
 
 def measure_folder(folder: Path) -> int:

@@ -22,47 +22,69 @@ class Labels(msgspec.Struct, kw_only=True):
     pinned: bool = False
 
 
+def load(directory: RunDirectory) -> Labels:
+    """The labels on disk. Raises OSError and MsgspecError."""
+    try:
+        return msgspec.json.decode(directory.labels.read_bytes(), type=Labels)
+    except FileNotFoundError:
+        return Labels()
+
+
 def read(directory: RunDirectory, run: Run, warn: Callable[[str], object]) -> None:
-    """Put the labels of the run in `directory` into its summary. A damaged file is kept, and told of."""
+    """Put the labels of the run in `directory` into its summary. A damaged file is told of."""
     labels = Labels()
     try:
-        labels = msgspec.json.decode(directory.labels.read_bytes(), type=Labels)
-    except FileNotFoundError:
-        pass
+        labels = load(directory)
     except (OSError, msgspec.MsgspecError) as error:
         warn(f"labels.json cannot be read ({error})")
     run.tags, run.note, run.pinned = list(dict.fromkeys(labels.tags)), labels.note, labels.pinned
 
 
 def change(directory: RunDirectory, run: Run, message: Label) -> None:
-    """Change the labels on disk and in the summary. Raises ProblemError, and changes nothing then."""
+    """Change the labels on disk and in the summary. Raises ProblemError, and changes nothing then.
+
+    The engine of another host may have changed them meanwhile. A damaged file is kept as `labels.json.damaged`.
+    """
+    damaged = False
+    try:
+        before = load(directory)
+    except msgspec.MsgspecError:
+        before, damaged = Labels(), True
+    except OSError as error:
+        raise _failure(directory, error)
     for tag in message.add:
         if not tag or len(tag) > LARGEST_TAG or "," in tag or tag.split() != [tag] or show_controls(tag) != tag:
             raise _refusal(f"{tag!r} cannot be a tag", f"a tag is one word of at most {LARGEST_TAG} characters")
     removed = set(message.remove)
-    tags = [tag for tag in dict.fromkeys([*run.tags, *message.add]) if tag not in removed]
+    tags = [tag for tag in dict.fromkeys([*before.tags, *message.add]) if tag not in removed]
     if len(tags) > MOST_TAGS:
         raise _refusal(f"{run.id} would have {len(tags)} tags", f"a run has at most {MOST_TAGS}: remove some")
-    note = run.note if message.note is None else message.note.strip()
+    note = before.note if message.note is None else message.note.strip()
     if len(note) > LARGEST_NOTE:
         raise _refusal("The note is too long", f"it has {len(note):,} characters, and {LARGEST_NOTE:,} are kept")
-    pinned = run.pinned if message.pinned is None else message.pinned
+    pinned = before.pinned if message.pinned is None else message.pinned
     try:
+        if damaged:
+            directory.labels.replace(directory.labels.with_name(f"{directory.labels.name}.damaged"))
         if tags or note or pinned:
             content = msgspec.json.encode(Labels(tags=tags, note=note, pinned=pinned))
             write_private(directory.labels, msgspec.json.format(content) + b"\n")
         else:
             directory.labels.unlink(missing_ok=True)
     except OSError as error:
-        raise ProblemError(
-            Problem(
-                code="file.unwritable",
-                title="The labels could not be saved",
-                cause=f"{directory.labels}: {error.strerror}",
-                hint="free some disk space, or check the permissions of the run's directory",
-            )
-        )
+        raise _failure(directory, error)
     run.tags, run.note, run.pinned = tags, note, pinned
+
+
+def _failure(directory: RunDirectory, error: OSError) -> ProblemError:
+    return ProblemError(
+        Problem(
+            code="file.unwritable",
+            title="The labels could not be saved",
+            cause=f"{directory.labels}: {error.strerror}",
+            hint="free some disk space, or check the permissions of the run's directory",
+        )
+    )
 
 
 def _refusal(title: str, hint: str) -> ProblemError:

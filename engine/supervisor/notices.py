@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 
@@ -23,6 +24,8 @@ TIMEOUT = 120.0
 """Seconds after which a notice is given up."""
 WAITED = 60.0
 """Seconds in the queue after which the beginning of a run is worth a notice."""
+AT_ONCE = 4
+"""Notices that are being sent at the same time: of a grid, many runs may fail at once."""
 ASKED = ("pause.asked",)
 """Pauses that nobody needs to be told of."""
 KINDS = {states.COMPLETED: "success", states.FAILED: "failure", states.LOST: "failure", states.PAUSED: "warning"}
@@ -43,16 +46,19 @@ class Notice(msgspec.Struct, kw_only=True):
 
 
 class Notices:
-    """`look` is called with each run that has changed. `warn(record, code, message, hint)` says what was not sent."""
+    """`look` is called with each run that has changed. `call_soon` calls in the engine's loop, and
+    `warn(record, code, message, hint)` says what was not sent."""
 
     def __init__(
         self,
         home: Home,
         runs: Runs,
-        run_in_background: Callable[[Callable[[], None], Callable[[], None]], None],
+        call_soon: Callable[[Callable[[], None]], None],
         warn: Callable[[Record, str, str, str], None],
     ) -> None:
-        self._home, self._runs, self._run_in_background, self._warn = home, runs, run_in_background, warn
+        self._home, self._runs, self._call_soon, self._warn = home, runs, call_soon, warn
+        self._since = time.time()
+        self._places = threading.Semaphore(AT_ONCE)
         self._before: dict[str, tuple[str, int]] = {}
         """Run -> its state and attempt when it was last looked at."""
         self._queued: dict[str, float] = {}
@@ -69,7 +75,9 @@ class Notices:
             return
         waited = time.monotonic() - self._queued.pop(run.id, time.monotonic())
         begun = run.state in (states.PREPARING, states.RUNNING) and waited >= WAITED
-        if before is None or (run.state not in KINDS and not begun):
+        if before is None and (run.state not in states.ENDED or run.ended < self._since):
+            return  # it was so before this engine was started
+        if run.state not in KINDS and not begun:
             return
         if run.state == states.PAUSED and run.code in ASKED:
             return
@@ -95,16 +103,17 @@ class Notices:
         )
 
     def _send(self, record: Record, notice: Notice) -> None:
-        result: list[tuple[int, str]] = []
         # Both the engine's and the submitter's: addresses name variables of either, and both are the same user's.
         environment = add_code_path(remove_launcher_variables(os.environ | record.environment))
 
         def send() -> None:
-            result.append(send_notice(notice, environment))
+            with self._places:
+                status, text = send_notice(notice, environment)
+            if status:
+                self._call_soon(lambda: told(status, text))
 
-        def told() -> None:
-            status, text = result[0] if result else (2, "its process could not be started")
-            if status and record.run.id in self._runs.records:
+        def told(status: int, text: str) -> None:
+            if record.run.id in self._runs.records:
                 self._warn(
                     record,
                     "notify.failed",
@@ -112,7 +121,8 @@ class Notices:
                     "correct logging.notify of the profile, or notify.urls of settings.yaml",
                 )
 
-        self._run_in_background(send, told)
+        # Not one of the engine's threads: a slow address would keep it from answering, and from ending.
+        threading.Thread(target=send, name="notice", daemon=True).start()
 
 
 def send_notice(notice: Notice, environment: Mapping[str, str]) -> tuple[int, str]:

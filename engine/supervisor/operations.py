@@ -259,8 +259,8 @@ def log(server: Server, caller: Caller, message: LogQuery) -> None:
 
 
 def clean(server: Server, caller: Caller, message: CleanQuery) -> None:
-    records = list(server.runs.records.values())
-    server.reply_later(caller, lambda: cleaning.answer(server.home, records, message))
+    in_use = [service.target for service in server.services.list_services()]
+    server.reply_later(caller, lambda: cleaning.answer(server.home, server.runs.records, message, in_use))
 
 
 def telemetry(server: Server, caller: Caller, message: TelemetryQuery) -> None:

@@ -104,7 +104,7 @@ class Server:
         self.queue = Queue(self.runs, Launcher(home, workers, address, devices))
         self.backlog = Backlog(self.runs, self.index)
         self.monitor = RunMonitor(self.runs, self.queue, publish, self.instruct, self.run_in_background)
-        self.notices = Notices(home, self.runs, self.run_in_background, self.monitor.warn)
+        self.notices = Notices(home, self.runs, self.call_soon, self.monitor.warn)
         self.elsewhere = Elsewhere(self.runs, self.monitor, self.services, self._pending, self._take_answer)
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────

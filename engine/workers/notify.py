@@ -17,7 +17,9 @@ import msgspec
 from engine.supervisor.notices import Notice
 
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
-_TIMEOUT = 30
+_OPEN = re.compile(r"((?:json|xml|form)s?://)(?:[^@/?]*@)?([\w.:\[\]-]+)(?:[/?][^@]*)?")
+"""An address of one's own service: its scheme and its host are no secrets."""
+_SCHEME = re.compile(r"([a-zA-Z][\w+.-]*://)")
 
 
 class AddressError(ValueError):
@@ -49,13 +51,10 @@ def hide(url: str) -> str:
     """An address for messages: without what may be secret in it."""
     if _VARIABLE.fullmatch(url):
         return url
-    scheme, separator, rest = url.partition("://")
-    host = rest.partition("?")[0].rpartition("@")[2].partition("/")[0]
-    return f"{scheme}{separator}{host if _is_open(scheme) else '…'}"
-
-
-def _is_open(scheme: str) -> bool:
-    return scheme in ("json", "jsons", "xml", "xmls", "form", "forms")
+    if own := _OPEN.fullmatch(url):
+        return own[1] + own[2]
+    scheme = _SCHEME.match(url)
+    return f"{scheme[1] if scheme else ''}…"
 
 
 def main() -> int:
@@ -75,9 +74,7 @@ def main() -> int:
             service = apprise.Apprise()
             if not service.add(expand(url)):
                 raise AddressError(f"{hide(url)}: apprise does not know this kind of address")
-            sent = service.notify(
-                title=notice.title, body=notice.body, attach=picture, notify_type=apprise.NotifyType(notice.kind)
-            )
+            sent = service.notify(title=notice.title, body=notice.body, attach=picture, notify_type=notice.kind)
             if not sent:
                 raise AddressError(f"{hide(url)}: it was not taken")
         except AddressError as error:

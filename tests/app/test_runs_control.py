@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
+from cockpit.connection.settings import Settings
 from cockpit.state.log_lines import ERROR, LogText, find, select
 from cockpit.state.run_diff import compare, find_parent
 from cockpit.state.run_filter import FilterError, parse_filter
+from cockpit.widgets import log_viewer, run_table
 from cockpit.widgets.log_viewer import LogViewer
 from engine.protocol.home import Home
 from engine.protocol.messages import (
     AttemptEnd,
     CheckpointInfo,
+    CleanItem,
+    CleanQuery,
+    CleanReply,
     Label,
     Message,
     Problem,
+    ProblemError,
     Resume,
     Run,
     RunChanged,
@@ -229,7 +237,10 @@ def test_a_log_is_the_same_however_it_is_cut() -> None:
 
 
 @pytest.mark.parametrize("size", [(60, 18), (120, 40)])
-async def test_the_log_follows_searches_and_keeps_levels_apart(size: tuple[int, int]) -> None:
+async def test_the_log_follows_searches_and_keeps_levels_apart(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_viewer, "PERIOD", 0.1)
     fake = Keeping()
     fake.log = log_text()
     async with run_app(fake, size, first="runs") as pilot:
@@ -240,7 +251,7 @@ async def test_the_log_follows_searches_and_keeps_levels_apart(size: tuple[int, 
         await pilot.press("slash", *"step 7 ", "enter")
         await until(pilot, lambda: "step 7 loss" in screen_text(pilot) and "stands still" in screen_text(pilot))
         fake.log += "unseen\n"
-        await pilot.pause(1.3)
+        await pilot.pause(0.5)
         assert "unseen" not in screen_text(pilot)
         await pilot.press("escape", "l", "l")
         await until(pilot, lambda: "3 lines" in screen_text(pilot) and "ValueError: no" in screen_text(pilot))
@@ -249,3 +260,88 @@ async def test_the_log_follows_searches_and_keeps_levels_apart(size: tuple[int, 
         assert_fits(pilot)
         await pilot.press("escape")
         await until(pilot, lambda: not isinstance(pilot.app.screen, LogViewer))
+
+
+class Slow(Keeping):
+    """Its log comes over a slow line."""
+
+    async def request(self, operation: str, message: Message | None = None, timeout: float = 30.0) -> object:
+        reply = await super().request(operation, message, timeout)
+        if operation == "log":
+            await asyncio.sleep(5 * log_viewer.PERIOD)
+        return reply
+
+
+async def test_a_log_is_read_to_its_end_over_a_slow_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_viewer, "PERIOD", 0.05)
+    fake = Slow()
+    fake.log = "begin\n"
+    async with run_app(fake, first="runs") as pilot:
+        await pilot.press("L")
+        await until(pilot, lambda: "begin" in screen_text(pilot))
+        fake.log += "ValueError: why it has ended\n"
+        fake.say(RunChanged(run=demo_run(id="going", state="failed", problem=PROBLEM)))
+        await until(pilot, lambda: "why it has ended" in screen_text(pilot))
+        viewer = pilot.app.screen
+        assert isinstance(viewer, LogViewer)
+        await until(pilot, lambda: viewer._whole)
+        asked = len(fake.sent("log"))
+        await pilot.pause(0.3)
+        assert len(fake.sent("log")) == asked, "nothing more comes"
+
+
+class Cleaning(Keeping):
+    """The first removal is refused: one of the things has come into use; afterwards only the other one is listed."""
+
+    async def request(self, operation: str, message: Message | None = None, timeout: float = 30.0) -> object:
+        if operation != "clean":
+            return await super().request(operation, message, timeout)
+        assert isinstance(message, CleanQuery)
+        self.requests.append((operation, message))
+        items = [CleanItem(path="/c/1", kind="checkpoint", run="lr-low", step=1, bytes=5 << 20, why="[/x] neither")]
+        if len(self.sent("clean")) == 1:
+            items.append(CleanItem(path="/c/2", kind="resume", run="lr-high", step=2, safe=False, why="its newest"))
+        if len(self.sent("clean")) == 2:
+            raise ProblemError(
+                Problem(code="clean.refused", title="/c/2 is not removed", cause="it is in use", hint="")
+            )
+        removed = [item for item in items if item.path in message.remove]
+        left = [item for item in items if item not in removed]
+        return CleanReply(items=left, removed=removed, disk_free=7 << 30, disk_total=9 << 30)
+
+
+@pytest.mark.parametrize("size", [(60, 18), (120, 40)])
+async def test_the_disk_is_cleaned_and_listed_again_when_something_came_into_use(size: tuple[int, int]) -> None:
+    fake = Cleaning()
+    async with run_app(fake, size, first="runs") as pilot:
+        await pilot.press("D")
+        await until(pilot, lambda: "needed to resume" in screen_text(pilot) and "[/x] neither" in screen_text(pilot))
+        assert "1 thing marked, 5M" in screen_text(pilot)
+        await pilot.press("j", "space", "d")
+        await until(pilot, lambda: "not safe to remove" in screen_text(pilot))
+        await pilot.press("y")
+        await until(pilot, lambda: "1 thing marked" in screen_text(pilot) and "lr-high@2" not in screen_text(pilot))
+        await pilot.press("d", "y")
+        await until(pilot, lambda: "Nothing can be removed" in screen_text(pilot))
+        queries = [message for message in fake.sent("clean") if isinstance(message, CleanQuery) and message.remove]
+        assert [(query.remove, query.unsafe) for query in queries] == [(["/c/1", "/c/2"], True), (["/c/1"], False)]
+        await pilot.press("escape")
+
+
+def test_a_long_note_is_cut_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+    monkeypatch.setattr(run_table, "cell_len", lambda text: measured.append(text) or cell_len(text))
+    for note, kept in (("x" * 4000, f"{'x' * 23}…"), ("论" * 4000, f"{'论' * 11}…"), ("short", "short")):
+        assert run_table.cut(note, 24) == kept
+    assert sum(map(len, measured)) < 20_000
+
+
+def test_settings_that_yaml_cannot_hold_plainly_are_kept(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    for value in ("a\x7fb\x85", "\ud800", "论文 \u202e"):
+        Settings(home).set("runs.filter", value)
+        assert Settings(home).get("runs.filter", "") == value
+    settings, failed = Settings(home), []
+    settings.failed = failed.append
+    settings.set("runs.filter", "\ufffe")  # which YAML has no way to write
+    assert failed and Settings(home).get("runs.filter", "") == "论文 \u202e"

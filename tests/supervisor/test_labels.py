@@ -10,7 +10,9 @@ import pytest
 from cockpit.cli import main
 from engine.config.profile import load
 from engine.protocol import states
-from engine.protocol.messages import Label, ProblemError, Resume
+from engine.protocol.home import RunDirectory
+from engine.protocol.messages import Label, ProblemError, Resume, Run
+from engine.supervisor import labels
 from tests.scripted.bench import Engine
 
 
@@ -104,3 +106,14 @@ def test_a_fork_is_a_valid_profile_and_replaces_nothing(
     assert run.id in file.read_text().splitlines()[0]
     assert main(["--home", str(engine.home.root), "fork", run.id, str(file)]) == 2
     assert load(file).training.learning_rate == 5e-5
+
+
+def test_labels_of_another_host_and_a_damaged_file_are_not_lost(tmp_path: Path) -> None:
+    directory, here, there = RunDirectory(tmp_path), Run(id="a"), Run(id="a")
+    labels.change(directory, there, Label(run="a", add=["theirs"], note="of theirs"))
+    labels.change(directory, here, Label(run="a", add=["mine"], pinned=True))
+    assert labels.load(directory) == labels.Labels(tags=["theirs", "mine"], note="of theirs", pinned=True)
+    directory.labels.write_text('{"note": "half')
+    labels.change(directory, here, Label(run="a", add=["new"]))
+    assert labels.load(directory).tags == here.tags == ["new"]
+    assert (tmp_path / "labels.json.damaged").read_text() == '{"note": "half'
