@@ -136,7 +136,11 @@ def rank(found: RowLosses, by: str) -> tuple[Any, Any]:
     table = found.losses
     last = _last(table)
     if by == "error":
-        score = numpy.nanmean(numpy.where(numpy.isinf(found.scores), numpy.nan, found.scores), axis=0)
+        known = numpy.isfinite(found.scores)
+        counts = known.sum(axis=0)
+        score = numpy.where(
+            counts, numpy.where(known, found.scores, 0).sum(axis=0) / numpy.maximum(counts, 1), numpy.nan
+        )
     elif by == "loss":
         score = last
     elif by == "never-learnt":
@@ -173,51 +177,52 @@ def find_alike(tokens: TokenParts, chosen: list[int], most: int = 3) -> dict[int
     import numpy
 
     prompts = [_pairs(*tokens.take(part)) for part in chosen]
-    rows, counts = _count_shared(tokens, prompts)
+    numbers, rows, counts = _count_shared(tokens, prompts)
     found: dict[int, list[tuple[int, float]]] = {}
     answers = {part: _answer(*tokens.take(part)) for part in chosen}
     for number, part in enumerate(chosen):
         sizes = rows + max(1, len(prompts[number])) - counts[number]
         similarity = counts[number] / numpy.maximum(sizes, 1)
-        similarity[part] = 0
+        similarity[numbers == part] = 0
         best = numpy.argsort(-similarity, kind="stable")[: 4 * most]
-        others = [(int(each), float(similarity[each])) for each in best if similarity[each] >= _ALIKE]
+        others = [(int(numbers[each]), float(similarity[each])) for each in best if similarity[each] >= _ALIKE]
         found[part] = [each for each in others if _answer(*tokens.take(each[0])) != answers[part]][:most]
     return found
 
 
-def _count_shared(tokens: TokenParts, prompts: list[Any]) -> tuple[Any, Any]:
-    """For each part of the set the number of its prompt's pairs, and for each of `prompts` how many it shares; pairs
-    that many parts have are not counted, and are dropped from `prompts`."""
+def _count_shared(tokens: TokenParts, prompts: list[Any]) -> tuple[Any, Any, Any]:
+    """The parts whose prompts share pairs with some of `prompts`, the number of pairs of each, and for each of
+    `prompts` how many it shares. Pairs that many parts have are not counted, and are dropped from `prompts`."""
     import numpy
 
     every = numpy.unique(numpy.concatenate([numpy.zeros(0, dtype=numpy.int64), *prompts]))
     spread = numpy.zeros(len(every), dtype=numpy.int64)
-    sizes: list[int] = []
-    shared: list[tuple[int, Any]] = []
+    most = max(10, _SHARED * len(tokens))
+    found: list[tuple[int, int, Any]] = []
     part = 0
     for lengths, ids, labels in tokens.batches():
         end = 0
         for length in lengths.tolist():
             begin, end = end, end + length
             own = _pairs(ids[begin:end], labels[begin:end])
-            sizes.append(len(own))
             at = numpy.searchsorted(every, own)
             there = at[every[numpy.minimum(at, len(every) - 1)] == own] if len(every) else at[:0]
-            if len(there):
-                spread[there] += 1
-                shared.append((part, there))
+            spread[there] += 1
+            rare = there[spread[there] <= most]  # what is common by now need not be remembered for every part
+            if len(rare):
+                found.append((part, len(own) - len(there) + len(rare), rare.astype(numpy.int32)))
             part += 1
-    common = spread > max(10, _SHARED * part)
-    counts = numpy.zeros((len(prompts), part))
-    rows = numpy.array(sizes, dtype=float)
+    common = spread > most
     members = numpy.array([numpy.isin(every, own) & ~common for own in prompts]).reshape(len(prompts), len(every))
-    for number, there in shared:
-        counts[:, number] = members[:, there].sum(axis=1)
-        rows[number] -= common[there].sum()
+    found = [(number, size - int(common[there].sum()), there[~common[there]]) for number, size, there in found]
+    found = [each for each in found if len(each[2])]
+    counts = numpy.zeros((len(prompts), len(found)), dtype=numpy.int32)
+    for column, (_, _, there) in enumerate(found):
+        counts[:, column] = members[:, there].sum(axis=1)
     for number, own in enumerate(prompts):
         prompts[number] = own[members[number][numpy.searchsorted(every, own)]] if len(own) else own
-    return rows, counts
+    numbers, sizes = (numpy.array([each[at] for each in found], dtype=numpy.int64) for at in (0, 1))
+    return numbers, sizes, counts
 
 
 def _pairs(ids: Any, labels: Any) -> Any:
