@@ -41,6 +41,7 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
     report["worst"] = [row.to_json() for row in rows]
     if arguments.drop:
         chosen = _find_placed(directory, placed) if placed else _choose(rows, arguments.only)
+        report["worst"] = [row.to_json() for row in chosen]  # of a live run, the numbers may be of other rows by now
         path = Path(arguments.drop).expanduser().absolute()
         entries = describe_rows(home, directory, chosen, arguments.weight, progress)
         report |= {"list": str(path), "listed": exclude.add_to_list(path, entries), "added": len(entries)}
