@@ -107,6 +107,22 @@ def test_damaged_answers_of_the_base_are_made_again(prepared: dict[str, Any], tm
     assert len(found) == 2 and found[0] == pytest.approx(found[1], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "adapter", ["{kind: prompt, virtual_tokens: 3}", "{kind: prefix, virtual_tokens: 3}"], ids=["prompt", "prefix"]
+)
+def test_the_base_answers_without_virtual_tokens(adapter: str, prepared: dict[str, Any], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    run = train(Home(tmp_path), "run", prepared, *DRIFT, "training.max_steps=1", f"adapter={adapter}")
+    base = AutoModelForCausalLM.from_pretrained(prepared["base"]).eval()
+    with numpy.load(run.path / drift.FILE) as kept:
+        items = json.loads(str(kept["items"]))
+    for item in (each for each in items if each["prompt"]):
+        with torch.no_grad():
+            logits = base(input_ids=torch.tensor([item["ids"]])).logits[0, item["start"] - 1 : -1]
+        assert logits.argmax(-1).tolist() == item["ids"][item["start"] :]
+
+
 def test_a_limit_warns_or_stops(prepared: dict[str, Any], tmp_path: Path) -> None:
     limit = (*DRIFT, "evaluation.drift_limit=1e-6")
     run = train(Home(tmp_path), "warned", prepared, *limit)
