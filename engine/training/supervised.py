@@ -42,7 +42,7 @@ class Supervised(Method):
             lambda logits, targets: (token_losses(logits, targets, self._smoothing),),
         )
         if self.row_losses is not None:
-            self.row_losses.append((losses.detach().to("cpu", non_blocking=True), batch["trained"]))
+            self.row_losses.append((losses.detach(), batch["trained"]))
         return losses.sum() / units
 
     def measure(self, batch: Batch) -> dict[str, float]:

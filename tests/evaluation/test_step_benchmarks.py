@@ -28,8 +28,6 @@ from tests.training.in_process import entries, series, train
 needs_harness = pytest.mark.skipif(
     not HARNESS.is_dir(), reason="lm-evaluation-harness is not installed: make test does"
 )
-    not HARNESS.is_dir(), reason="lm-evaluation-harness is not installed: make test does"
-)
 
 SETTINGS = ("training.max_steps=6", "adapter.dropout=0.2", "checkpoint.every_steps=3")
 
