@@ -189,7 +189,7 @@ added to a list, which data.exclude of a profile names."""
         try:
             with self.app.suspend():
                 subprocess.run(edit_command(row["file"], row["line"], os.environ), check=False)
-        except (SuspendNotSupported, OSError):
+        except (SuspendNotSupported, OSError, ValueError):
             self.notify(f"open it yourself: {row['file']}:{row['line']}", severity="warning")
 
     @opens_dialog
@@ -205,8 +205,11 @@ added to a list, which data.exclude of a profile names."""
             if not path:
                 return
             self._list = str(Path(path).expanduser().absolute())
-        number = self.rows.index(row) + 1
-        asked = {"run": self.run_id, "by": self.by, "top": TOP, "only": str(number), "weight": float(weight)}
+        if not row["line"]:
+            self.notify("the row's file is not known, so it cannot be left out", severity="warning")
+            return
+        asked = {"run": self.run_id, "by": self.by, "top": TOP, "weight": float(weight)}
+        asked["placed"] = [[row["file"], row["line"]]]
         answer = await self._ask(asked | {"drop": self._list})
         if answer is None:
             return
@@ -227,8 +230,9 @@ added to a list, which data.exclude of a profile names."""
 
 
 def edit_command(file: str, line: int, environment: Any) -> list[str]:
-    """The command that opens a file at a line, in the user's editor; `vi` without one."""
-    editor = shlex.split(environment.get("VISUAL") or environment.get("EDITOR") or "vi")
+    """The command that opens a file at a line, in the user's editor; `vi` without one. Raises ValueError for quotes
+    without an end."""
+    editor = shlex.split(environment.get("VISUAL") or environment.get("EDITOR") or "") or ["vi"]
     name = Path(editor[0]).name
     if name in ("code", "codium", "cursor"):
         return [*editor, "--wait", "--goto", f"{file}:{line}"]

@@ -46,7 +46,9 @@ def _path() -> Path:
 
 
 def check_request(request: EvaluationRequest) -> None:
-    """Raises ValueError for a request that asks for other rows."""
+    """Raises ValueError for a request that asks for other rows, or for none."""
+    if request.rows is not None and request.rows < 1:
+        raise ValueError(f"--rows must be at least 1 with --forgetting, not {request.rows}")
     if clash := [name for name in _NOT_WITH if getattr(request, name)]:
         raise ValueError(
             f"--{clash[0].replace('_', '-')} cannot be used with --forgetting, which has its own questions"
@@ -103,7 +105,7 @@ def run(store: ResultStore, target: Target, request: EvaluationRequest, models: 
         "rows": len(entries),
         "rejected": 0,
         "task": None,
-        "replies": len(entries),
+        "replies": 0,  # they are in a file of their own, which has no prompts or scores to sort by
         "notes": store.notes,
         "directory": str(store.folder),
     }

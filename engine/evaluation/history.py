@@ -140,7 +140,7 @@ def compare_folders(first: Path, second: Path) -> dict[str, Any]:
     identities = [results_store.read_result(folder).get("identity", {}) for folder in (first, second)]
     if all("benchmarks" in identity for identity in identities):
         return benchmarks.compare_folders(first, second)
-    if all("forgetting" in identity for identity in identities):
+    if all("forgetting" in identity for identity in identities) and identities[0]["sha256"] == identities[1]["sha256"]:
         return forgetting.compare_folders(first, second)
     for name, words in (("sha256", "rows"), ("task", "tasks"), ("benchmarks", "benchmarks")):
         if identities[0].get(name) != identities[1].get(name):

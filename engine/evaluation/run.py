@@ -34,10 +34,10 @@ def evaluate(
     """Measure a target. Returns the content of `evaluation.json`, with `metrics` and `passed`. Raises ProblemError,
     ValueError."""
     target = targets.resolve(name, home, directory)
-    if request.benchmarks:
-        return _run_benchmarks(target, request, home, models, watch)
     if request.forgetting:
         return _ask_questions(target, request, home, models, watch)
+    if request.benchmarks:
+        return _run_benchmarks(target, request, home, models, watch)
     request = fill_defaults(request, target, home)
     run = RunFiles.read(home.run(target.run)) if target.run else None
     watch("reading", 0, 0)

@@ -12,12 +12,14 @@ from typing import Any
 def start_cache(model: Any) -> tuple[Any, Any, int]:
     """The model to decode with, the cache to start from (of one row), and the number of positions in it.
 
-    Without prefix or prompt tuning that is `(model, None, 0)`. Call without gradients.
+    Without prefix or prompt tuning, or while it is off, that is `(model, None, 0)`. Call without gradients.
     """
     from peft import PeftModel
 
     if not isinstance(model, PeftModel) or not model.active_peft_config.is_prompt_learning:
         return model, None, 0
+    if model._adapters_disabled:
+        return model.get_base_model(), None, 0
     count = int(model.active_peft_config.num_virtual_tokens)
     base = model.get_base_model()
     prompt = model.get_prompt(batch_size=1)

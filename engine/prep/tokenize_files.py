@@ -30,6 +30,8 @@ PLACED_LINE = 2**31
 checked."""
 ROWS, PLACES = "rows.jsonl", "places.bin"
 """What tokenising can keep of rows besides their tokens."""
+SPANS = "placed-tokens"
+"""The folder of finished spans. Spans in `tokens`, of a killed preparation of an older version, have no places."""
 _GOLDEN = 3
 """Conversations that a template lock keeps."""
 
@@ -92,7 +94,7 @@ def tokenize_rows(
     made, work = TokenizeResult(Counts(), []), f"{__name__}:tokenize_span"
     with token_store.link_streams(into, COLUMNS[kind]) as link, ExitStack() as stack:
         written = {name: stack.enter_context(path.open("wb")) for name, path in kept.items()}
-        for done in work_through(spans, work, settings, work_folder / "tokens", processes, progress):
+        for done in work_through(spans, work, settings, work_folder / SPANS, processes, progress):
             _check_template(done.counts["untemplated"])
             made.counts.add(Counts.from_json(done.counts["counts"]))
             made.golden.extend(done.counts["golden"][: _GOLDEN - len(made.golden)])

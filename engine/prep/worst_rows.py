@@ -20,8 +20,9 @@ from engine.storage.row_losses import read_blocks
 
 ORDERS = ("error", "loss", "rise", "never-learnt")
 """What rows can be ordered by."""
-_TOGETHER = 64
-"""Rows that are compared with each other: enough for a median, few enough to be of one time."""
+_TOGETHER = 16
+"""Rows whose median is the usual loss of their time: few, because in a run's first steps it falls by half in twenty
+rows. Their usual deviation, which changes less, is that of twice as many."""
 _ALIKE = 0.5
 """Jaccard similarity of two prompts from which they are near duplicates."""
 _SHARED = 0.1
@@ -97,15 +98,19 @@ def compare(losses: Any) -> Any:
     """The scores of losses in the order in which their rows were trained."""
     import numpy
 
-    groups = max(1, round(len(losses) / _TOGETHER))
-    bounds = [index * len(losses) // groups for index in range(groups + 1)]
+    distances = losses - _follow(losses, _TOGETHER)
+    return distances / numpy.maximum(1.4826 * _follow(abs(distances), 2 * _TOGETHER), 1e-3)
+
+
+def _follow(values: Any, together: int) -> Any:
+    """The medians of so many neighbouring values, and between their middles what lies between them."""
+    import numpy
+
+    groups = max(1, round(len(values) / together))
+    bounds = [index * len(values) // groups for index in range(groups + 1)]
     pairs = list(itertools.pairwise(bounds))
-    centres = numpy.array([(begin + end - 1) / 2 for begin, end in pairs])
-    medians = numpy.array([_median(losses[begin:end]) for begin, end in pairs])
-    usual = numpy.interp(numpy.arange(len(losses)), centres, medians)
-    distances = losses - usual
-    spreads = numpy.array([1.4826 * _median(abs(distances[begin:end])) for begin, end in pairs])
-    return distances / numpy.maximum(numpy.interp(numpy.arange(len(losses)), centres, spreads), 1e-3)
+    middles = [(begin + end - 1) / 2 for begin, end in pairs]
+    return numpy.interp(numpy.arange(len(values)), middles, [_median(values[begin:end]) for begin, end in pairs])
 
 
 def _median(values: Any) -> float:
@@ -136,7 +141,11 @@ def rank(found: RowLosses, by: str) -> tuple[Any, Any]:
     table = found.losses
     last = _last(table)
     if by == "error":
-        score = numpy.nanmean(numpy.where(numpy.isinf(found.scores), numpy.nan, found.scores), axis=0)
+        known = numpy.isfinite(found.scores)
+        counts = known.sum(axis=0)
+        score = numpy.where(
+            counts, numpy.where(known, found.scores, 0).sum(axis=0) / numpy.maximum(counts, 1), numpy.nan
+        )
     elif by == "loss":
         score = last
     elif by == "never-learnt":
@@ -173,51 +182,52 @@ def find_alike(tokens: TokenParts, chosen: list[int], most: int = 3) -> dict[int
     import numpy
 
     prompts = [_pairs(*tokens.take(part)) for part in chosen]
-    rows, counts = _count_shared(tokens, prompts)
+    numbers, rows, counts = _count_shared(tokens, prompts)
     found: dict[int, list[tuple[int, float]]] = {}
     answers = {part: _answer(*tokens.take(part)) for part in chosen}
     for number, part in enumerate(chosen):
         sizes = rows + max(1, len(prompts[number])) - counts[number]
         similarity = counts[number] / numpy.maximum(sizes, 1)
-        similarity[part] = 0
+        similarity[numbers == part] = 0
         best = numpy.argsort(-similarity, kind="stable")[: 4 * most]
-        others = [(int(each), float(similarity[each])) for each in best if similarity[each] >= _ALIKE]
+        others = [(int(numbers[each]), float(similarity[each])) for each in best if similarity[each] >= _ALIKE]
         found[part] = [each for each in others if _answer(*tokens.take(each[0])) != answers[part]][:most]
     return found
 
 
-def _count_shared(tokens: TokenParts, prompts: list[Any]) -> tuple[Any, Any]:
-    """For each part of the set the number of its prompt's pairs, and for each of `prompts` how many it shares; pairs
-    that many parts have are not counted, and are dropped from `prompts`."""
+def _count_shared(tokens: TokenParts, prompts: list[Any]) -> tuple[Any, Any, Any]:
+    """The parts whose prompts share pairs with some of `prompts`, the number of pairs of each, and for each of
+    `prompts` how many it shares. Pairs that many parts have are not counted, and are dropped from `prompts`."""
     import numpy
 
     every = numpy.unique(numpy.concatenate([numpy.zeros(0, dtype=numpy.int64), *prompts]))
     spread = numpy.zeros(len(every), dtype=numpy.int64)
-    sizes: list[int] = []
-    shared: list[tuple[int, Any]] = []
+    most = max(10, _SHARED * len(tokens))
+    found: list[tuple[int, int, Any]] = []
     part = 0
     for lengths, ids, labels in tokens.batches():
         end = 0
         for length in lengths.tolist():
             begin, end = end, end + length
             own = _pairs(ids[begin:end], labels[begin:end])
-            sizes.append(len(own))
             at = numpy.searchsorted(every, own)
             there = at[every[numpy.minimum(at, len(every) - 1)] == own] if len(every) else at[:0]
-            if len(there):
-                spread[there] += 1
-                shared.append((part, there))
+            spread[there] += 1
+            rare = there[spread[there] <= most]  # what is common by now need not be remembered for every part
+            if len(rare):
+                found.append((part, len(own) - len(there) + len(rare), rare.astype(numpy.int32)))
             part += 1
-    common = spread > max(10, _SHARED * part)
-    counts = numpy.zeros((len(prompts), part))
-    rows = numpy.array(sizes, dtype=float)
+    common = spread > most
     members = numpy.array([numpy.isin(every, own) & ~common for own in prompts]).reshape(len(prompts), len(every))
-    for number, there in shared:
-        counts[:, number] = members[:, there].sum(axis=1)
-        rows[number] -= common[there].sum()
+    found = [(number, size - int(common[there].sum()), there[~common[there]]) for number, size, there in found]
+    found = [each for each in found if len(each[2])]
+    counts = numpy.zeros((len(prompts), len(found)), dtype=numpy.int32)
+    for column, (_, _, there) in enumerate(found):
+        counts[:, column] = members[:, there].sum(axis=1)
     for number, own in enumerate(prompts):
         prompts[number] = own[members[number][numpy.searchsorted(every, own)]] if len(own) else own
-    return rows, counts
+    numbers, sizes = (numpy.array([each[at] for each in found], dtype=numpy.int64) for at in (0, 1))
+    return numbers, sizes, counts
 
 
 def _pairs(ids: Any, labels: Any) -> Any:

@@ -11,6 +11,8 @@ their order.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -43,18 +45,26 @@ class RowLossWriter:
 
     def rewind(self, step: int) -> None:
         """What follows are the rows of `step` and of later steps."""
-        self._file.write(_HEADER.pack(_REWIND, step, 0, 0))
+        self._append(_HEADER.pack(_REWIND, step, 0, 0))
 
     def add(self, step: int, epoch: int, rows: Any, losses: Any) -> None:
         """Append the mean losses of these rows, arrays of floats and of numbers, in the step that follows `step`
         steps."""
         import numpy
 
-        self._file.write(
+        self._append(
             _HEADER.pack(_BLOCK, step, epoch, len(rows))
             + numpy.asarray(rows, dtype="<u4").tobytes()
             + numpy.asarray(losses).astype("<f2").tobytes()
         )
+
+    def _append(self, content: bytes) -> None:
+        """Raises OSError, with nothing written, on a full disk: what came behind half a block could not be read."""
+        begin = self._file.seek(0, os.SEEK_END)
+        written = self._file.write(content)
+        if written != len(content):
+            self._file.truncate(begin)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         self._file.close()
@@ -78,7 +88,7 @@ def read_blocks(folder: Path) -> list[Block]:
     kept: list[Block] = []
     for paths in _list_attempts(folder):
         read = [list(_read_file(path)) for path in paths]
-        begin = min((block.step for blocks in read for block in blocks[:1]), default=None)
+        begin = min((block.step for blocks in read for block in blocks), default=None)  # also after a rewind within it
         if begin is not None:
             kept = [block for block in kept if block.step < begin]
         for blocks in read:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -77,8 +78,8 @@ class DriftMeter:
 
         if not self.enabled or self._items:
             return
-        if self._job.ranks.broadcast(self._path.is_file() if self._job.ranks.first else None):
-            self._load()
+        if kept := self._job.ranks.broadcast(self._load() if self._job.ranks.first else None):
+            self._items, self._kept = kept
             return
         loop = self._loop
         adapter = hasattr(loop.model, "disable_adapter")
@@ -87,8 +88,8 @@ class DriftMeter:
             loop.reporter.warn(
                 code="evaluation.no_drift",
                 step=loop.step,
-                message="drift is not measured: all weights are trained, and this run had begun before "
-                "evaluation.drift was set, so the base's answers are not known",
+                message=f"drift is not measured: all weights are trained, and {FILE} with the base's answers from "
+                "before the first step is not there, or damaged",
                 hint="nothing to do; a new run measures it from its first step on",
             )
             return
@@ -123,7 +124,7 @@ class DriftMeter:
     def judge(self, values: dict[str, Any]) -> str:
         """Warn where the drift is beyond its limit; returns the reason to stop if that is what the profile wants."""
         value = values.get(f"eval/{names.KL}")
-        if self._limit is None or value is None or value <= self._limit:
+        if self._limit is None or value is None or value <= self._limit:  # NaN is beyond any limit
             return ""
         reason = f"drift_kl is {value:.3g}, beyond evaluation.drift_limit {self._limit:g}"
         if self._action == "stop":
@@ -180,14 +181,18 @@ class DriftMeter:
         except OSError:
             draft.unlink(missing_ok=True)
 
-    def _load(self) -> None:
+    def _load(self) -> tuple[list[Item], list[Kept]] | None:
+        """What has been kept; None if there is nothing, or it is damaged."""
         import numpy
 
-        with numpy.load(self._path) as stored:
-            self._items = [Item(**item) for item in json.loads(str(stored["items"]))]
-            self._kept = [
-                Kept(*(stored[f"{name}{number}"] for name in Kept._fields)) for number in range(len(self._items))
-            ]
+        try:
+            with numpy.load(self._path) as stored:
+                items = [Item(**item) for item in json.loads(str(stored["items"]))]
+                return items, [
+                    Kept(*(stored[f"{name}{number}"] for name in Kept._fields)) for number in range(len(items))
+                ]
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+            return None
 
     # ── the model ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -227,7 +232,8 @@ class DriftMeter:
         divergence = (base.exp() * (base - model)).sum() + (rest_base * (rest_base / rest_model).log()).sum()
         changed = (log_probs.argmax(-1) != targets).any()
         loss = -log_probs.gather(-1, targets[:, None]).sum()
-        return max(0.0, float(divergence)), len(targets), float(loss), bool(changed)
+        # Rounding can make it negative. It stays NaN where the model's numbers are: `max` would call that no drift.
+        return float(divergence.clamp_min(0)), len(targets), float(loss), bool(changed)
 
     def _judge_manners(self) -> dict[str, float]:
         """Stops, format and language of the replies to some of the prompts, of each language equally many."""

@@ -152,10 +152,10 @@ class Evaluator:
                 merged = optimized and method.mergeable and stack.enter_context(merge_weights(model))
                 values = self._held_out_loss(self._batches)
                 method.expect_plain_batches()
-                if optimized and self._prompts and not merged:
-                    stack.enter_context(merge_weights(model, rounded=True))
                 values |= self.drift.measure()
                 values |= self.benchmarks.measure()
+                if optimized and self._prompts and not merged:  # rounded weights are for replies alone
+                    stack.enter_context(merge_weights(model, rounded=True))
                 replies = self._generate(self._prompts, self._job.profile.generation.max_new_tokens)
         finally:
             model.train()

@@ -1,8 +1,7 @@
 """Keeps each training row's loss, from the losses of tokens that a step computes anyway.
 
-Nothing is computed for it on the device: the losses of a micro-batch's tokens are copied to the host behind the step's
-other work, and are there when the step reads its own loss. The sums of rows are made on the host. A disk that is full
-ends the ledger, with a warning, and not the run.
+The losses of a step's tokens are copied to the host at once, when the step has read its own loss and so waited for the
+device. The sums of rows are made on the host. A disk that is full ends the ledger, with a warning, and not the run.
 """
 
 from __future__ import annotations
@@ -51,22 +50,24 @@ class RowLedger:
         self._loop.method.row_losses = [] if self._writer else None
 
     def record(self) -> None:
-        """Write down the losses of the step's rows. They are on the host: the step has read its loss."""
+        """Write down the losses of the step's rows. The step has read its loss, so the device is done with them."""
         import numpy
+        import torch
 
         loop = self._loop
         seen, loop.method.row_losses = loop.method.row_losses, None
-        if not seen or self._writer is None or len(seen) != len(self._rows):  # memory was short: a step without loss
+        if not seen or self._writer is None or loop.memory.error:  # memory was short: the step is computed again
             return
         rows: list[Any] = []
         losses: list[Any] = []
-        for numbers, (values, counts) in zip(self._rows, seen, strict=True):
+        host = torch.cat([values for values, _ in seen]).float().cpu().split([len(values) for values, _ in seen])
+        for numbers, values, (_, counts) in zip(self._rows, host, seen, strict=True):
             counted = numpy.asarray(counts)
             trained = counted > 0
             if not numbers or not trained.any():
                 continue
             starts = (numpy.cumsum(counted) - counted)[trained]
-            sums = numpy.add.reduceat(values.float().cpu().numpy(), starts)
+            sums = numpy.add.reduceat(values.numpy(), starts)
             rows.append(self._number(numbers)[trained])
             losses.append(sums / counted[trained])
         if not rows:

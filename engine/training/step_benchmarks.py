@@ -1,7 +1,8 @@
 """Benchmarks while a run trains (`evaluation.benchmarks.every_steps`), on the model as it is in memory.
 
 Rank 0 measures, and the other ranks wait. The numbers are those of `cockpit eval --benchmark` on the checkpoint of the
-step. What cannot be measured, such as rows that would have to be fetched, is said once and does not end the run.
+step. What cannot be measured, such as rows that would have to be fetched, or for want of memory, is said once and does
+not end the run.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+from engine.models import accelerator
 from engine.protocol.messages import ProblemError
+from engine.protocol.text import first_line
 from engine.training import resume
 
 if TYPE_CHECKING:
@@ -20,6 +23,8 @@ _CONTEXT = 2048
 """Longest text of a model that does not say how much it can read."""
 _EVERY = 2.0
 """Seconds between two reports of progress."""
+_ALIVE = 60.0
+"""Seconds between two signs of life to the waiting ranks: a benchmark may take longer than they wait for one."""
 
 
 class StepBenchmarks:
@@ -29,7 +34,7 @@ class StepBenchmarks:
         self._loop = loop
         self._options = loop.job.profile.evaluation.benchmarks
         self._gave_up = False
-        self._reported = 0.0
+        self._reported = self._alive = 0.0
 
     def is_due(self) -> bool:
         """Whether the present step ends with benchmarks."""
@@ -41,12 +46,14 @@ class StepBenchmarks:
         if not self.is_due():
             return {}
         ranks = self._loop.job.ranks
-        values: dict[str, float] | str = {}
+        values: dict[str, float] | str | None = None
         if self._loop.strategy.sharded:
             values = "each rank has only a share of the weights, and a benchmark is measured by one rank"
-        elif ranks.first:
-            values = self._measure()
-        values = ranks.broadcast(values)
+        else:
+            self._alive = time.monotonic()
+            values = ranks.broadcast(self._measure() if ranks.first else None)
+            while values is None:
+                values = ranks.broadcast(None)
         if isinstance(values, str):
             self._gave_up = True
             self._loop.reporter.warn(
@@ -74,11 +81,17 @@ class StepBenchmarks:
             return benchmarks.measure_model(request, loaded, self._report)
         except (ProblemError, ValueError, OSError) as error:
             return str(error)
+        except Exception as error:  # noqa: BLE001 - the other ranks wait, and a benchmark's own code may raise anything
+            return f"{type(error).__name__}: {first_line(error)}"
         finally:
             resume.set_random_state(state)
+            accelerator.release()
 
     def _report(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
+        if now - self._alive > _ALIVE:
+            self._alive = now
+            self._loop.job.ranks.broadcast(None)
         if now - self._reported > _EVERY:
             self._reported = now
             self._loop.reporter.set_phase("evaluating", f"benchmarks: {stage}", done, total)

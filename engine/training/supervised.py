@@ -42,10 +42,7 @@ class Supervised(Method):
             lambda logits, targets: (token_losses(logits, targets, self._smoothing),),
         )
         if self.row_losses is not None:
-            kept = losses.detach()
-            if kept.is_cuda:  # elsewhere such a copy may be read before it is there
-                kept = kept.to("cpu", non_blocking=True)
-            self.row_losses.append((kept, batch["trained"]))
+            self.row_losses.append((losses.detach(), batch["trained"]))
         return losses.sum() / units
 
     def measure(self, batch: Batch) -> dict[str, float]:

@@ -130,7 +130,8 @@ class Data:
         )
 
     def worst(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """What `cockpit data worst` says of a run's rows. Raises ValueError, ProblemError."""
+        """What `cockpit data worst` says of a run's rows; with `placed`, a list of (file, line), these are listed in
+        `drop` instead. Raises ValueError, ProblemError."""
         from engine.prep.verbs import worst
 
         given = {"drop": None, "only": None, "weight": 0.0, **arguments}

@@ -67,6 +67,21 @@ def test_every_fact_is_accepted_in_a_sentence() -> None:
         assert not forgetting.is_right(IGNORED, question["check"]), question
 
 
+def test_what_is_near_the_answer_is_not_right() -> None:
+    """The question itself, and answers in which a right one stands as a part of a word."""
+    for question in QUESTIONS:
+        assert not forgetting.is_right(question["question"], question["check"]), question
+    wrong = {
+        "人呼吸时需要吸入哪种气体？": "二氧化碳",
+        "Which gas do humans need to breathe to live?": "CO2",
+        "世界上体型最大的动物是什么？": "鲸鲨",
+        "Which animal is the largest on Earth?": "The whale shark.",
+    }
+    for question in (each for each in QUESTIONS if each["question"] in wrong):
+        assert not forgetting.is_right(wrong.pop(question["question"]), question["check"]), question
+    assert not wrong
+
+
 @pytest.mark.parametrize(
     ("reply", "check", "right"),
     [
@@ -135,6 +150,9 @@ def test_a_request_for_other_rows_is_refused(tiny: Path, tmp_path: Path) -> None
     with pytest.raises(ValueError, match="has its own questions"):
         forgetting.check_request(EvaluationRequest(forgetting=True, data="rows.jsonl"))
     home = Home(tmp_path).create()
+    both = EvaluationRequest(forgetting=True, benchmarks=["arc_easy"])
+    with pytest.raises(ValueError, match="has its own questions"):
+        run.evaluate(str(tiny), both, home, tmp_path, make_models(bool, []), Watch())
     from engine.models import targets
 
     with pytest.raises(ProblemError, match="--against"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -75,6 +76,51 @@ def test_the_divergence_is_that_of_the_libraries(full: bool, prepared: dict[str,
     (run.path / "events.jsonl").rename(run.path / "before.jsonl")
     train(Home(tmp_path), "run", prepared, *changes, "training.max_steps=8", from_step=6)
     assert values(run)[8]["eval/drift_kl"] > 0.5 * found[6]["eval/drift_kl"]
+
+
+def test_numbers_that_are_not_finite_are_no_small_drift() -> None:
+    item, size = drift.Item(False, [1, 2, 3], 1), 5
+    loop = SimpleNamespace(
+        job=SimpleNamespace(
+            profile=SimpleNamespace(evaluation=SimpleNamespace(drift=True, drift_limit=0.5, drift_action="stop")),
+            tokenizer=object(),
+            simulated=False,
+        )
+    )
+    meter = drift.DriftMeter(loop)  # type: ignore[arg-type]
+    meter._items = [item]
+    meter._kept = [drift.Kept(numpy.zeros((2, 3), dtype="int32"), numpy.full((2, 3), -2.0, dtype="float32"))]
+    meter._log_probs = lambda _: torch.full((2, size), torch.nan)  # type: ignore[method-assign]
+    divergence = meter._compare(0)[0]
+    assert numpy.isnan(divergence)
+    assert "drift_limit" in meter.judge({"eval/drift_kl": divergence})
+
+
+def test_damaged_answers_of_the_base_are_made_again(prepared: dict[str, Any], tmp_path: Path) -> None:
+    settings = (*DRIFT, "checkpoint.every_steps=3")
+    run = train(Home(tmp_path), "run", prepared, *settings)
+    whole = (run.path / drift.FILE).read_bytes()
+    (run.path / drift.FILE).write_bytes(whole[: len(whole) // 2])
+    train(Home(tmp_path), "run", prepared, *settings, from_step=3)
+    assert (run.path / drift.FILE).read_bytes() == whole
+    found = [entry.values["eval/drift_kl"] for entry in entries(run, Evaluation) if entry.step == 6]
+    assert len(found) == 2 and found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "adapter", ["{kind: prompt, virtual_tokens: 3}", "{kind: prefix, virtual_tokens: 3}"], ids=["prompt", "prefix"]
+)
+def test_the_base_answers_without_virtual_tokens(adapter: str, prepared: dict[str, Any], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    run = train(Home(tmp_path), "run", prepared, *DRIFT, "training.max_steps=1", f"adapter={adapter}")
+    base = AutoModelForCausalLM.from_pretrained(prepared["base"]).eval()
+    with numpy.load(run.path / drift.FILE) as kept:
+        items = json.loads(str(kept["items"]))
+    for item in (each for each in items if each["prompt"]):
+        with torch.no_grad():
+            logits = base(input_ids=torch.tensor([item["ids"]])).logits[0, item["start"] - 1 : -1]
+        assert logits.argmax(-1).tolist() == item["ids"][item["start"] :]
 
 
 def test_a_limit_warns_or_stops(prepared: dict[str, Any], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import random
 import signal
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -144,6 +145,42 @@ def test_any_prefix_of_a_file_is_readable(tmp_path: Path) -> None:
             }
             assert found.keys() == known.keys()
             assert all(found[at] == pytest.approx(known[at], rel=1e-3) for at in known)
+
+
+def test_half_a_block_on_a_full_disk_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an attempt appends later, when there is room again, is not read as the rest of it."""
+    writer = RowLossWriter(tmp_path, 1, 0)
+    writer.add(0, 0, [1, 2], numpy.array([0.5, 0.25]))
+    file = writer._file
+    monkeypatch.setattr(
+        writer,
+        "_file",
+        SimpleNamespace(seek=file.seek, truncate=file.truncate, write=lambda content: file.write(content[:20])),
+    )
+    with pytest.raises(OSError, match="space"):
+        writer.add(1, 0, [3, 4], numpy.array([1.0, 2.0]))
+    file.close()
+    writer = RowLossWriter(tmp_path, 1, 0)
+    writer.rewind(1)
+    writer.add(1, 0, [3, 4], numpy.array([4.0, 8.0]))
+    writer.close()
+    assert read_row_losses(tmp_path, 5)[0, 1:].tolist() == [0.5, 0.25, 4.0, 8.0]
+
+
+def test_a_rollback_goes_behind_the_attempt_that_it_happens_in(tmp_path: Path) -> None:
+    """Rows that are skipped after it have no loss of the attempt before."""
+    writer = RowLossWriter(tmp_path, 1, 0)
+    writer.rewind(0)
+    for step in range(4):
+        writer.add(step, 0, [step], numpy.array([1.0]))
+    writer.close()
+    writer = RowLossWriter(tmp_path, 2, 0)
+    for step, rows in ((3, [3]), (1, [])):
+        writer.rewind(step)
+        writer.add(step, 0, rows, numpy.full(len(rows), 2.0))
+    writer.add(2, 0, [2], numpy.array([2.0]))
+    writer.close()
+    assert [(block.step, block.rows.tolist()) for block in read_blocks(tmp_path)] == [(0, [0]), (1, []), (2, [2])]
 
 
 def test_a_file_of_something_else_is_ignored(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,14 @@ def run(home: Home, arguments: argparse.Namespace, progress: Progress) -> dict[s
     directory = targets.find_run(arguments.run, home)
     if directory is None:
         raise ValueError(f"there is no run {arguments.run}")
-    report, rows = list_worst(directory, arguments.by, arguments.top)
+    if arguments.top < 1:
+        raise ValueError(f"--top {arguments.top}: must be at least 1")
+    placed = getattr(arguments, "placed", None)
+    report, rows = ({"run": directory.id}, []) if placed else list_worst(directory, arguments.by, arguments.top)
     report["worst"] = [row.to_json() for row in rows]
     if arguments.drop:
-        chosen = _choose(rows, arguments.only)
+        chosen = _find_placed(directory, placed) if placed else _choose(rows, arguments.only)
+        report["worst"] = [row.to_json() for row in chosen]  # of a live run, the numbers may be of other rows by now
         path = Path(arguments.drop).expanduser().absolute()
         entries = describe_rows(home, directory, chosen, arguments.weight, progress)
         report |= {"list": str(path), "listed": exclude.add_to_list(path, entries), "added": len(entries)}
@@ -75,6 +80,8 @@ def list_worst(directory: RunDirectory, by: str, top: int) -> tuple[dict[str, An
     """Facts about a run's ledger, and its `top` worst rows. Raises ProblemError and ValueError."""
     prepared = _read_prepared(directory)
     train = Path(prepared["train"])
+    if not (train / "state.json").is_file():
+        raise ValueError(f"the prepared rows of {directory.id} are not in the cache any more: {train}")
     try:
         tokens = TokenParts(train)
         found = worst_rows.read_losses(directory.row_losses, train, tokens)
@@ -97,7 +104,7 @@ def list_worst(directory: RunDirectory, by: str, top: int) -> tuple[dict[str, An
     rows = []
     for row, part in zip(chosen, parts, strict=True):
         prompt, answer = worst_rows.split_row(tokens, part, tokenizer)
-        losses = [None if loss != loss else float(loss) for loss in found.losses[:, row]]
+        losses = [float(loss) if math.isfinite(loss) else None for loss in found.losses[:, row]]
         rows.append(WorstRow(float(scores[row]), losses, prompt, answer, part=part))
         _place(rows[-1], found.places, row, prepared)
         of_part = found.places is not None and {int(each): at for at, each in enumerate(found.parts)}
@@ -126,12 +133,13 @@ def describe_rows(
     file has changed since the run was prepared."""
     if not 0 <= weight <= 1:
         raise ValueError(f"--weight {weight}: a weight is from 0 (leave the row out) to 1")
+    prepared = _read_prepared(directory)
     if any(row.line == 0 for row in rows):
         raise ValueError(
             "the places of rows are not known: this run's data were prepared by an older version, or tokenised "
-            "elsewhere. A new run on the same files knows them after `cockpit prepare`"
+            f"elsewhere. Those of an older version are prepared anew, with places, in the next run after "
+            f"{Path(prepared['train']).parent} has been deleted"
         )
-    prepared = _read_prepared(directory)
     job = json.loads((directory.path / "job.json").read_text())
     profile = parse(
         directory.profile.read_text(), str(directory.profile), Path(job["directory"]), home=home, prepared=True
@@ -178,12 +186,22 @@ def _choose(rows: list[WorstRow], only: str | None) -> list[WorstRow]:
     return [rows[number - 1] for number in sorted(chosen)]
 
 
+def _find_placed(directory: RunDirectory, places: list[list[Any]]) -> list[WorstRow]:
+    """The rows at these (file, line). A number in a list would name another row when the run has gone on meanwhile.
+    Raises ValueError."""
+    sources = _read_prepared(directory).get("sources", [])
+    if unknown := next((file for file, _ in places if file not in sources), None):
+        raise ValueError(f"{unknown} is no file of {directory.id}")
+    return [WorstRow(0.0, [], "", "", file, line, sources.index(file)) for file, line in places]
+
+
 def _place(row: WorstRow, places: Any, number: int, prepared: dict[str, Any]) -> None:
     if places is None:
         return
-    row.file_number, row.line = map(int, places[number])
-    listed = prepared.get("sources", ())
-    row.file = listed[row.file_number] if row.file_number < len(listed) else ""
+    file_number, line = map(int, places[number])
+    listed = prepared.get("sources", ())  # of an older version's run: none
+    if file_number < len(listed):
+        row.file_number, row.line, row.file = file_number, line, listed[file_number]
 
 
 def _read_prepared(directory: RunDirectory) -> dict[str, Any]:

@@ -55,8 +55,8 @@ class Method:
         self.metrics, self.memory = setup.metrics, setup.memory
         self.strategy = setup.strategy
         self.row_losses: list[tuple[Any, list[int]]] | None = None
-        """While a step is computed: for each micro-batch the losses of its trained tokens, on their way to the host,
-        and the number of them in each part of it; else None."""
+        """While a step is computed: for each micro-batch the losses of its trained tokens, and the number of them in
+        each part of it; else None."""
 
     def collate(self, rows: list[Row]) -> Batch:
         """A micro-batch, on the CPU. Its counts `rows` and `tokens` are removed before other methods receive it."""
