@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 import time
@@ -49,12 +50,16 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Path]:
     return Home(folder / "home").create(), folder
 
 
+def resolve(scene: tuple[Home, Path], name: str) -> targets.Target:
+    return targets.resolve(str(scene[1] / name), scene[0], Path("/"))
+
+
 def load(scene: tuple[Home, Path], name: str) -> LoadedModel:
-    return LoadedModel(targets.resolve(str(scene[1] / name), scene[0], Path("/")), "float32", "none", "cpu")
+    return LoadedModel(resolve(scene, name), "float32", "none", "cpu")
 
 
-def find(scene: tuple[Home, Path], *names: str) -> list[Any]:
-    return several.resolve([str(scene[1] / name) for name in names], scene[0], Path("/"))
+def find(scene: tuple[Home, Path], served: str, *names: str) -> list[Any]:
+    return several.resolve([str(scene[1] / name) for name in names], resolve(scene, served), scene[0], Path("/"))
 
 
 @pytest.mark.parametrize(("served", "beside"), [("base", ("one", "two")), ("one", ("two",))])
@@ -63,7 +68,7 @@ def test_each_adapter_answers_as_alone(scene: Any, served: str, beside: tuple[st
     alone = {name: [load(scene, name).generate(text, sampling).text for text in PROMPTS] for name in (served, *beside)}
     assert len({tuple(replies) for replies in alone.values()}) == len(alone), "the adapters change the replies"
     loaded = load(scene, served)
-    model, names = several.load(loaded, find(scene, *beside))
+    model, names = several.load(loaded, find(scene, served, *beside))
     texts: dict[Job, str] = {}
 
     def deliver(events: list[Any]) -> None:
@@ -72,6 +77,9 @@ def test_each_adapter_answers_as_alone(scene: Any, served: str, beside: tuple[st
 
     scheduler = Scheduler(model, loaded.tokenizer, loaded.stop_ids, deliver, slots=4)
     builder = RequestBuilder(loaded, (served,), scheduler.context, {"temperature": 0.0}, 9, 60.0, adapters=names)
+    builder.aliases = {"as-typed": beside[-1]}
+    assert builder.choose_name("as-typed") == beside[-1] and builder.choose_name("") == served
+    builder.check_name("as-typed")
     assert builder.models == [served, *beside]
     jobs = {}
     for text in PROMPTS:
@@ -99,7 +107,16 @@ def test_what_cannot_be_mixed_is_refused(scene: Any, tmp_path: Path) -> None:
     shutil.copytree(scene[1] / "two", changed, dirs_exist_ok=True)
     (changed / "config.json").unlink()
     (changed / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    for name, why in (("other", "only LoRA can be mixed"), ("base", "it is no adapter"), (str(changed), "template")):
+    biased = shutil.copytree(scene[1] / "two", tmp_path / "biased")
+    config = json.loads((biased / "adapter_config.json").read_text())
+    (biased / "adapter_config.json").write_text(json.dumps(config | {"bias": "all"}))
+    for names, why in (
+        (["other"], "ia3"),
+        (["base"], "it is no adapter"),
+        ([str(biased)], "bias"),
+        (["one", "one"], "served already"),
+        ([str(changed)], "template"),
+    ):
         with pytest.raises(ProblemError, match=why) as caught:
-            several.load(loaded, find(scene, name))
+            several.load(loaded, find(scene, "base", *names))
         assert caught.value.problem.code == "serving.adapter_refused"
