@@ -21,6 +21,7 @@ from engine.export.combine import Recipe, combine, list_last
 from engine.models import targets
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
+from engine.storage import manifest
 from tests.training.harness import make_model
 
 Weights = dict[str, torch.Tensor]
@@ -110,7 +111,7 @@ def test_whole_models_are_combined_tensor_by_tensor(scene: Any, tmp_path: Path, 
     origin = base if method != "linear" else None
     given = (0.25, 0.75) if method != "task" else (1.0, 0.5)
     recipe = Recipe("linear" if method == "task" else method, given, 0.5, 7)
-    (wholes[0] / "manifest.json").write_text("{}")  # as a checkpoint has one of its own files
+    manifest.write(wholes[0])  # as a checkpoint has one, of its own files
     assert run(scene, tmp_path / "out", recipe, *wholes, base=origin) == "model"
     assert not (tmp_path / "out/manifest.json").exists()
     made, one, two, start = (load_file(path / "model.safetensors") for path in (tmp_path / "out", *wholes, base))
