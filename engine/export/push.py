@@ -213,7 +213,9 @@ def _find_visibility(api: Any, repository: str) -> object:
 
 def _not_private(repository: str) -> ProblemError:
     return _problem(
-        f"{repository} is public", "it exists, and everybody could read what is pushed", "say so with --public"
+        f"{repository} is public, or its hub does not say that it is private",
+        "it exists, and everybody could read what is pushed",
+        "say so with --public",
     )
 
 

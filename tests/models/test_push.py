@@ -212,7 +212,9 @@ def test_a_push_is_private_has_no_paths_and_goes_on_after_an_interruption(
     assert send(folder, base="org/base")["sent"] == ["README.md"]
 
 
-def test_a_public_repository_and_a_refusal(hub: WritableHub, folder: Path) -> None:
+def test_a_public_repository_and_a_refusal(
+    hub: WritableHub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.private = False
     with pytest.raises(ProblemError) as caught:
         send(folder)
@@ -229,10 +231,10 @@ def test_a_public_repository_and_a_refusal(hub: WritableHub, folder: Path) -> No
         with pytest.raises(ProblemError) as caught:
             push.check(name, "huggingface")
         assert caught.value.problem.code == "request.invalid"
-    hub.close()
-    with pytest.raises(ProblemError) as caught:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(ProblemError, match="could not be pushed") as caught:
         send(folder)
-    assert caught.value.problem.code == "push.failed" and "could not be pushed" in caught.value.problem.title
+    assert caught.value.problem.code == "push.failed" and "push again" in (caught.value.problem.hint or "")
 
 
 def test_a_run_is_exported_until_it_has_arrived_and_again_when_it_has_changed(
