@@ -113,6 +113,6 @@ def _refuse(target: Target, why: str) -> ProblemError:
             code="serving.adapter_refused",
             title=f"{target.label} cannot be served beside the others",
             cause=why,
-            hint="serve it alone, on another port",
+            hint="serve it alone on another port, or as the target, with others like it beside it",
         )
     )

@@ -6,9 +6,11 @@ import json
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
@@ -24,6 +26,7 @@ from engine.serving.jobs import Job, JobText
 from engine.serving.request_builder import RequestBuilder
 from engine.serving.request_schemas import RequestError, TextRequest
 from engine.serving.scheduler import Scheduler
+from tests.serving.conftest import Kitchen
 from tests.training.harness import make_model
 
 PROMPTS = ["w1 w2 w3", "w9", "w4 w5 w6 w7 w8"]
@@ -120,3 +123,43 @@ def test_what_cannot_be_mixed_is_refused(scene: Any, tmp_path: Path) -> None:
         with pytest.raises(ProblemError, match=why) as caught:
             several.load(loaded, find(scene, "base", *names))
         assert caught.value.problem.code == "serving.adapter_refused"
+
+
+@pytest.mark.slow
+def test_over_http_each_name_is_a_model_of_its_own(kitchen: Kitchen, tmp_path: Path) -> None:
+    adapters = []
+    for seed, name in enumerate(("red", "blue")):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
+        made = get_peft_model(AutoModelForCausalLM.from_pretrained(kitchen.model), config)
+        for parameter in made.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.5)
+        made.save_pretrained(tmp_path / name)
+        adapters.append(str(tmp_path / name))
+    refused = kitchen.cockpit("serve", str(kitchen.model), "--port", "0", "--detach", "--adapter", str(kitchen.model))
+    assert refused.returncode == 2 and "it is no adapter" in refused.stderr
+    beside = [part for adapter in adapters for part in ("--adapter", adapter)]
+    server = kitchen.serve(*beside, "--dtype", "float32")
+    talks: list[Any] = [[{"role": "user", "content": text}] for text in PROMPTS]
+    alone = {}
+    for name in (str(kitchen.model), *adapters):
+        loaded = LoadedModel(targets.resolve(name, kitchen.home, Path("/")), "float32", "none", "cpu")
+        alone[Path(name).name] = [loaded.generate(talk, Sampling(max_new_tokens=LENGTH)).text for talk in talks]
+    assert len({tuple(replies) for replies in alone.values()}) == 3
+    with openai.OpenAI(base_url=server.address, api_key="none", max_retries=0) as client:
+        assert [model.id for model in client.models.list()] == ["tiny", "red", "blue"]
+
+        def ask(name: str, talk: Any) -> str:
+            fields: Any = {"model": name, "messages": talk, "temperature": 0, "max_tokens": LENGTH}
+            reply = client.chat.completions.create(**fields)
+            assert reply.model == Path(name).name
+            return reply.choices[0].message.content or ""
+
+        with ThreadPoolExecutor(9) as threads:  # rows of all three are decoded together
+            asked = {name: [threads.submit(ask, name, talk) for talk in talks] for name in alone}
+            assert {name: [each.result() for each in replies] for name, replies in asked.items()} == alone
+        assert ask(adapters[1], talks[0]) == alone["blue"][0], "as it was typed"
+        with pytest.raises(openai.NotFoundError, match="only 'tiny', 'red', 'blue'"):
+            ask("green", talks[0])
+    assert server.stop().returncode == 0
