@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from engine.options.tables import TRACKERS
 from engine.options.training import LoggingOptions
+from engine.protocol.environment import is_secret
 from engine.protocol.file_channel import replace
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Evaluation, Metrics, read
@@ -191,6 +192,11 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, str | int |
     return flat
 
 
+def _is_secret(name: str) -> bool:
+    """Whether a setting is a variable that is named like a key: a profile should have none, and a service gets none."""
+    return name.startswith("launch.environment.") and is_secret(name.removeprefix("launch.environment."))
+
+
 class Tracker:
     """One tracker of a run. `warn` takes the arguments of `Reporter.warn`, and is called from `write` and `close`
     only: the tracker's own thread never writes to the journal."""
@@ -202,7 +208,7 @@ class Tracker:
         folder = run.path.parent.parent / "trackers" / name
         self._id_name = _name_id(name, options.offline)
         self._place = Place(run.id, options.project, folder, options.offline, _read_ids(run).get(self._id_name))
-        self._settings = flatten(settings)
+        self._settings = {name: value for name, value in flatten(settings).items() if not _is_secret(name)}
         self._highest = _find_highest(run) if self._place.known else {}
         self._entries: queue.Queue[Metrics | Evaluation | None] = queue.Queue(WAITING)
         self._complaints: queue.SimpleQueue[str] = queue.SimpleQueue()

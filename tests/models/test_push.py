@@ -212,9 +212,7 @@ def test_a_push_is_private_has_no_paths_and_goes_on_after_an_interruption(
     assert send(folder, base="org/base")["sent"] == ["README.md"]
 
 
-def test_a_public_repository_and_a_refusal(
-    hub: WritableHub, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_public_repository_and_a_refusal(hub: WritableHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.private = False
     with pytest.raises(ProblemError) as caught:
         send(folder)

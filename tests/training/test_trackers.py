@@ -56,7 +56,12 @@ def run(tmp_path: Path) -> RunDirectory:
 
 def open_tracker(name: str, run: RunDirectory, warnings: list[dict[str, Any]]) -> trackers.Tracker:
     options = LoggingOptions(trackers=[name], offline=True, project="tests")
-    settings = {"training": {"learning_rate": 0.1, "none": None}, "data": {"train": [{"source": "数据"}]}}
+    launch = {"environment": {"SERVICE_TOKEN": "hunter2", "OMP_NUM_THREADS": "1"}}
+    settings = {
+        "launch": launch,
+        "training": {"learning_rate": 0.1, "none": None},
+        "data": {"train": [{"source": "数据"}]},
+    }
     return trackers.Tracker(name, run, options, settings, warn=lambda **warning: warnings.append(warning))
 
 
@@ -110,6 +115,7 @@ def test_a_tracker_that_fails_or_hangs_is_given_up(run: RunDirectory, monkeypatc
     for step in range(1, 20):
         tracker.write(make_metrics(step))
     tracker.close()
+    assert "hunter2" not in fake.settings.values() and "launch.environment.OMP_NUM_THREADS" in fake.settings
     first, last = (warning["message"] for warning in warnings)
     assert "step 1: RuntimeError: quota" in first and "nothing more" in last
 
