@@ -139,6 +139,7 @@ def _aim(place: Place) -> dict[str, Any]:
 def _clearml(place: Place) -> dict[str, Any]:
     from clearml import Task
 
+    Task.set_random_seed(None)  # else its start seeds random, numpy and torch anew, in the middle of the training
     if place.offline:
         os.environ["CLEARML_CACHE_DIR"] = str(place.folder)
         Task.set_offline(True)

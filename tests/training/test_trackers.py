@@ -169,6 +169,16 @@ def test_ids_are_of_a_place_and_none_is_lost(run: RunDirectory, monkeypatch: pyt
     assert "hunter2" not in told and "example.org/api" in told
 
 
+def test_clearml_does_not_seed_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[Any] = [1337]
+    clearml: Any = ModuleType("clearml")
+    clearml.Task = SimpleNamespace(set_random_seed=seeds.append, set_offline=lambda offline: None)
+    monkeypatch.setitem(sys.modules, "clearml", clearml)
+    monkeypatch.setenv("CLEARML_CACHE_DIR", "")
+    trackers._clearml(trackers.Place("run", "tests", tmp_path, True, None))
+    assert seeds[-1] is None
+
+
 def test_no_logger_ends_a_run(run: RunDirectory) -> None:
     class Bad:
         def write(self, entry: Any) -> None:
