@@ -146,7 +146,7 @@ def test_hostile_replies_stay_text_and_take_no_time(inside: str) -> None:
     reply, began = f"<tool_call>{inside}</tool_call>", time.process_time()
     text, calls = read(FAMILIES[1], [reply])
     assert time.process_time() - began < 2  # the loop that answers all clients waits meanwhile
-    assert (text == reply and not calls) or "[[[" in calls[0][1].__repr__()
+    assert (text == reply and not calls) or calls[0][0] == "weather"
 
 
 @pytest.mark.parametrize("template", [CODER, GLM])
