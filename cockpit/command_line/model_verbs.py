@@ -132,7 +132,7 @@ MERGE = Verb(
         option("--weights", metavar="W,…", help="a weight for each target (equal ones)"),
         option("--density", type=float, metavar="F", help="for ties and dare: the part of each change to keep (0.5)"),
         option("--seed", type=int, metavar="N", help="for dare: chooses the part (0)"),
-        option("--base", metavar="TARGET", help="for ties and dare of whole models: what they were made from"),
+        option("--base", metavar="TARGET", help="of whole models: what they were made from; ties and dare need it"),
         option("--last", type=int, metavar="K", help="the average of a run's last K checkpoints"),
     ),
 )

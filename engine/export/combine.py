@@ -1,14 +1,15 @@
 """Combines several adapters of one base into one adapter, or several models of one shape into one model.
 
-`linear` is the weighted sum of the changes that the adapters make (of the weights, for whole models). `ties`
-(Yadav et al. 2023, arXiv:2306.01708) keeps the largest part `density` of each change and the sign that prevails;
-`dare_linear` and `dare_ties` (Yu et al. 2023, arXiv:2311.03099) keep a random part and scale it up. The arithmetic is
-peft's.
+`linear` is the weighted sum of the changes that the adapters make; for whole models that of their weights, or of their
+changes to a base. `ties` (Yadav et al. 2023, arXiv:2306.01708) keeps the largest part `density` of each change and the
+sign that prevails; `dare_linear` and `dare_ties` (Yu et al. 2023, arXiv:2311.03099) keep a random part and scale it up.
+The arithmetic is peft's.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -16,18 +17,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.models import files, folders, merge, targets
-from engine.models.base_weights import KEY as BASE_WEIGHTS
+from engine.models import files, folders, merge, plain_lora, targets
+from engine.models.base_weights import KEY as BASE_WEIGHT_FILES
 from engine.models.targets import Target
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.text import first_lines
+from engine.storage import manifest
 from engine.storage.atomic import write_folder
 
 METHODS = ("linear", "ties", "dare_linear", "dare_ties")
 _SPARSE = METHODS[1:]
-_PLAIN = ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices", "target_parameters")
-"""Settings of a LoRA that must be unused: peft combines only the low-rank matrices."""
+_PLACES = ("layers_to_transform", "layers_pattern", "exclude_modules")
+"""Settings by which a LoRA leaves layers out: peft takes the first adapter's for all."""
+_WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+"""Suffixes of files that a merged model does not get from the first one."""
 _NAME = "combined"
 
 
@@ -48,6 +52,8 @@ class Recipe:
             raise _refuse(f"the density is above 0 and at most 1, not {self.density:g}")
         if self.weights and len(self.weights) != count:
             raise _refuse(f"there are {len(self.weights)} weights for {count} models")
+        if not all(map(math.isfinite, self.weights)):
+            raise _refuse("the weights are finite numbers")
         equal = 1.0 if self.method.endswith("ties") else 1 / count  # ties divides by the number of changes itself
         return list(self.weights) or [equal] * count
 
@@ -62,26 +68,41 @@ def combine(
 ) -> str:
     """Write the combination of `chosen` into the folder `out`, absent or empty; returns its kind, adapter or model.
 
-    `base` is what whole models were made from, for the methods other than `linear`. Raises ProblemError, OSError.
+    `base` is what whole models were made from; only `linear` does without. Raises ProblemError, OSError.
     """
     if len(chosen) < 2:
         raise _refuse("at least two models are needed")
     weights = recipe.resolve(len(chosen))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ProblemError(Problem(code="output.not_empty", title=f"{out} is not empty", hint="name another folder"))
+    _check_empty(out)
     chosen = [targets.fetch(target, home, progress) for target in chosen]
     for target in chosen:
         targets.check(target, folders.find_weights_problems)
     if all(target.adapter for target in chosen):
+        if base:
+            raise _refuse("--base is for whole models: adapters know theirs")
         _check_adapters(chosen)
         write = _write_adapter
     elif any(target.adapter for target in chosen):
         raise _refuse("some are adapters and some whole models: export the adapters merged first")
     else:
+        base = targets.fetch(base, home, progress) if base else None
+        for target in [*chosen, *([base] if base else [])]:
+            if target.on_hub:
+                raise _refuse(f"{target.label} is not on this machine", f"cockpit model pull {target.base}")
         write = _write_model
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_folder(out, lambda folder: write(folder, chosen, weights, recipe, base, progress))
+
+    def fill(folder: Path) -> None:
+        write(folder, chosen, weights, recipe, base, progress)
+        _check_empty(out)  # it would be replaced
+
+    write_folder(out, fill)
     return "adapter" if chosen[0].adapter else "model"
+
+
+def _check_empty(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ProblemError(Problem(code="output.not_empty", title=f"{out} is not empty", hint="name another folder"))
 
 
 def list_last(run: str, count: int, home: Home) -> list[str]:
@@ -104,20 +125,23 @@ def _refuse(why: str, hint: str = "") -> ProblemError:
 def _check_adapters(chosen: Sequence[Target]) -> None:
     """Raises ProblemError for adapters of different bases, and for kinds that peft does not combine."""
     hint = "export each merged into its base, and merge the whole models"
-    known = set()
+    known, places = set(), []
     for target in chosen:
         assert target.adapter
         config = files.read_json_object(target.adapter / folders.ADAPTER)
-        kind, used = config.get("peft_type"), [name for name in _PLAIN if config.get(name)]
-        if kind != "LORA" or used or config.get("bias", "none") != "none":
-            what = f"it is {str(kind).lower()}" if kind != "LORA" else f"it uses {', '.join(used) or 'bias'}"
-            raise _refuse(f"the adapter {target.label} is no plain LoRA: {what}", hint)
-        if target.base != chosen[0].base:
+        if extras := plain_lora.find_extras(config):
+            raise _refuse(f"the adapter {target.label} is no plain LoRA: it is or uses {', '.join(extras)}", hint)
+        places.append(
+            [sorted(map(str, value)) if isinstance(value := config.get(name), list) else value for name in _PLACES]
+        )
+        if not targets.have_same_base(target, chosen[0]):
             raise _refuse(f"{target.label} is for the base {target.base}, {chosen[0].label} for {chosen[0].base}", hint)
         recorded = json.loads(target.lock.read_text(encoding="utf-8")) if target.lock else {}
-        known.add(recorded.get(BASE_WEIGHTS))
+        known.add(recorded.get(BASE_WEIGHT_FILES))
     if len(known - {None}) > 1:
         raise _refuse("their bases had different weights", hint)
+    if any(each != places[0] for each in places):
+        raise _refuse(f"they differ in {', '.join(_PLACES)}", hint)
 
 
 def _write_adapter(
@@ -133,13 +157,17 @@ def _write_adapter(
     from peft.tuners.lora import LoraLayer
 
     first = chosen[0]
-    progress("loading the base", 0, len(chosen))
-    model = merge.load_base(first, merge.PRISTINE, None, folders.is_reward_model(first.folder), first.trust_remote_code)
     names = [f"m{place}" for place in range(len(chosen))]
-    adapted = PeftModel.from_pretrained(model, first.adapter, adapter_name=names[0])
-    for place, target in enumerate(chosen[1:], 1):
-        progress("loading adapters", place, len(chosen))
-        adapted.load_adapter(target.adapter, adapter_name=names[place])
+    try:
+        progress("loading the base", 0, len(chosen))
+        scores = folders.is_reward_model(first.folder)
+        model = merge.load_base(first, merge.PRISTINE, None, scores, first.trust_remote_code)
+        adapted = PeftModel.from_pretrained(model, first.adapter, adapter_name=names[0])
+        for place, target in enumerate(chosen[1:], 1):
+            progress("loading adapters", place, len(chosen))
+            adapted.load_adapter(target.adapter, adapter_name=names[place])
+    except (ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
+        raise _refuse(first_lines(error), "an adapter has to fit its base: `cockpit model verify FOLDER` checks one")
     torch.manual_seed(recipe.seed)
     same = len({(config.r, str(config.rank_pattern)) for config in adapted.peft_config.values()}) == 1
     kind = "cat" if recipe.method == "linear" else recipe.method if same else f"{recipe.method}_svd"
@@ -188,8 +216,13 @@ def _write_model(
 
     if recipe.method in _SPARSE and base is None:
         raise _refuse(f"{recipe.method} needs --base: it combines what the models have changed in it")
+    if base is None and not math.isclose(sum(weights), 1, abs_tol=1e-3):
+        raise _refuse(
+            f"the weights of whole models add up to 1, not {sum(weights):g}",
+            "name with --base what they were made from: then their changes are weighted",
+        )
     sources = [_Weights(Path(target.base), target.label) for target in chosen]
-    origin = _Weights(Path(base.base), base.label) if base and recipe.method in _SPARSE else None
+    origin = _Weights(Path(base.base), base.label) if base else None
     for source in [*sources[1:], *([origin] if origin else [])]:
         sources[0].check_same(source)
     torch.manual_seed(recipe.seed)
@@ -205,8 +238,9 @@ def _write_model(
             made[name] = _mix(tensors, weights, recipe, start).to(tensors[0].dtype).contiguous()
         save_file(made, folder / shard.name, metadata=metadata)
     for path in Path(chosen[0].base).iterdir():
-        if path.is_file() and path.suffix not in (".safetensors", ".bin", ".pt", ".gguf") and path.name != "README.md":
+        if path.is_file() and path.suffix not in _WEIGHT_FILES and path.name not in ("README.md", manifest.FILE):
             shutil.copyfile(path, folder / path.name)
+    merge.write_tokenizer(chosen[0], folder)
 
 
 def _mix(tensors: list[Any], weights: list[float], recipe: Recipe, start: Any) -> Any:
@@ -218,6 +252,8 @@ def _mix(tensors: list[Any], weights: list[float], recipe: Recipe, start: Any) -
     if start is None:
         return sum(weight * tensor.float() for weight, tensor in zip(weights, tensors, strict=True))
     changes = [tensor.float() - start for tensor in tensors]
+    if recipe.method == "linear":
+        return start + sum(weight * change for weight, change in zip(weights, changes, strict=True))
     mixed = getattr(merge_utils, recipe.method)(changes, torch.tensor(weights), density=recipe.density)
     return start + torch.nan_to_num(mixed)
 

@@ -66,7 +66,9 @@ def find_converter(named: str | None) -> list[str]:
 def find_quantizer(named: str | None) -> str:
     """llama.cpp's `llama-quantize`: built in the checkout `named`, or on PATH. Raises ProblemError when there is
     none."""
-    if named and (checkout := Path(named).expanduser()).is_dir():
+    path = Path(named).expanduser() if named else None
+    if path and path.exists():
+        checkout = path if path.is_dir() else path.parent
         for place in (checkout / "build" / "bin" / QUANTIZER, checkout / QUANTIZER):
             if os.access(place, os.X_OK):
                 return str(place)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import platform
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from ruamel.yaml import YAML
 
 from engine.export.request import ExportResult
 from engine.models import folders
@@ -15,6 +19,8 @@ from engine.models.targets import Target
 from engine.models.versions import list_versions
 from engine.protocol.home import Home
 
+_LOGIN = re.compile(r"(?<=://)[^\s/@]+@")
+"""The user and password of an address."""
 _FIRST = "chatglm"
 """`model_type` of models that need an import of this package before they can be loaded."""
 
@@ -110,7 +116,8 @@ def _agreement(exported: ExportResult) -> Iterator[str]:
         yield f"| merged into the {name} base{' (this folder)' if name == agreed['base'] else ''} | {text} |"
     yield ""
     for difference in agreed.get("differences", ()):
-        yield f"- {difference['prompt']!r}: other {difference['of']} from token {difference['at']} on"
+        # Not its text: it is a row of the training data, and a card may be read by everybody.
+        yield f"- a golden conversation: other {difference['of']} from token {difference['at']} on"
     if exported.gguf:
         made = exported.gguf
         text = f"not read back: {made.get('unread')}"
@@ -164,11 +171,37 @@ def _lineage(target: Target, report: dict[str, Any], home: Home) -> Iterator[str
 
 
 def _settings(target: Target, home: Home) -> Iterator[str]:
+    """The run's profile as others may read it: of folders of this machine only the last part, and no values of
+    environment variables."""
     profile = target.folder.parent.parent / "profile.yaml"
     if not target.run or not profile.is_file():
         return
-    text = profile.read_text(encoding="utf-8").replace(str(home.root), "COCKPIT_HOME").replace(str(Path.home()), "~")
-    yield from ("## Settings", "```yaml", text.rstrip(), "```", "")
+    settings = YAML(typ="safe").load(profile.read_text(encoding="utf-8"))
+    if not isinstance(settings, dict):
+        return
+    launch = settings.get("launch")
+    if isinstance(launch, dict) and isinstance(launch.get("environment"), dict):
+        settings["launch"] = launch | {"environment": dict.fromkeys(launch["environment"], "…")}
+    text = io.StringIO()
+    writer = YAML(typ="safe")
+    writer.default_flow_style, writer.allow_unicode = False, True
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    writer.dump(_shorten_paths(settings, home), text)
+    yield from ("## Settings", "```yaml", text.getvalue().rstrip(), "```", "")
+
+
+def _shorten_paths(value: Any, home: Home) -> Any:
+    if isinstance(value, dict):
+        return {key: _shorten_paths(each, home) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_shorten_paths(each, home) for each in value]
+    if isinstance(value, str) and "\n" not in value:
+        if value.startswith(f"{home.root}/"):
+            return value.replace(str(home.root), "COCKPIT_HOME", 1)
+        if value.startswith(("/", "~/", "file:///")):
+            return f"…/{Path(value).name}"
+        return _LOGIN.sub("…@", value)
+    return value
 
 
 def _environment(report: dict[str, Any]) -> Iterator[str]:

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ _REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _LEFT_OUT = ("trainer", "cache")
 """Folders of a checkpoint that only a resume needs."""
 CARD = "README.md"
+LOCK = "lock.json"
 ADAPTER_BASE = "base_model_name_or_path"
 
 
@@ -68,19 +70,22 @@ def list_uploads(folder: Path, base: str | None) -> list[Upload]:
     names = {upload.name for upload in found}
     has_weights = any(name.endswith((".safetensors", ".gguf")) for name in names)
     if not names & {"config.json", folders.ADAPTER} or not has_weights:
-        raise _problem(
-            f"{folder} is no model folder", "it has no configuration or no weights", "export the model first"
-        )
+        why = "it has no configuration or no weights"
+        raise _problem(f"{folder} is no model folder", why, "export the model first", "request.invalid")
     return found
 
 
 def _public(path: Path, base: str | None) -> bytes | None:
-    """The content of an adapter's configuration or a lock without folders of this machine; None for other files."""
-    key = {folders.ADAPTER: ADAPTER_BASE, "lock.json": "base"}.get(path.name)
-    document = files.read_json_object(path) if key else {}
-    if key is None or not isinstance(document.get(key), str) or not Path(document[key]).is_absolute():
+    """The content of an adapter's configuration or a lock without folders of this machine and without conversations
+    that it was trained on; None for other files."""
+    key = {folders.ADAPTER: ADAPTER_BASE, LOCK: "base"}.get(path.name)
+    if key is None:
         return None
-    return json.dumps(document | {key: base or Path(document[key]).name}, ensure_ascii=False, indent=1).encode()
+    document = files.read_json_object(path)
+    changed = {name: value for name, value in document.items() if path.name != LOCK or name != "golden"}
+    if isinstance(document.get(key), str) and Path(document[key]).is_absolute():
+        changed[key] = base or Path(document[key]).name
+    return json.dumps(changed, ensure_ascii=False, indent=1).encode() if changed != document else None
 
 
 def push(
@@ -97,11 +102,12 @@ def push(
     if hub == "modelscope":
         return _push_to_modelscope(uploads, repository, public, message)
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     try:
         return _push(HfApi(), uploads, repository, public, message, progress)
-    except (HfHubHTTPError, RepositoryNotFoundError, OSError) as error:
+    except ProblemError:
+        raise
+    except Exception as error:  # noqa: BLE001 - its libraries for HTTP and for large files raise anything
         status = getattr(getattr(error, "response", None), "status_code", 0)
         hint = (
             "log in with `hf auth login`, or set HF_TOKEN to a token that may write there"
@@ -114,9 +120,9 @@ def push(
 def check(repository: str, hub: str) -> None:
     """Raises ProblemError for a name that is none, and for a hub whose library is not installed."""
     if not _REPOSITORY.fullmatch(repository):
-        raise _problem(f"{repository!r} is no repository", "it is written as org/name", "")
+        raise _problem(f"{repository!r} is no repository", "it is written as org/name", "", "request.invalid")
     if hub not in HUBS:
-        raise _problem(f"there is no hub {hub!r}", f"they are {', '.join(HUBS)}", "")
+        raise _problem(f"there is no hub {hub!r}", f"they are {', '.join(HUBS)}", "", "request.invalid")
     if hub == "modelscope" and importlib.util.find_spec("modelscope") is None:
         raise ProblemError(
             Problem(
@@ -136,9 +142,7 @@ def _push(
     made = api.create_repo(repository, private=not public, exist_ok=True)
     private = bool(api.model_info(repository).private)
     if not private and not public:
-        raise _problem(
-            f"{repository} is public", "it exists, and everybody could read what is pushed", "say so with --public"
-        )
+        raise _not_private(repository)
     there = {
         each.path: each.lfs.sha256 if each.lfs else each.blob_id
         for each in api.get_paths_info(repository, [upload.name for upload in uploads])
@@ -162,37 +166,58 @@ def _id(upload: Upload, there: dict[str, str]) -> str:
 
 
 def _push_to_modelscope(uploads: list[Upload], repository: str, public: bool, message: str) -> dict[str, Any]:
-    import tempfile
+    token = os.environ.get("MODELSCOPE_API_TOKEN")
+    with tempfile.TemporaryDirectory() as place:
+        if token:
+            # Read once, when the library is imported: it would keep the token and its session in a file of the user's.
+            os.environ["MODELSCOPE_CREDENTIALS_PATH"] = str(Path(place, "credentials"))
+        from modelscope.hub.api import HubApi
+        from modelscope.hub.constants import ModelVisibility
 
-    from modelscope.hub.api import HubApi
-    from modelscope.hub.constants import ModelVisibility
-
-    visibility = ModelVisibility.PUBLIC if public else ModelVisibility.PRIVATE
-    try:
-        api = HubApi()
-        if token := os.environ.get("MODELSCOPE_API_TOKEN"):
-            api.login(token)
-        if not api.repo_exists(repository):
-            api.create_model(repository, visibility=visibility)
-        with tempfile.TemporaryDirectory() as place:
+        try:
+            api = HubApi()
+            if token:
+                api.login(token)
+            if not api.repo_exists(repository):
+                api.create_model(repository, visibility=ModelVisibility.PUBLIC if public else ModelVisibility.PRIVATE)
+            private = _find_visibility(api, repository) == ModelVisibility.PRIVATE
+            if not private and not public:
+                raise _not_private(repository)
+            folder = Path(place, "model")
             for upload in uploads:
-                link = Path(place, upload.name)
+                link = folder / upload.name
                 link.parent.mkdir(parents=True, exist_ok=True)
                 if upload.content is None:
                     link.symlink_to(upload.path)
                 else:
                     link.write_bytes(upload.content)
-            api.upload_folder(repo_id=repository, folder_path=place, commit_message=message)
-    except Exception as error:  # noqa: BLE001 - its library raises anything
-        hint = "set MODELSCOPE_API_TOKEN to a token that may write there, and push again"
-        raise _problem(f"{repository} could not be pushed", first_line(error), hint) from None
+            api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message=message)
+        except ProblemError:
+            raise
+        except Exception as error:  # noqa: BLE001 - its library raises anything
+            hint = "set MODELSCOPE_API_TOKEN to a token that may write there, and push again"
+            raise _problem(f"{repository} could not be pushed", first_line(error), hint) from None
     return {
         "url": f"https://modelscope.cn/models/{repository}",
-        "private": not public,
+        "private": private,
         "sent": [upload.name for upload in uploads],
         "kept": [],
     }
 
 
-def _problem(title: str, cause: str, hint: str) -> ProblemError:
-    return ProblemError(Problem(code="push.failed", title=title, cause=cause, hint=hint))
+def _find_visibility(api: Any, repository: str) -> object:
+    """Who may read it; None where the service does not say."""
+    told = api.get_model(repository)
+    return told.get("Visibility") if isinstance(told, dict) else None
+
+
+def _not_private(repository: str) -> ProblemError:
+    return _problem(
+        f"{repository} is public, or its hub does not say that it is private",
+        "it exists, and everybody could read what is pushed",
+        "say so with --public",
+    )
+
+
+def _problem(title: str, cause: str, hint: str, code: str = "push.failed") -> ProblemError:
+    return ProblemError(Problem(code=code, title=title, cause=cause, hint=hint))

@@ -96,6 +96,13 @@ def resolve(target: str, home: Home, directory: Path) -> Target:
     )
 
 
+def have_same_base(one: Target, other: Target) -> bool:
+    """Whether two targets name the same base, be it by a link to its folder."""
+    if one.on_hub or other.on_hub:
+        return one.base == other.base
+    return Path(one.base).resolve() == Path(other.base).resolve()
+
+
 def fetch(target: Target, home: Home, progress: Progress) -> Target:
     """Fetch a catalogue base, or convert a GGUF file; any other target is returned as it is. Raises ProblemError."""
     if target.gguf is not None:

@@ -39,6 +39,8 @@ class RequestBuilder:
     """Whether every reply fits the task's schema, unless the client gives its own."""
     adapters: dict[str, str] = field(default_factory=dict)
     """Where several adapters are served: name of each model -> peft's name."""
+    aliases: dict[str, str] = field(default_factory=dict)
+    """Adapters as they were typed -> their names."""
     created: int = field(default_factory=lambda: int(time.time()))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -55,11 +57,12 @@ class RequestBuilder:
 
     def choose_name(self, name: str) -> str:
         """The name of the model that answers a request for `name`."""
+        name = self.aliases.get(name, name) if name not in self.names else name
         return name if name in self.adapters else self.names[0]
 
     def check_name(self, name: str) -> None:
         """Raises RequestError for a model that is not served here."""
-        if name and name not in self.names and name not in self.adapters:
+        if name and name not in (*self.names, *self.adapters, *self.aliases):
             served = ", ".join(repr(each) for each in self.models)
             raise RequestError(
                 404,

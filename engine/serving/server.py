@@ -47,12 +47,12 @@ class TransformersServer:
         key = settings.read_key()
         listening = listen(settings.host, settings.port)
         try:
+            beside = several.resolve(settings.adapters, target, home, Path(settings.directory or home.root))
             loaded = _load(target, settings, home, progress)
             # On a CPU, `_decode` merges, unless each row has an adapter of its own.
             model = loaded.model if computes_on_cpu(loaded.model) else None
             adapters: dict[str, str] = {}
-            if settings.adapters:
-                beside = several.resolve(settings.adapters, home, Path(settings.directory or home.root))
+            if beside:
                 model, adapters = several.load(loaded, beside)
             self._merges = not adapters
             self._loop = asyncio.new_event_loop()
@@ -71,7 +71,7 @@ class TransformersServer:
         host, port = listening.getsockname()[:2]
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
         self.label, self.device, self.template = target.label, str(loaded.device), loaded.templated
-        self.note = loaded.note
+        self.note = "; ".join(filter(None, (loaded.note, several.describe_differences(loaded, beside))))
         self.metrics = ServerMetrics(lambda: self.scheduler.figures)
         builder = RequestBuilder(
             loaded,
@@ -83,6 +83,7 @@ class TransformersServer:
             settings.task,
             settings.constrained,
             adapters,
+            {given: found.label for given, found in zip(settings.adapters, beside, strict=True)},
         )
         server = CompletionServer(builder, self.scheduler, router, self.metrics, key, settings.most_bytes)
         self._http = _configure_http(server, settings)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.models import files, folders, targets, template_lock, tokenizers
+from engine.models import files, folders, plain_lora, targets, template_lock, tokenizers
 from engine.models.targets import Target
 from engine.models.template_metadata import choose_template
 from engine.protocol.home import Home
@@ -18,33 +18,36 @@ if TYPE_CHECKING:
 
 BASE = "__base__"
 """peft's name for rows without an adapter."""
-_UNMIXED = ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters")
-"""Settings of a LoRA with which peft computes no mixed batches."""
 
 
-def resolve(names: Sequence[str], home: Home, directory: Path) -> list[Target]:
-    """Find adapters. Raises ProblemError."""
-    return [targets.resolve(name, home, directory) for name in names]
+def resolve(names: Sequence[str], served: Target, home: Home, directory: Path) -> list[Target]:
+    """Find adapters to serve beside `served`. Raises ProblemError for one that cannot be computed beside others, before
+    anything is loaded."""
+    found = [targets.resolve(name, home, directory) for name in names]
+    for target in [*([served] if served.adapter else []), *found]:
+        _check_kind(served, target)
+    labels = [served.label]
+    for target in found:
+        if target.label in labels:
+            raise _refuse(target, "a model of that name is served already")
+        labels.append(target.label)
+    return found
 
 
 def load(loaded: LoadedModel, adapters: Sequence[Target]) -> tuple[Any, dict[str, str]]:
     """The loaded model with these adapters beside its own, and the names of all: label -> peft's name.
 
-    Raises ProblemError for an adapter that cannot be computed beside others, and for one with another tokenizer,
-    template or stop tokens than the served model's.
+    Raises ProblemError for an adapter with another tokenizer, template or stop tokens than the served model's, and
+    where the layers cannot be computed with several.
     """
     from peft import PeftModel
 
     own = loaded.target
     names = {own.label: loaded.model.active_adapter if own.adapter else BASE}
     model = loaded.model
-    for target in [*([own] if own.adapter else []), *adapters]:
-        _check_kind(own, target)
     for place, target in enumerate(adapters):
         targets.check(target, folders.find_weights_problems)
         _check_template(loaded, target)
-        if target.label in names:
-            raise _refuse(target, "a model of that name is served already")
         name = f"a{place}"
         assert target.adapter
         try:
@@ -56,19 +59,40 @@ def load(loaded: LoadedModel, adapters: Sequence[Target]) -> tuple[Any, dict[str
         except (ValueError, RuntimeError, KeyError) as error:
             raise _refuse(target, first_lines(error))
         names[target.label] = name
-    return model.eval(), names
+    _try_batch(model.eval(), adapters[-1], [*names.values()])
+    return model, names
+
+
+def describe_differences(loaded: LoadedModel, adapters: Sequence[Target]) -> str:
+    """Which adapters were trained on the base in another quantisation than the one that is served; else empty."""
+    others = [
+        f"{target.label} on {target.quantization}"
+        for target in adapters
+        if target.quantization not in (None, loaded.quantization)
+    ]
+    told = f"trained on the base in another quantisation than {loaded.quantization}: {', '.join(others)}"
+    return told if others else ""
+
+
+def _try_batch(model: Any, target: Target, names: list[str]) -> None:
+    """Compute one batch: some layers, such as those of experts, see tokens of all rows together. Raises
+    ProblemError."""
+    import torch
+
+    try:
+        with torch.inference_mode():
+            model(input_ids=torch.zeros((len(names), 3), dtype=torch.long, device=model.device), adapter_names=names)
+    except (ValueError, RuntimeError, TypeError, IndexError) as error:
+        raise _refuse(target, first_lines(error))
 
 
 def _check_kind(own: Target, target: Target) -> None:
     if target.adapter is None:
         raise _refuse(target, "it is no adapter")
-    if target.base != own.base:
+    if not targets.have_same_base(target, own):
         raise _refuse(target, f"its base is {target.base}, not {own.base}")
-    config = files.read_json_object(target.adapter / folders.ADAPTER)
-    used = [name for name in _UNMIXED if config.get(name)]
-    if config.get("peft_type") != "LORA" or used:
-        kind = str(config.get("peft_type")).lower()
-        raise _refuse(target, f"it is {kind}{' with ' + ', '.join(used) if used else ''}, and only LoRA can be mixed")
+    if extras := plain_lora.find_extras(files.read_json_object(target.adapter / folders.ADAPTER)):
+        raise _refuse(target, f"only plain LoRA can be mixed, and it is or uses {', '.join(extras)}")
 
 
 def _check_template(loaded: LoadedModel, target: Target) -> None:
@@ -89,6 +113,6 @@ def _refuse(target: Target, why: str) -> ProblemError:
             code="serving.adapter_refused",
             title=f"{target.label} cannot be served beside the others",
             cause=why,
-            hint="serve it alone, on another port",
+            hint="serve it alone on another port, or as the target, with others like it beside it",
         )
     )

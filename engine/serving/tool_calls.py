@@ -55,9 +55,13 @@ REQUIRED = Family("required", "", whole=True)
 """A reply that was constrained to a call."""
 
 _ARGS, _CALL_ID = "[ARGS]", "[CALL_ID]"
-_FUNCTION = re.compile(r"<function=([^>\s]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
-_PARAMETER = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
-_KEYED = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
+_FUNCTION, _FUNCTION_END = "<function=", "</function>"
+_PARAMETER, _PARAMETER_END = "<parameter=", "</parameter>"
+_KEY, _KEY_END, _VALUE, _VALUE_END = "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"
+_BETWEEN = re.compile(r"\s*(?:\[TOOL_CALLS\])?\s*")
+_LONGEST_NAME = 300
+"""Characters of the name of a function or parameter that is written in a tag."""
+_NOT_A_CALL: list[tuple[str, Any]] = [("", None)]
 
 
 def find_family(template: Any) -> Family | None:
@@ -131,7 +135,7 @@ class ToolCallReader:
                 if not closed:
                     break
                 self._inside, self._held = False, after
-                made = self._parse(inside)
+                made = self._parse(inside, closed=True)
                 calls += made
                 if not made:
                     out += self._pass(self.family.opening + inside + closed)
@@ -152,10 +156,10 @@ class ToolCallReader:
         held, self._held = self._held, ""
         text, calls = "", []
         if self._inside:
-            calls = self._parse(held)
+            calls = self._parse(held, closed=not self.family.closing)
             text = "" if calls else self._pass(self.family.opening + held)
         else:
-            calls = self._parse(held) if self.family.whole and not self._begun else []
+            calls = self._parse(held, closed=True) if self.family.whole and not self._begun else []
             text = "" if calls else self._pass(held)
         return text if self.found else text + self._blanks, calls
 
@@ -173,55 +177,137 @@ class ToolCallReader:
         self._begun = self._begun or bool(kept)
         return kept
 
-    def _parse(self, text: str) -> list[ToolCall]:
-        """The calls in the text between two marks; none if it is not made of calls alone."""
-        read = list(_read_calls(text.strip(), self.tools))
-        if not read or any(name not in self.tools or not isinstance(arguments, dict) for name, arguments in read):
+    def _parse(self, text: str, *, closed: bool) -> list[ToolCall]:
+        """The calls in the text between two marks; none if it is not made of calls alone. `closed`: whether the reply
+        went on after it, or needs no mark; else it may have been cut off."""
+        text = text.strip()
+        try:
+            read = _read_calls(text, self.tools, closed)
+            if self.family.closing and closed and text in self.tools:  # GLM's call without arguments
+                read = [(text, {})]
+            if any(name not in self.tools or not isinstance(arguments, dict) for name, arguments in read):
+                return []
+            calls = [ToolCall(name, _write_json(arguments), make_id(self.family)) for name, arguments in read]
+        except (ValueError, RecursionError):  # no JSON, or nested too deeply
             return []
-        self.found += len(read)
-        self._blanks = ""
-        return [
-            ToolCall(name, json.dumps(arguments, ensure_ascii=False), make_id(self.family)) for name, arguments in read
-        ]
+        if calls:
+            self.found += len(calls)
+            self._blanks = ""
+        return calls
 
 
 def make_id(family: Family) -> str:
     return uuid.uuid4().hex[:9] if family.short_ids else f"call_{uuid.uuid4().hex[:24]}"
 
 
-def _read_calls(text: str, tools: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Any]]:
-    """Names and arguments; empty for what is no call."""
+def _write_json(arguments: dict[str, Any]) -> str:
+    """Raises ValueError for a number that JSON does not have."""
+    text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # the model has escaped half a character
+        return json.dumps(arguments, allow_nan=False)
+    return text
+
+
+def _read_calls(text: str, tools: Mapping[str, Mapping[str, Any]], closed: bool) -> list[tuple[str, Any]]:
+    """Names and arguments; empty, or with an unknown name, for what is no call. The time is linear in the text's
+    length, whatever is in it. Raises ValueError, RecursionError."""
+    if text[:1] in ("{", "["):  # first: an argument may hold another family's marks
+        return [call for value in _read_json(text) for call in _read_objects(value)]
     if _ARGS in text:
-        return [_split_args(part) for part in text.split(FAMILIES[0].opening)]
-    if found := _FUNCTION.findall(text):
-        return [
-            (name, {key: _convert(value, name, key, tools) for key, value in _PARAMETER.findall(body)})
-            for name, body in found
-        ]
-    if "<arg_key>" in text:
-        name = text.partition("<arg_key>")[0].strip()
-        return [(name, {key: _convert(value, name, key, tools) for key, value in _KEYED.findall(text)})]
-    return [call for value in _read_json(text) for call in _read_objects(value)]
+        return _read_marked(text)
+    if text.startswith(_FUNCTION):
+        return _read_functions(text, tools) if closed or text.endswith(_FUNCTION_END) else []
+    if _KEY in text:
+        return _read_keyed(text, tools) if closed else []
+    return []
 
 
-def _split_args(part: str) -> tuple[str, Any]:
-    """`name[ARGS]{…}`, perhaps with `[CALL_ID]…` between."""
-    head, _, body = part.partition(_ARGS)
-    values = _read_json(body)
-    return head.partition(_CALL_ID)[0].strip(), values[0] if len(values) == 1 else None
+def _read_marked(text: str) -> list[tuple[str, Any]]:
+    """`name[ARGS]{…}`, perhaps with `[CALL_ID]…` between, one or several."""
+    calls: list[tuple[str, Any]] = []
+    place = 0
+    while place < len(text):
+        middle = text.find(_ARGS, place)
+        if middle < 0:
+            return _NOT_A_CALL
+        value, end = _DECODER.raw_decode(text, _skip_blanks(text, middle + len(_ARGS)))
+        calls.append((text[place:middle].partition(_CALL_ID)[0].strip(), value))
+        found = _BETWEEN.match(text, end)
+        place = found.end() if found else end
+    return calls
+
+
+def _read_functions(text: str, tools: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Any]]:
+    """`<function=NAME>…</function>`, one or several."""
+    calls: list[tuple[str, Any]] = []
+    place = 0
+    while (begin := text.find(_FUNCTION, place)) >= 0:
+        middle = text.find(">", begin, begin + _LONGEST_NAME)
+        if middle < 0:
+            return _NOT_A_CALL
+        end = text.find(_FUNCTION_END, middle)
+        place = len(text) if end < 0 else end
+        name = text[begin + len(_FUNCTION) : middle]
+        calls.append((name, _read_parameters(text[middle + 1 : place], name, tools)))
+    return calls
+
+
+def _read_parameters(text: str, name: str, tools: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """`<parameter=KEY>VALUE</parameter>`, any number; None where one does not end."""
+    found = {}
+    place = 0
+    while (begin := text.find(_PARAMETER, place)) >= 0:
+        middle = text.find(">", begin, begin + _LONGEST_NAME)
+        end = text.find(_PARAMETER_END, middle)
+        if middle < 0 or end < 0:
+            return None
+        key, value = text[begin + len(_PARAMETER) : middle], text[middle + 1 : end]
+        found[key] = _convert(value.removeprefix("\n").removesuffix("\n"), name, key, tools)
+        place = end
+    return found
+
+
+def _read_keyed(text: str, tools: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Any]]:
+    """`NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value>`, any number of pairs."""
+    place = text.find(_KEY)
+    name, found = text[:place].strip(), {}
+    while (begin := text.find(_KEY, place)) >= 0:
+        places = [begin]
+        for mark in (_KEY_END, _VALUE, _VALUE_END):
+            places.append(text.find(mark, places[-1]))
+            if places[-1] < 0:
+                return _NOT_A_CALL
+        _, key_end, value, place = places
+        if text[key_end + len(_KEY_END) : value].strip():
+            return _NOT_A_CALL
+        key = text[begin + len(_KEY) : key_end]
+        found[key] = _convert(text[value + len(_VALUE) : place], name, key, tools)
+    return [(name, found)]
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _skip_blanks(text: str, place: int) -> int:
+    while place < len(text) and text[place] in " \n\t\r":
+        place += 1
+    return place
 
 
 def _read_json(text: str) -> list[Any]:
-    """The JSON values in a text that has nothing else but separators; empty if it has."""
-    values, decoder, place = [], json.JSONDecoder(), 0
+    """The JSON values in a text that has nothing else but separators. Raises ValueError if it has, RecursionError."""
+    values, place = [], 0
     while place < len(text):
         if text[place] in " \n\t\r;,":
             place += 1
             continue
-        try:
-            value, place = decoder.raw_decode(text, place)
-        except (ValueError, RecursionError):
-            return []
+        value, place = _DECODER.raw_decode(text, place)
         values.append(value)
     return values
 
@@ -242,9 +328,12 @@ def _convert(text: str, name: str, key: str, tools: Mapping[str, Mapping[str, An
     """A value that was written as plain text, by the type of its parameter: JSON unless that is a string."""
     properties = tools.get(name, {}).get("properties")
     schema = properties.get(key) if isinstance(properties, dict) else None
-    if isinstance(schema, dict) and schema.get("type") == "string":
+    schema = schema if isinstance(schema, dict) else {}
+    kinds = schema.get("type") if isinstance(schema.get("type"), list) else [schema.get("type")]
+    choices = schema.get("enum") if isinstance(schema.get("enum"), list) else []
+    if text in choices or ("string" in kinds and (text != "null" or "null" not in kinds)):
         return text
     try:
-        return json.loads(text)
+        return _DECODER.decode(text)
     except (ValueError, RecursionError):
         return text

@@ -17,6 +17,7 @@ from engine.protocol.home import RunDirectory
 from engine.protocol.journal import AnyEntry, Evaluation, Metrics, Phase, Warn, Writer
 from engine.protocol.worker_link import Link
 from engine.training.log_lines import format_line
+from engine.training.trackers import Tracker
 
 LOG_SECONDS = 5.0
 """Seconds between two lines of metrics in the log."""
@@ -105,6 +106,9 @@ class Reporter:
                 logger.rewind(-1 if step is None else step)
 
     def close_loggers(self) -> None:
+        for logger in list(self.loggers):
+            if isinstance(logger, Tracker):
+                logger.end()
         while self.loggers:
             with self._guard(logger := self.loggers.pop()):
                 logger.close()

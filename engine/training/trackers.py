@@ -1,8 +1,9 @@
 """Trackers of experiments (MLflow, SwanLab, Trackio, Comet, Aim, ClearML), through accelerate's classes for them.
 
 `ROWS` has one row each. A tracker works in a thread of its own: a service that is slow, absent or failing neither
-delays nor ends the run; the run gets a warning instead (`logging.tracker_failed`). A later attempt continues the same
-run in a tracker that can do so, and steps that are repeated after a resume are not sent twice.
+delays nor ends the training; the run gets a warning instead (`logging.tracker_failed`), and waits at its end for
+`PATIENCE` seconds at most. A later attempt continues the same run in a tracker that can do so, and steps that are
+repeated after a resume are not sent twice.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import logging
 import math
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from typing import Any, NamedTuple
 
 from engine.options.tables import TRACKERS
 from engine.options.training import LoggingOptions
+from engine.protocol.environment import is_secret
 from engine.protocol.file_channel import replace
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Evaluation, Metrics, read
@@ -34,6 +37,10 @@ PATIENCE = 30.0
 """Seconds that a tracker has at the end of a run to take what it has not taken yet."""
 WAITING = 100_000
 """Entries that wait for a slow tracker at most; further ones are left out."""
+_WRITING = threading.Lock()
+"""Held while an id is added to the file of all trackers' ids."""
+_LOGIN = re.compile(r"(?<=://)[^\s/@]+@")
+"""The user and password of an address."""
 
 
 class Place(NamedTuple):
@@ -132,6 +139,7 @@ def _aim(place: Place) -> dict[str, Any]:
 def _clearml(place: Place) -> dict[str, Any]:
     from clearml import Task
 
+    Task.set_random_seed(None)  # else its start seeds random, numpy and torch anew, in the middle of the training
     if place.offline:
         os.environ["CLEARML_CACHE_DIR"] = str(place.folder)
         Task.set_offline(True)
@@ -185,6 +193,11 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, str | int |
     return flat
 
 
+def _is_secret(name: str) -> bool:
+    """Whether a setting is a variable that is named like a key: a profile should have none, and a service gets none."""
+    return name.startswith("launch.environment.") and is_secret(name.removeprefix("launch.environment."))
+
+
 class Tracker:
     """One tracker of a run. `warn` takes the arguments of `Reporter.warn`, and is called from `write` and `close`
     only: the tracker's own thread never writes to the journal."""
@@ -194,35 +207,51 @@ class Tracker:
     ):
         self.name, self._run, self._row, self._warn = name, run, ROWS[name], warn
         folder = run.path.parent.parent / "trackers" / name
-        self._place = Place(run.id, options.project, folder, options.offline, _read_ids(run).get(name))
-        self._settings = flatten(settings)
+        self._id_name = _name_id(name, options.offline)
+        self._place = Place(run.id, options.project, folder, options.offline, _read_ids(run).get(self._id_name))
+        self._settings = {name: value for name, value in flatten(settings).items() if not _is_secret(name)}
         self._highest = _find_highest(run) if self._place.known else {}
         self._entries: queue.Queue[Metrics | Evaluation | None] = queue.Queue(WAITING)
         self._complaints: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._dropped = 0
+        self._deadline: float | None = None
         self._given_up = threading.Event()
         self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
         self._thread.start()
 
     def write(self, entry: Metrics | Evaluation) -> None:
-        if not self._given_up.is_set():
-            try:
-                self._entries.put_nowait(entry)
-            except queue.Full:
-                self._dropped += 1
+        if not self._given_up.is_set() and not self._put(entry):
+            self._dropped += 1
         self._report(entry.step)
+
+    def _put(self, entry: Metrics | Evaluation | None) -> bool:
+        try:
+            self._entries.put_nowait(entry)
+        except queue.Full:
+            return False
+        return True
 
     def rewind(self, step: int) -> None:
         """Nothing: what was sent stays, and is not sent again."""
 
+    def end(self) -> None:
+        """Nothing more is written. Trackers that are ended together share the time that `close` waits."""
+        if self._deadline is None:
+            self._deadline = time.monotonic() + PATIENCE
+            while not self._put(None):
+                with contextlib.suppress(queue.Empty):
+                    self._entries.get_nowait()
+                    self._dropped += 1
+
     def close(self) -> None:
-        """Wait `PATIENCE` seconds at most until the tracker has taken everything."""
-        end = time.monotonic() + PATIENCE
-        with contextlib.suppress(queue.Full):
-            self._entries.put(None, timeout=PATIENCE)
-        self._thread.join(max(0.0, end - time.monotonic()))
+        """Wait until the tracker has taken everything, `PATIENCE` seconds after `end` at most."""
+        self.end()
+        assert self._deadline is not None
+        self._thread.join(max(0.0, self._deadline - time.monotonic()))
         if self._thread.is_alive():
-            self._complaints.put(f"it has not taken the last {self._entries.qsize()} entries within {PATIENCE:.0f} s")
+            left = self._entries.qsize()
+            what = f"taken the last {left} entries" if left else "ended the run"
+            self._complaints.put(f"it has not {what} within {PATIENCE:.0f} s")
         if self._dropped:
             self._complaints.put(f"it was too slow, so {self._dropped} entries were left out")
         self._report(0)
@@ -262,7 +291,8 @@ class Tracker:
         if self._row.updates or not self._place.known:
             tracker.store_init_configuration(self._settings)
         if (found := self._row.identify(tracker.tracker, self._place)) and found != self._place.known:
-            replace(_ids_path(self._run), json.dumps(_read_ids(self._run) | {self.name: found}).encode())
+            with _WRITING:
+                replace(_ids_path(self._run), json.dumps(_read_ids(self._run) | {self._id_name: found}).encode())
         return tracker
 
     def _send_all(self, tracker: Any) -> None:
@@ -304,9 +334,18 @@ class _Log(logging.LoggerAdapter):  # type: ignore[type-arg]
 
 
 def _describe(error: BaseException) -> str:
-    """The first line of an error, with its kind."""
-    lines = str(error).strip().splitlines()
+    """The first line of an error, with its kind, without the login of an address."""
+    lines = _LOGIN.sub("…@", str(error)).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def _name_id(name: str, offline: bool) -> str:
+    """What a tracker's id of the run is kept under: a server does not know the runs of another, nor those that were
+    recorded on this machine."""
+    if offline:
+        return f"{name} offline"
+    server = os.environ.get("MLFLOW_TRACKING_URI", "") if name == "mlflow" else ""
+    return f"{name} {hashlib.sha256(server.encode()).hexdigest()[:8]}" if server else name
 
 
 def _ids_path(run: RunDirectory) -> Path:

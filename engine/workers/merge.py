@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from engine.export.combine import Recipe, combine, list_last
@@ -63,8 +64,21 @@ def _merge(home: Home, arguments: argparse.Namespace) -> dict[str, object]:
     base = targets.resolve(arguments.base, home, here) if arguments.base else None
     recipe = Recipe(arguments.method, weights, arguments.density, arguments.seed)
     out = arguments.out.expanduser().absolute()
-    kind = combine(chosen, out, recipe, base, home)
+    kind = combine(chosen, out, recipe, base, home, _report_stages())
     return {"directory": str(out), "kind": kind, "merged": [target.label for target in chosen]}
+
+
+def _report_stages() -> Callable[[str, int, int], None]:
+    """Prints each stage once, when it begins."""
+    told = ""
+
+    def report(stage: str, done: int, total: int) -> None:
+        nonlocal told
+        if stage != told:
+            told = stage
+            ERR.print(stage, style="dim", soft_wrap=True)
+
+    return report
 
 
 def _unwritable(out: Path, error: OSError) -> Problem:

@@ -1,13 +1,14 @@
 """`cockpit push`: uploads a model to a hub, in a process that the command line starts.
 
-A run or checkpoint is exported first, into the home's cache, where an interrupted push finds it again. Exit status: 0
-done, 1 the hub was not reached or refused, 2 a wrong request.
+A run or checkpoint is exported first, into the home's cache, where an interrupted push finds it again, until it has
+arrived. Exit status: 0 done, 1 the hub was not reached or refused, 2 a wrong request.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from engine.models import embedded, targets
 from engine.models.targets import Target
 from engine.protocol.console import GuardedConsole
 from engine.protocol.home import Home
-from engine.protocol.messages import ProblemError
+from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.terminal import guard, to_json
 
 ERR = GuardedConsole(stderr=True)
@@ -39,8 +40,8 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         done = _push(Home(arguments.home), arguments)
-    except ProblemError as error:
-        problem = error.problem
+    except (ProblemError, OSError) as error:
+        problem = error.problem if isinstance(error, ProblemError) else _unwritable(error)
         ERR.print(": ".join(filter(None, (problem.title, problem.cause))), style="bold red", soft_wrap=True)
         if problem.hint:
             ERR.print(f"→ {problem.hint}", style="cyan", soft_wrap=True)
@@ -68,23 +69,50 @@ def _push(home: Home, arguments: argparse.Namespace) -> dict[str, Any]:
         message=arguments.message,
         progress=lambda line: ERR.print(f"sending {line}", soft_wrap=True),
     )
+    if folder.is_relative_to(home.root / "cache" / "push"):
+        shutil.rmtree(folder.parents[1], ignore_errors=True)  # an export of weights takes as much room as the model
     return told | done
 
 
 def _find_folder(home: Home, target: Target, merged: bool) -> Path:
-    """The target's own folder if it is no run and has a card, as exports do; else an export in the home's cache."""
+    """The target's own folder if it is no run and has a card, as exports do; else an export in the home's cache.
+
+    An export is found again while nothing that it was made from has changed: a checkpoint may be written again, under
+    the same name, by a run that was resumed from an earlier one, and a deleted run's name may be taken.
+    """
     if target.run is None and (target.folder / push.CARD).is_file() and not merged:
         return target.folder
     from engine.export.request import ExportRequest
     from engine.export.run import export
 
     alone = target.adapter is not None and not merged
-    name = f"{target.folder}:{alone}"
-    out = home.root / "cache" / "push" / hashlib.sha256(name.encode()).hexdigest()[:16] / target.label.replace("/", "-")
+    made = home.root / "cache" / "push" / _hash(f"{target.folder}:{alone}")
+    sources = {target.folder} if alone or target.on_hub else {target.folder, Path(target.base)}
+    out = made / _hash("\n".join(map(_describe_files, sorted(sources)))) / target.label.replace("/", "-")
     if not out.exists():  # an export is complete or absent
+        shutil.rmtree(made, ignore_errors=True)  # one of earlier weights
         ERR.print(f"exporting {target.label}", soft_wrap=True)
         export(target, out, ExportRequest(adapter_only=alone), home)
     return out
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _describe_files(folder: Path) -> str:
+    """The files of a folder, with what changes when they are written."""
+    found = [(path.name, path.stat()) for path in sorted(folder.glob("*")) if path.is_file()]
+    return "\n".join(f"{name} {status.st_size} {status.st_mtime_ns} {status.st_ino}" for name, status in found)
+
+
+def _unwritable(error: OSError) -> Problem:
+    return Problem(
+        code="file.unwritable",
+        title="The export that is pushed cannot be written",
+        cause=error.strerror or str(error),
+        hint="make room in the home's cache, or export to another place and push that folder",
+    )
 
 
 def _hub_name(target: Target) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from engine.export.combine import Recipe, combine, list_last
 from engine.models import targets
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
+from engine.storage import manifest
 from tests.training.harness import make_model
 
 Weights = dict[str, torch.Tensor]
@@ -45,6 +47,11 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Path, dict[st
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.3)
         made.save_pretrained(folder / name)
+    for name, change in (("first", {"layers_to_transform": [0]}), ("pissa", {"init_lora_weights": "pissa"})):
+        shutil.copytree(folder / "b", folder / name)
+        config = json.loads((folder / name / "adapter_config.json").read_text())
+        (folder / name / "adapter_config.json").write_text(json.dumps(config | change))
+        adapters[name] = adapters["b"]
     return Home(folder / "home").create(), base, {name: folder / name for name in adapters}
 
 
@@ -93,7 +100,7 @@ def test_sparse_merges_of_adapters_are_pefts(scene: Any, tmp_path: Path, method:
     torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["linear", "ties", "dare_linear", "dare_ties"])
+@pytest.mark.parametrize("method", ["linear", "task", "ties", "dare_linear", "dare_ties"])
 def test_whole_models_are_combined_tensor_by_tensor(scene: Any, tmp_path: Path, method: str) -> None:
     _, base, adapters = scene
     wholes = []
@@ -102,12 +109,18 @@ def test_whole_models_are_combined_tensor_by_tensor(scene: Any, tmp_path: Path, 
         whole.save_pretrained(tmp_path / name)
         wholes.append(tmp_path / name)
     origin = base if method != "linear" else None
-    assert run(scene, tmp_path / "out", Recipe(method, (0.25, 0.75), 0.5, 7), *wholes, base=origin) == "model"
+    given = (0.25, 0.75) if method != "task" else (1.0, 0.5)
+    recipe = Recipe("linear" if method == "task" else method, given, 0.5, 7)
+    manifest.write(wholes[0])  # as a checkpoint has one, of its own files
+    assert run(scene, tmp_path / "out", recipe, *wholes, base=origin) == "model"
+    assert not (tmp_path / "out/manifest.json").exists()
     made, one, two, start = (load_file(path / "model.safetensors") for path in (tmp_path / "out", *wholes, base))
     torch.manual_seed(7)
     for name in sorted(one):
         if method == "linear":
             wanted = 0.25 * one[name] + 0.75 * two[name]
+        elif method == "task":
+            wanted = start[name] + (one[name] - start[name]) + 0.5 * (two[name] - start[name])
         else:
             changes = [one[name] - start[name], two[name] - start[name]]
             mixed = getattr(merge_utils, method)(changes, torch.tensor([0.25, 0.75]), density=0.5)
@@ -130,6 +143,10 @@ def test_what_cannot_be_merged_is_refused(scene: Any, tmp_path: Path) -> None:
         (Recipe(), (adapters["a"], adapters["dora"]), "use_dora"),
         (Recipe(), (adapters["a"], base), "some are adapters"),
         (Recipe("ties"), (base, base), "needs --base"),
+        (Recipe(weights=(1.0, 1.0)), (base, base), "add up to 1, not 2"),
+        (Recipe(weights=(float("nan"), 1.0)), (adapters["a"], adapters["b"]), "finite"),
+        (Recipe(), (adapters["a"], adapters["first"]), "layers_to_transform"),
+        (Recipe(), (adapters["a"], adapters["pissa"]), "init_lora_weights pissa"),
         (Recipe(), (base, other), "different shapes: lm_head"),
     ]
     for recipe, chosen, why in cases:

@@ -43,7 +43,7 @@ def test_small_types_are_made_from_a_file_that_is_removed(tmp_path: Path, monkey
     tool.write_text(QUANTIZER)
     tool.chmod(0o755)
     found = gguf_converter.find_quantizer(str(checkout))
-    assert found == str(tool)
+    assert found == str(tool) == gguf_converter.find_quantizer(str(checkout / gguf_converter.SCRIPT))
     done = gguf_converter.convert(folder, "x", "q4_k_m", command, found)
     assert done["file"] == "x-q4_k_m.gguf" and (folder / "x-q4_k_m.gguf").read_text() == "from auto to Q4_K_M"
     gguf_converter.convert(folder, "x", "q8_0", command)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,8 +19,12 @@ from typing import Any
 
 import pytest
 
-from engine.export import push
+from engine.export import model_card, push
+from engine.export.request import ExportRequest
+from engine.models import targets
+from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
+from engine.workers import push as worker
 
 NAME = "org/name"
 
@@ -172,7 +178,10 @@ def folder(tmp_path: Path) -> Path:
     (folder / ".hidden").write_text("secret")
     (folder / "README.md").write_text("# adapter")
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/home/me/models/base", "r": 4}))
-    (folder / "lock.json").write_text(json.dumps({"base": "/home/me/models/base", "golden": []}))
+    golden = [{"messages": [{"role": "user", "content": "a row"}], "ids": [1]}]
+    (folder / "lock.json").write_text(
+        json.dumps({"base": "/home/me/models/base", "golden": golden, "dtype": "float32"})
+    )
     (folder / "adapter_model.safetensors").write_bytes(b"weights" * 3000)
     (folder / "other.safetensors").write_bytes(b"others" * 3000)
     return folder
@@ -196,13 +205,14 @@ def test_a_push_is_private_has_no_paths_and_goes_on_after_an_interruption(
     assert hub.commits[1:] == [["other.safetensors"], ["README.md", "adapter_config.json", "lock.json"]]
     assert set(hub.files) == {path.name for path in folder.iterdir() if path.is_file()} - {".hidden"}
     assert json.loads(hub.files["adapter_config.json"]) == {"base_model_name_or_path": "org/base", "r": 4}
-    assert not any(b"/home/me" in content for content in hub.files.values())
+    assert json.loads(hub.files["lock.json"]) == {"base": "org/base", "dtype": "float32"}
+    assert not any(b"/home/me" in content or b"a row" in content for content in hub.files.values())
     assert send(folder)["sent"] == [] and len(hub.commits) == 3
     (folder / "README.md").write_text("# other")
     assert send(folder, base="org/base")["sent"] == ["README.md"]
 
 
-def test_a_public_repository_and_a_refusal(hub: WritableHub, folder: Path) -> None:
+def test_a_public_repository_and_a_refusal(hub: WritableHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.private = False
     with pytest.raises(ProblemError) as caught:
         send(folder)
@@ -216,8 +226,69 @@ def test_a_public_repository_and_a_refusal(hub: WritableHub, folder: Path) -> No
     with pytest.raises(ProblemError, match="no model folder"):
         push.list_uploads(folder / "trainer", None)
     for name in ("name", "a/b/c", "../x/y", "-/x"):
-        with pytest.raises(ProblemError):
+        with pytest.raises(ProblemError) as caught:
             push.check(name, "huggingface")
+        assert caught.value.problem.code == "request.invalid"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(ProblemError, match="could not be pushed") as caught:
+        send(folder)
+    assert caught.value.problem.code == "push.failed" and "push again" in (caught.value.problem.hint or "")
+
+
+def test_a_run_is_exported_until_it_has_arrived_and_again_when_it_has_changed(
+    hub: WritableHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home(tmp_path / "home").create()
+    run = home.run("run")
+    shutil.copytree(folder, run.checkpoint(2), ignore=shutil.ignore_patterns("README.md", "lock.json"))
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    (run.checkpoint(2) / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    run.profile.write_text("model: {}\n")
+    exports = []
+
+    def export(target: targets.Target, out: Path, request: ExportRequest, home: Home) -> None:
+        exports.append(request.adapter_only)
+        shutil.copytree(target.folder, out)
+        (out / "README.md").write_text("# run")
+
+    monkeypatch.setattr("engine.export.run.export", export)
+    given = {
+        "target": "run",
+        "repository": NAME,
+        "hub": "huggingface",
+        "public": False,
+        "merged": False,
+        "message": "m",
+    }
+
+    def cockpit(**more: Any) -> dict[str, Any]:
+        return worker._push(home, argparse.Namespace(**given, **{"dry_run": False} | more))
+
+    assert cockpit(dry_run=True)["files"] and cockpit()["sent"] and exports == [True], "the same export is sent"
+    assert hub.files["adapter_config.json"] == b'{\n "base_model_name_or_path": "base"\n}'
+    assert not [path for path in (home.root / "cache/push").rglob("*") if path.is_file()], "it takes no more room"
+    cockpit(dry_run=True)
+    (run.checkpoint(2) / "adapter_model.safetensors").write_bytes(b"trained on")
+    assert cockpit()["sent"] == ["adapter_model.safetensors"] and len(exports) == 3
+    assert hub.files["adapter_model.safetensors"] == b"trained on"
+
+
+def test_the_settings_on_a_card_are_for_everybody(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home").create()
+    run = home.run("run")
+    run.checkpoint(2).mkdir(parents=True)
+    run.profile.write_text(
+        f"model: {{base: {home.root}/models/tiny}}\n"
+        "data: {train: [{source: /srv/clients/rows.jsonl}]}\n"
+        "launch: {environment: {SERVICE_PASSWORD: hunter2, EMPTY: ''}}\n"
+        "evaluation: {base_url: 'https://me:hunter2@example.org/v1'}\n"
+    )
+    target = targets.Target(base="org/base", label="run@2", adapter=run.checkpoint(2), run="run", step=2)
+    text = "\n".join(model_card._settings(target, home))
+    assert "COCKPIT_HOME/models/tiny" in text and "…/rows.jsonl" in text and "SERVICE_PASSWORD" in text
+    assert "hunter2" not in text and "/srv" not in text and str(tmp_path) not in text
 
 
 def test_modelscope_gets_the_same_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,11 +297,20 @@ def test_modelscope_gets_the_same_files(folder: Path, monkeypatch: pytest.Monkey
     got: dict[str, Any] = {}
 
     class HubApi:
+        visibility: int | None = 5
+
         def login(self, token: str) -> None:
             got["token"] = token
+            credentials = Path(os.environ["MODELSCOPE_CREDENTIALS_PATH"])
+            credentials.mkdir()
+            (credentials / "git_token").write_text(token)
+            got["credentials"] = credentials
+
+        def get_model(self, name: str) -> dict[str, Any]:
+            return {"Visibility": got.get("visibility", self.visibility)}
 
         def repo_exists(self, name: str) -> bool:
-            return False
+            return "exists" in got
 
         def create_model(self, name: str, visibility: int) -> None:
             got["visibility"] = visibility
@@ -246,9 +326,18 @@ def test_modelscope_gets_the_same_files(folder: Path, monkeypatch: pytest.Monkey
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(push, "check", lambda *_: None)
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", "t")
+    monkeypatch.setenv("MODELSCOPE_CREDENTIALS_PATH", "")
     push.push(push.list_uploads(folder, None), NAME, hub="modelscope", public=False, message="up")
     assert (got["visibility"], got["token"]) == (1, "t")
+    assert not got["credentials"].exists() and "git_token" not in got["files"], "the token is in no file afterwards"
     assert json.loads(got["files"]["adapter_config.json"])["base_model_name_or_path"] == "base"
+    for HubApi.visibility in (5, None):
+        got = {"exists": True}
+        with pytest.raises(ProblemError, match="is public"):
+            push.push(push.list_uploads(folder, None), NAME, hub="modelscope", public=False, message="up")
+        assert "files" not in got
+    done = push.push(push.list_uploads(folder, None), NAME, hub="modelscope", public=True, message="up")
+    assert done["private"] is False
     assert "optimizer.pt" not in got["files"] and got["files"]["other.safetensors"] == b"others" * 3000
 
 

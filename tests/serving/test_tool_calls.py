@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from typing import Any
 
 import jinja2
 import pytest
+from starlette.responses import JSONResponse
 
 from engine.serving.jobs import Job, JobEnd
 from engine.serving.request_schemas import ChatRequest, RequestError, parse_body
@@ -102,6 +104,71 @@ def test_what_is_no_call_stays_the_text_that_was_written(family: Any) -> None:
     for text in texts:
         for seed in range(5):
             assert read(family, cut(text, seed)) == (text, [])
+
+
+@pytest.mark.parametrize(
+    ("family", "reply", "arguments"),
+    [
+        (
+            "hermes",
+            '<tool_call>{"name": "weather", "arguments": {"city": "[ARGS]<arg_key><function=x>"}}</tool_call>',
+            1,
+        ),
+        ("hermes", '<tool_call>{"name": "weather", "arguments": {"city": "\\ud800"}}</tool_call>', 1),
+        ("hermes", "<tool_call>now\n</tool_call>", 0),
+        ("mistral", '[TOOL_CALLS]weather[ARGS]{"city": "[TOOL_CALLS][ARGS]"}', 1),
+    ],
+)
+def test_arguments_may_hold_anything(family: str, reply: str, arguments: int) -> None:
+    reader = ToolCallReader(next(each for each in FAMILIES if each.name == family), NAMES)
+    _, calls = reader.feed(reply)
+    (call,) = calls + reader.finish()[1]
+    assert len(json.loads(call.arguments)) == arguments
+    JSONResponse(call.body())
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        '{"name": "weather", "arguments": {"days": NaN}}',
+        '{"name": "weather", "arguments": {"days": 1e999}}',
+        '{"name": "weather", "arguments": ' + "[" * 500 + "]" * 500 + "}",
+        '{"name": "weather", "arguments": {"days": ' + "[" * 900 + "]" * 900 + "}}",
+        "[" * 900 + "]" * 900,
+        "<function=weather><parameter=city>Rome</function>",
+        "<function=weather>" + "<parameter=city>" * 10_000,
+        "<function=" * 20_000,
+        "weather" + "<arg_key></arg_key><arg_value>" * 5_000,
+        "weather<arg_key>city</arg_key>Rome<arg_value></arg_value>",
+    ],
+)
+def test_hostile_replies_stay_text_and_take_no_time(inside: str) -> None:
+    reply, began = f"<tool_call>{inside}</tool_call>", time.process_time()
+    text, calls = read(FAMILIES[1], [reply])
+    assert time.process_time() - began < 2  # the loop that answers all clients waits meanwhile
+    assert (text == reply and not calls) or calls[0][0] == "weather"
+
+
+@pytest.mark.parametrize("template", [CODER, GLM])
+def test_a_call_that_is_cut_off_is_no_call(template: str) -> None:
+    whole = render(template, PLAIN).removesuffix("</tool_call>")
+    for end in range(len(whole) - len("</function>\n")):
+        assert read(FAMILIES[1], [whole[:end]]) == (whole[:end], [])
+
+
+def test_a_value_is_text_where_it_may_be() -> None:
+    kinds = {
+        "a": {"type": ["string", "null"]},
+        "b": {"enum": ["1", 2]},
+        "c": {"type": ["integer"]},
+        "d": {"type": "string"},
+    }
+    reply = "<tool_call>f" + "".join(
+        f"<arg_key>{key}</arg_key><arg_value>{value}</arg_value>" for key, value in zip("abcd", "1111", strict=True)
+    )
+    reader = ToolCallReader(FAMILIES[1], {"f": {"properties": kinds}})
+    ((call,),) = (reader.feed(reply + "</tool_call>")[1],)
+    assert json.loads(call.arguments) == {"a": "1", "b": "1", "c": 1, "d": "1"}
 
 
 def test_a_call_is_streamed_when_it_is_complete_and_whole_and_streamed_are_equal() -> None:

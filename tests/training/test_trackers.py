@@ -7,6 +7,7 @@ import json
 import sqlite3
 import sys
 import threading
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -55,7 +56,12 @@ def run(tmp_path: Path) -> RunDirectory:
 
 def open_tracker(name: str, run: RunDirectory, warnings: list[dict[str, Any]]) -> trackers.Tracker:
     options = LoggingOptions(trackers=[name], offline=True, project="tests")
-    settings = {"training": {"learning_rate": 0.1, "none": None}, "data": {"train": [{"source": "数据"}]}}
+    launch = {"environment": {"SERVICE_TOKEN": "hunter2", "OMP_NUM_THREADS": "1"}}
+    settings = {
+        "launch": launch,
+        "training": {"learning_rate": 0.1, "none": None},
+        "data": {"train": [{"source": "数据"}]},
+    }
     return trackers.Tracker(name, run, options, settings, warn=lambda **warning: warnings.append(warning))
 
 
@@ -109,6 +115,7 @@ def test_a_tracker_that_fails_or_hangs_is_given_up(run: RunDirectory, monkeypatc
     for step in range(1, 20):
         tracker.write(make_metrics(step))
     tracker.close()
+    assert "hunter2" not in fake.settings.values() and "launch.environment.OMP_NUM_THREADS" in fake.settings
     first, last = (warning["message"] for warning in warnings)
     assert "step 1: RuntimeError: quota" in first and "nothing more" in last
 
@@ -123,6 +130,53 @@ def test_a_tracker_that_fails_or_hangs_is_given_up(run: RunDirectory, monkeypatc
     released.set()
     (warning,) = warnings
     assert "has not taken" in warning["message"] and warning["code"] == "logging.tracker_failed"
+
+
+def test_trackers_that_hang_are_waited_for_together(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    importlib.import_module("accelerate.tracking")  # the first import takes longer than their patience here
+    released = threading.Event()
+    monkeypatch.setitem(sys.modules, "trackio", FakeTrackio(released.wait))
+    monkeypatch.setattr(trackers, "PATIENCE", 0.5)
+    monkeypatch.setattr(trackers, "WAITING", 3)
+    link = SimpleNamespace(announce_journal=lambda size: None, report_progress=lambda **_: None)
+    reporter = Reporter(run, 1, link, 0)  # type: ignore[arg-type]
+    warnings: list[dict[str, Any]] = []
+    reporter.loggers += [open_tracker("trackio", run, warnings) for _ in range(4)]
+    for step in range(1, 9):
+        reporter.write(make_metrics(step))
+    began = time.monotonic()
+    reporter.close_loggers()
+    released.set()
+    assert time.monotonic() - began < 4 * 0.5, "a full queue and four trackers take no longer than one"
+    told = " ".join(warning["message"] for warning in warnings)
+    assert told.count("has not taken the last") == 4 and told.count("were left out") == 4
+
+
+def test_ids_are_of_a_place_and_none_is_lost(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trackio", FakeTrackio())
+    monkeypatch.setattr(trackers, "_read_ids", lambda run, read=trackers._read_ids: (read(run), time.sleep(0.05))[0])
+    rows = {name: trackers.Row("trackio", trackers._trackio, lambda _, place: place.run) for name in ("a", "b")}
+    monkeypatch.setattr(trackers, "ROWS", rows)
+    options = LoggingOptions(offline=False)
+    opened = [trackers.Tracker(name, run, options, {}, warn=lambda **_: None) for name in rows]
+    for tracker in opened:
+        tracker.close()
+    assert trackers._read_ids(run) == {"a": run.id, "b": run.id}
+    assert trackers._name_id("a", False) == "a" != trackers._name_id("a", True), "toggling logging.offline begins anew"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hunter2@example.org")
+    assert trackers._name_id("mlflow", True) == "mlflow offline" and "hunter2" not in trackers._name_id("mlflow", False)
+    told = trackers._describe(ValueError("no answer from https://me:hunter2@example.org/api"))
+    assert "hunter2" not in told and "example.org/api" in told
+
+
+def test_clearml_does_not_seed_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[Any] = [1337]
+    clearml: Any = ModuleType("clearml")
+    clearml.Task = SimpleNamespace(set_random_seed=seeds.append, set_offline=lambda offline: None)
+    monkeypatch.setitem(sys.modules, "clearml", clearml)
+    monkeypatch.setenv("CLEARML_CACHE_DIR", "")
+    trackers._clearml(trackers.Place("run", "tests", tmp_path, True, None))
+    assert seeds[-1] is None
 
 
 def test_no_logger_ends_a_run(run: RunDirectory) -> None:
