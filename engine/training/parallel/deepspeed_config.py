@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from engine.protocol.messages import Problem, ProblemError
 
 KEY = "launch.deepspeed"
 NAME = "deepspeed"
-"""The value of `launch.strategy`."""
+"""The value of `launch.strategy`, and of the package."""
+VERSION = "0.19"
 ADAPTERS = ("none", "lora", "rslora")
 OPTIMIZERS = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}
 """Values of `training.optimizer` that DeepSpeed can divide, with its own names of them."""
@@ -105,8 +107,8 @@ def check_host(sections: Mapping[str, Any], directory: Path, home: Any) -> Found
     launch = sections.get("launch")
     if not launch or launch.strategy != NAME:
         return
-    if launch.via == "local" and importlib.util.find_spec("deepspeed") is None:
-        yield "launch.strategy", "deepspeed is not installed: pip install 'cockpit[deepspeed]', or choose fsdp"
+    if launch.via == "local" and (lack := _find_lack()):
+        yield "launch.strategy", f"{lack}: pip install 'cockpit[deepspeed]', or choose fsdp"
     try:
         read_config(launch.deepspeed, directory)
     except ValueError as error:
@@ -335,12 +337,15 @@ def import_library(*, cpu: bool = False) -> Any:
     """DeepSpeed, at the first call for this kind of device. Raises ProblemError where it is not installed."""
     if cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    lack = _find_lack()
     try:
+        if lack:
+            raise ImportError(lack)
         import deepspeed
     except ImportError as error:
         problem = Problem(
             code="launch.deepspeed",
-            title="DeepSpeed cannot be imported",
+            title="DeepSpeed cannot be used",
             cause=str(error),
             hint="pip install 'cockpit[deepspeed]', or set launch.strategy to fsdp",
         )
@@ -349,6 +354,16 @@ def import_library(*, cpu: bool = False) -> Any:
     # Compiled when it is first used, which takes minutes; gloo does the same.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def _find_lack() -> str:
+    """What this environment lacks; empty if DeepSpeed is there in a version whose inner parts we know."""
+    if importlib.util.find_spec(NAME) is None:
+        return "deepspeed is not installed"
+    with suppress(PackageNotFoundError):
+        if not (found := version(NAME)).startswith(f"{VERSION}."):
+            return f"deepspeed {found} is installed, and {VERSION} is needed"
+    return ""
 
 
 def refuse(cause: str) -> ProblemError:
