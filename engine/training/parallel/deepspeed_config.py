@@ -14,7 +14,6 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -358,6 +357,8 @@ def import_library(*, cpu: bool = False) -> Any:
 
 def _find_lack() -> str:
     """What this environment lacks; empty if DeepSpeed is there in a version whose inner parts we know."""
+    from importlib.metadata import PackageNotFoundError, version  # not needed by other profiles
+
     if importlib.util.find_spec(NAME) is None:
         return "deepspeed is not installed"
     with suppress(PackageNotFoundError):
