@@ -18,6 +18,7 @@ from engine.config.profile import ProfileError, parse
 from engine.protocol.journal import BadBatch, Metrics, Start
 from engine.protocol.messages import ProblemError
 from engine.training import live_settings
+from engine.training.parallel import deepspeed_config
 from engine.training.parallel.deepspeed import DeepSpeed
 from engine.training.parallel.deepspeed_config import pin_config, read_config
 from engine.training.ranks import Ranks
@@ -39,6 +40,12 @@ def find_folder() -> Path | None:
 PLACE = find_folder()
 needs_deepspeed = pytest.mark.skipif(PLACE is None, reason="deepspeed is not installed: make test does")
 BRIEF = ("training.max_steps=6", "checkpoint.every_steps=3", "evaluation.every_steps=3", "checkpoint.keep=20")
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers find it in `FOLDER`; this process would not."""
+    monkeypatch.setattr(deepspeed_config, "_find_lack", lambda: "")
 
 
 def launch(stage: int, **more: Any) -> str:
