@@ -9,7 +9,8 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from cockpit import remote_names
@@ -70,6 +71,19 @@ VERBS = (
 class Parser(argparse.ArgumentParser):
     """Raises UsageError where argparse would print and exit, so that `--json` also applies to mistyped commands."""
 
+    missing: Callable[[], None] | None = None
+    """Adds the arguments of a verb when it is used first: those of all verbs take longer than Python's own start."""
+
+    def complete(self) -> None:
+        """Add what is missing."""
+        missing, self.missing = self.missing, None
+        if missing:
+            missing()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.complete()
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, f"{self.prog} --help")
 
@@ -117,8 +131,9 @@ class VersionAction(argparse.Action):
         sys.exit(DONE)
 
 
-def build_parser() -> Parser:
-    """The parser of all verbs. Shared options work before and after the verb."""
+def build_parser(*, whole: bool = False) -> Parser:
+    """The parser of all verbs. Shared options work before and after the verb. The arguments of a verb are added when it
+    is parsed; with `whole`, all of them at once."""
     parser = Parser(
         prog="cockpit",
         description="The terminal cockpit for training language models. Without a verb it opens the app.",
@@ -129,7 +144,7 @@ def build_parser() -> Parser:
     _add_shared(parser)
     parser.add_argument("--readonly", action="store_true", help="only watch: no key of the app changes a run")
     parser.add_argument("--version", action=VersionAction, nargs=0, help="print the version and exit")
-    _add_verbs(parser, VERBS)
+    _add_verbs(parser, VERBS, whole=whole)
     return parser
 
 
@@ -146,18 +161,27 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_verbs(parser: argparse.ArgumentParser, verbs: tuple[Verb, ...], required: bool = False) -> None:
+def _add_verbs(parser: Parser, verbs: tuple[Verb, ...], *, required: bool = False, whole: bool) -> None:
     children = parser.add_subparsers(metavar="VERB", title="verbs", required=required)
     for verb in verbs:
-        child = children.add_parser(verb.name, help=verb.help, description=verb.help, allow_abbrev=False)
-        _add_shared(child)
-        for each in verb.options:
-            child.add_argument(*each.flags, **each.settings)
-        if verb.verbs:
-            _add_verbs(child, verb.verbs, required=True)
-        else:
-            flags = [option.flags for option in verb.options]
-            child.set_defaults(function=verb.function, verb=verb.name, known=[*flags, ("--home", "--json", "--help")])
+        child = children.add_parser(
+            verb.name, help=verb.help, description=verb.help, allow_abbrev=False, add_help=False
+        )
+        child.missing = partial(_add_arguments, child, verb, whole=whole)
+        if whole:
+            child.complete()
+
+
+def _add_arguments(parser: Parser, verb: Verb, *, whole: bool) -> None:
+    parser.add_argument("-h", "--help", action="help", help="show this help message and exit")
+    _add_shared(parser)
+    for each in verb.options:
+        parser.add_argument(*each.flags, **each.settings)
+    if verb.verbs:
+        _add_verbs(parser, verb.verbs, required=True, whole=whole)
+    else:
+        flags = [option.flags for option in verb.options]
+        parser.set_defaults(function=verb.function, verb=verb.name, known=[*flags, ("--home", "--json", "--help")])
 
 
 def choose_function(options: argparse.Namespace) -> str:

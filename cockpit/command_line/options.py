@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """One `add_argument` call."""
 
     flags: tuple[str, ...]
     settings: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Verb:
+class Verb(NamedTuple):
     """`function` is a "module:function" string under `cockpit.verbs`, or empty for a group of `verbs`."""
 
     name: str

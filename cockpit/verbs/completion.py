@@ -10,5 +10,5 @@ def completion(options: argparse.Namespace) -> int:
 
     from cockpit.cli import build_parser
 
-    print(shtab.complete(build_parser(), options.shell))
+    print(shtab.complete(build_parser(whole=True), options.shell))
     return 0

@@ -121,7 +121,7 @@ CODES: dict[str, str] = {
         "The model cannot be divided among ranks, for the reason that the message gives. Use `launch.strategy: ddp`."
     ),
     "launch.deepspeed": (
-        "DeepSpeed cannot be imported, or the ds_config contradicts the profile; the message names both. Install "
+        "DeepSpeed cannot be used, or the ds_config contradicts the profile; the message names both. Install "
         "`cockpit[deepspeed]`, or write `auto` in the ds_config."
     ),
     "launch.host_unreachable": (

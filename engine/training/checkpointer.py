@@ -92,8 +92,8 @@ class Checkpointer:
             return ""
         inner = folder / checkpoints.RESUME_FOLDER
         loop.strategy.load(inner)
-        loop.schedule.load_state_dict(torch.load(inner / "scheduler.pt", weights_only=True))
-        # The file holds the learning rate of its time; the profile, with later changes, has the current one.
+        # All else in the file is of its time, and for the groups of its strategy: the profile has the current rate.
+        loop.schedule.last_epoch = torch.load(inner / "scheduler.pt", weights_only=True)["last_epoch"]
         loop.apply_settings(loop.profile)
         if loop.accelerator.scaler is not None and (inner / "scaler.pt").exists():
             loop.accelerator.scaler.load_state_dict(torch.load(inner / "scaler.pt", weights_only=True))
@@ -267,6 +267,8 @@ class Checkpointer:
         model = self._loop.model
         if hasattr(model, "peft_config"):
             return 0
+        if files.weights is not None:
+            return background_writer.count_bytes([files.weights, files.objects])
         stored = (
             sum(weight.numel() for weight in model.state_dict().values())
             * getattr(torch, self._loop.profile.model.dtype).itemsize
@@ -275,6 +277,8 @@ class Checkpointer:
 
     def _copy(self, files: CheckpointFiles) -> CheckpointFiles:
         loop = self._loop
+        if files.weights is not None:  # gathered from all ranks, as copies on the host
+            return replace(files, objects=background_writer.copy_to_host(files.objects))
         with loop.averaged_weights():
             weights = checkpoints.collect_weights(loop.model, loop.profile.model.dtype, copy=True)
         return CheckpointFiles(weights, background_writer.copy_to_host(files.objects), files.texts)

@@ -57,6 +57,10 @@ SHARDED_ADAPTERS = tuple(adapter for adapter in QUANTIZATIONS if adapter not in 
 """Adapters that compute within the layers, where the weights are gathered."""
 
 
+_UNTRIED = {("pause, changed settings, hot chat, evaluation with replies", "deepspeed")}
+"""What is not refused with a strategy, and was not tried with it either."""
+
+
 def render_strategies() -> str:
     """What goes with which strategy, in Markdown."""
     virtual = " and ".join(VIRTUAL)
@@ -84,14 +88,15 @@ def render_strategies() -> str:
         "`training.compile`": whole,
         "`training.ema`, `training.router_aux_loss`": ours,
         "`launch.offload: cpu`": divided,
-        "pause, save, changed settings, held-back batches, hot chat": every,
-        "evaluation with replies, probes, gradient checkpointing": every,
+        "save, probes, held-back batches, gradient checkpointing": every,
+        "pause, changed settings, hot chat, evaluation with replies": every,
         "a forecast": ours,
         "a rank without memory: the run goes on in the same attempt": whole,
     }
     lines = ["| | " + " | ".join(f"`{name}`" for name in STRATEGIES) + " |", "|---" * (1 + len(STRATEGIES)) + "|"]
     for what, names in rows.items():
-        lines.append(f"| {what} | " + " | ".join("yes" if name in names else "–" for name in STRATEGIES) + " |")
+        cells = ("untried" if (what, name) in _UNTRIED else "yes" if name in names else "–" for name in STRATEGIES)
+        lines.append(f"| {what} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

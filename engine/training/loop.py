@@ -9,10 +9,11 @@ method          `loss`, `units` and `measure`: what is optimised                
 strategy        how ranks share the work: `prepare`, `reduce`, `clip`, `save`, `load`   parallel/
 control         commands, changed settings and pauses                                   run_control.py
 guard           batches that must not reach the weights, and running out of memory      bad_batch.py
-evaluator       held-out loss, generated replies, early stopping                        evaluator.py
+evaluator       held-out loss, replies, drift, benchmarks, early stopping               evaluator.py
 checkpointer    complete checkpoints, and resuming from one                             checkpointer.py
 reporter        the journal, phases and loggers                                         reporter.py
 ledger          each training row's loss in each epoch                                  row_ledger.py
+clock           where a step's time goes: each `lap` ends a part of it                  step_clock.py
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def compute_fingerprint(loop: TrainingLoop, snapshots: list[dict[str, Any]]) -> 
     loop.strategy.settle()
     return {
         "ranks": loop.ranks.world,
-        "shards": loop.ranks.world if loop.strategy.sharded else 1,
+        "shards": loop.strategy.layout,
         "next batch": _digest_next_batch(loop),
         "data": job.prepared.get("hash"),
         "weights": _digest_weights(loop),

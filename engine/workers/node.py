@@ -135,7 +135,10 @@ class NodeAgent:
                     cause=str(error),
                     hint="name the interface that the hosts share in launch.environment: GLOO_SOCKET_IFNAME",
                 )
-        meeting.write(meeting.meeting_file(self.control), met)
+        if self._is_superseded():
+            met.problem = Problem(code="launch.node_missing", title="A later attempt of this run has begun")
+        else:
+            meeting.write(meeting.meeting_file(self.control), met)
         return met, listener
 
     def run(self, command: list[str], environment: dict[str, str], listener: socket.socket | None) -> int:

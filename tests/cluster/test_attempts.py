@@ -46,7 +46,7 @@ def test_a_node_that_wakes_up_in_the_next_attempt_ends_its_ranks_and_leaves_the_
         meeting.write(meeting.lead_file(control), Lead(attempt=2))
         meeting.write(meeting.node_file(control, 0), meeting.introduce(0, 2))
         before = meeting.node_file(control, 0).read_bytes()
-        for pid in (agent.pid, rank.pid):
+        for pid in (rank.pid, agent.pid):  # a rank that is still stopped when the agent ends it would not get SIGTERM
             os.kill(pid, signal.SIGCONT)
         while agent.poll() is None:
             assert meeting.node_file(control, 0).read_bytes() == before

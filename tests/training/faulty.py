@@ -1,4 +1,5 @@
-"""The training worker with a fault in it: `python -m tests.training.faulty`, what `FAULT` names goes wrong.
+"""The training worker with a fault in it: `python -m tests.training.faulty`, what `FAULT` names goes wrong; several
+are joined by `+`.
 
 `oom:N`    each pass over more than N tokens runs out of memory, in the model's forward pass
 `oom:N:R`  the same on rank R alone
@@ -8,6 +9,7 @@
 `save:S`, `evaluate:S`, `compute:S`, `boundary:S`   kill -9 in the middle of saving, evaluating or
            computing after step S, or at that boundary
 `beside:`  nothing goes wrong; all checkpoints of all weights are written beside training
+`dtype:NAME`   nothing goes wrong; what this CPU computes faster is not measured: it is NAME
 `background:S`   kill -9 while the checkpoint of step S is written beside training, a second after it began
 """
 
@@ -101,8 +103,15 @@ def kill(where: str, step: int) -> None:
         TrainingLoop.compute_gradients = second_dies  # type: ignore[method-assign]
 
 
-if __name__ == "__main__":
-    what, *numbers = os.environ["FAULT"].split(":")
+def compute_in(name: str) -> None:
+    import torch
+
+    from engine.models import devices
+
+    devices.choose_cpu_dtype = lambda _: getattr(torch, name)
+
+
+def install(what: str, *numbers: str) -> None:
     if what == "oom":
         run_out(*map(int, numbers))
     elif what == "slate":
@@ -114,6 +123,13 @@ if __name__ == "__main__":
         background_writer.SMALLEST = 1
     elif what == "weigh":
         weigh()
+    elif what == "dtype":
+        compute_in(numbers[0])
     else:
         kill(what, int(numbers[0]))
+
+
+if __name__ == "__main__":
+    for fault in os.environ["FAULT"].split("+"):
+        install(*fault.split(":"))
     os._exit(train.main())

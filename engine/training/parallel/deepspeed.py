@@ -12,23 +12,23 @@ be resumed by any strategy, with any number of ranks.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch.optim import Optimizer
-
 from engine.config.profile import Profile
 from engine.models.devices import Device
 from engine.training import checkpoints
 from engine.training.parallel import sharded_state
-from engine.training.parallel.deepspeed_config import check_config, complete_config, import_library, read_config, refuse
+from engine.training.parallel.deepspeed_config import check_total, complete_config, import_library, read_config, refuse
+from engine.training.parallel.divided_optimizer import DividedOptimizer
 from engine.training.parallel.fsdp import find_layers
 from engine.training.parallel.lockstep import in_step
 from engine.training.parallel.single import SingleProcess, read_optimizer_state
-from engine.training.parallel.skeleton import Placer, first_alone, share_structure
+from engine.training.parallel.skeleton import Placer, first_alone, share_structure, unshardable
 
 STEP = "step"
 """The count of steps in the state of an optimiser; all else there has a value for each element of a weight."""
@@ -41,14 +41,15 @@ class DeepSpeed(SingleProcess):
     optimizer: DividedOptimizer
 
     def configure(self, profile: Profile) -> None:
-        sections = {"model": profile.model, "training": profile.training, "launch": profile.launch}
         try:
             self._given = read_config(profile.launch.deepspeed, profile.directory)
         except ValueError as error:
             raise refuse(str(error)) from None
-        if wrong := next(check_config(self._given, sections, self.ranks.world), None):
+        # The rest was checked when the run was submitted: settings that have changed since are the profile's.
+        if wrong := next(check_total(self._given, profile.training, self.ranks.world), None):
             raise refuse(f"{wrong[0]} {wrong[1]}")
-        self._training, self._full = profile.training, profile.adapter.kind == "none"
+        self._training = profile.training
+        self._published_precisely = profile.adapter.kind != "none" or profile.model.dtype == "float32"
         self._offload = profile.launch.offload == "cpu"
 
     def build(self, make: Callable[[Device], Any], device: Device, masters: Any) -> Any:
@@ -71,18 +72,20 @@ class DeepSpeed(SingleProcess):
         deepspeed.init_distributed(dist_backend=None, verbose=False)
         if self._stage < 3:
             model = make(device)
-            self._precise = {weight: weight.detach().cpu() for weight in self._cast(model)}
+            _check_experts(model)
+            self._precise = self._cast(model)
             return model
         with first_alone(self.ranks):
             model = make(replace(device, name="cpu")) if self.ranks.first else None
         model = share_structure(model, self.ranks)
+        _check_experts(model)
         placer = Placer(self.ranks, device.name)
         for part in (*find_layers(model), model):
             placer.place(part)
             precise = self._cast(part)
             deepspeed.zero.Init(module=part, config_dict_or_path=self._config)
             for weight, value in precise.items():
-                self._precise[weight] = self._cut(value, weight).cpu()
+                self._precise[weight] = self._cut(value, weight)
         self._gather_for_passes(model)
         return model
 
@@ -101,7 +104,7 @@ class DeepSpeed(SingleProcess):
 
     def _cast(self, module: Any) -> dict[Any, Any]:
         """Give the weights that are not divided yet the dtype that DeepSpeed requires; returns the trained ones that
-        are rounded by it, each with its float32 values."""
+        are rounded by it, each with its float32 values, in host memory."""
         import torch
 
         dtype = torch.bfloat16 if self._bfloat16 else torch.float32
@@ -110,7 +113,7 @@ class DeepSpeed(SingleProcess):
             if hasattr(weight, "ds_id") or not weight.is_floating_point() or weight.dtype == dtype:
                 continue
             if weight.requires_grad and weight.dtype == torch.float32:
-                rounded[weight] = weight.detach()
+                rounded[weight] = weight.detach().cpu()
             weight.data = weight.data.to(dtype)
         return rounded
 
@@ -261,7 +264,7 @@ class DeepSpeed(SingleProcess):
         return found if self.ranks.first else {}
 
     def masters(self) -> dict[str, Any] | None:
-        if not (self._full and self._bfloat16):
+        if self._published_precisely:
             return None
         found = {name: self._read(weight) for name, weight in self._named().items()}
         return found if self.ranks.first else {}
@@ -315,7 +318,8 @@ class DeepSpeed(SingleProcess):
         self._link_states()
         for index, weight in enumerate(self._weights):
             for key in keys:
-                self._write(weight, saved["state"][index][key], key)
+                if index in saved["state"]:  # one that got no gradient has none
+                    self._write(weight, saved["state"][index][key], key)
 
     def load(self, folder: Path) -> None:
         self.load_optimizer(read_optimizer_state(folder))
@@ -346,7 +350,19 @@ class DeepSpeed(SingleProcess):
         return [self.optimizer.state.get(share) for share in self._list_shares()]
 
     def part(self, weight: Any) -> Any:
-        return weight.ds_tensor if hasattr(weight, "ds_tensor") else weight
+        """A trained weight in float32, and for stages 1 and 2 as the passes see it too."""
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        if self._stage < 3:
+            return [weight, getattr(getattr(weight, "_hp_mapping", None), "hp_fragment", None)]
+        # Without what fills the share up to the size of all shares: it is never set.
+        size = weight.ds_tensor.numel()
+        own = max(0, min(size, int(weight.ds_numel) - size * self.ranks.rank))
+        return safe_get_local_fp32_param(weight)[:own]
+
+    @property
+    def layout(self) -> Any:
+        return f"deepspeed, {self.ranks.world} shares, {json.dumps(self._config['zero_optimization'], sort_keys=True)}"
 
     def optimizer_pieces(self, pieces: list[Any]) -> list[Any]:
         return self.weight_pieces(pieces)
@@ -355,37 +371,13 @@ class DeepSpeed(SingleProcess):
         return [piece for share in self.ranks.gather(pieces) for piece in share]
 
 
-class DividedOptimizer(Optimizer):
-    """The optimiser as the loop and its schedule see it. Its groups are those of the inner optimiser, which computes
-    with this rank's shares; its step and its gradients are DeepSpeed's."""
+def _check_experts(model: Any) -> None:
+    """Raises ProblemError for experts in separate modules: a rank may have no token for one of them, and sends no
+    gradients of it, or does not take part when its weights are gathered."""
+    import torch
 
-    def __init__(self, strategy: DeepSpeed, inner: Any) -> None:
-        self._strategy, self._inner = strategy, inner
-
-    @property
-    def param_groups(self) -> Any:  # type: ignore[override]
-        return self._inner.param_groups
-
-    @property
-    def state(self) -> Any:  # type: ignore[override]
-        return self._inner.state
-
-    @property
-    def defaults(self) -> Any:  # type: ignore[override]
-        return self._inner.defaults
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        self._strategy.step()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        self._strategy.drop()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def reset(self) -> None:
-        """Forget all steps: an optimiser of the same kind that has made none begins with zeros."""
-        for state in self._inner.state.values():
-            for value in state.values():
-                if hasattr(value, "zero_"):
-                    value.zero_()
+    if any(name.endswith("experts") and isinstance(each, torch.nn.ModuleList) for name, each in model.named_modules()):
+        raise unshardable(
+            "with DeepSpeed a run hangs when an expert gets no token on one of the ranks",
+            "set launch.strategy to fsdp, ddp or zero1",
+        )

@@ -21,7 +21,8 @@ from engine.protocol.messages import Problem, ProblemError
 
 KEY = "launch.deepspeed"
 NAME = "deepspeed"
-"""The value of `launch.strategy`."""
+"""The value of `launch.strategy`, and of the package."""
+VERSION = "0.19"
 ADAPTERS = ("none", "lora", "rslora")
 OPTIMIZERS = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}
 """Values of `training.optimizer` that DeepSpeed can divide, with its own names of them."""
@@ -63,6 +64,8 @@ def read_config(named: Any, directory: Path) -> dict[str, Any]:
         return dict(named or {})
     path = directory / Path(named).expanduser()
     try:
+        if not path.is_file():  # reading a pipe or a device would not end
+            raise ValueError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
         if path.stat().st_size > _LARGEST:
             raise ValueError(f"{path} is larger than any ds_config")
         content = json.loads(path.read_text())
@@ -91,13 +94,11 @@ def check_deepspeed(sections: Mapping[str, Any], directory: Path, home: Any) -> 
     if launch.single:
         yield "launch.strategy", "deepspeed needs several processes: set launch.processes, or leave the strategy out"
     yield from _check_profile(sections)
-    with suppress(ValueError):  # `check_host` says what is wrong
-        yield from check_config(read_config(launch.deepspeed, directory), sections)
-
-
-def is_installed() -> bool:
-    """Whether the package is there."""
-    return importlib.util.find_spec("deepspeed") is not None
+    try:
+        config = read_config(launch.deepspeed, directory)
+    except ValueError:
+        return  # `check_host` says what is wrong
+    yield from _check_config(config, sections)
 
 
 def check_host(sections: Mapping[str, Any], directory: Path, home: Any) -> Found:
@@ -105,8 +106,8 @@ def check_host(sections: Mapping[str, Any], directory: Path, home: Any) -> Found
     launch = sections.get("launch")
     if not launch or launch.strategy != NAME:
         return
-    if launch.via == "local" and not is_installed():
-        yield "launch.strategy", "deepspeed is not installed: pip install 'cockpit[deepspeed]', or choose fsdp"
+    if launch.via == "local" and (lack := _find_lack()):
+        yield "launch.strategy", f"{lack}: pip install 'cockpit[deepspeed]', or choose fsdp"
     try:
         read_config(launch.deepspeed, directory)
     except ValueError as error:
@@ -141,16 +142,18 @@ def _check_profile(sections: Mapping[str, Any]) -> Found:
         yield "training.masters", f"{training.masters} {instead}, which keeps float32 masters: set it to float32"
 
 
-def check_config(config: Mapping[str, Any], sections: Mapping[str, Any], world: int | None = None) -> Found:
-    """Yield `(key, message)` for settings of a ds_config that contradict the profile or are not supported. `world` is
-    the number of ranks, once it is known."""
+def _check_config(config: Mapping[str, Any], sections: Mapping[str, Any]) -> Found:
+    """Yield `(key, message)` for settings of a ds_config that contradict the profile or are not supported."""
     for name in config:
         if name not in _CHECKED and name not in _PASSED:
             yield f"{KEY}.{name}", "is not supported: remove it"
     yield from _check_zero(config, sections["launch"])
     training, model = sections.get("training"), sections.get("model")
     if training:
-        yield from _check_batches(config, training, sections["launch"], world)
+        yield from _check_batches(config, training)
+        launch = sections["launch"]
+        if isinstance(launch.processes, int):
+            yield from check_total(config, training, launch.processes * launch.node_count)
         yield from _check_optimizer(config, training)
         yield from _check_scheduler(config, training)
     if model:
@@ -162,8 +165,9 @@ def _compare(key: str, given: Any, wanted: Any, named: str) -> Found:
     if given is None or given == "auto":
         return
     numbers = all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in (given, wanted))
-    if math.isclose(given, wanted, rel_tol=1e-9) if numbers else given == wanted:
-        return
+    with suppress(OverflowError):  # an integer that is too large for a float
+        if math.isclose(given, wanted, rel_tol=1e-9) if numbers else given == wanted:
+            return
     yield f"{KEY}.{key}", f'is {given!r}, and {named} is {wanted!r}: set it to "auto", or change {named}'
 
 
@@ -203,7 +207,7 @@ def _is_offloaded(zero: Mapping[str, Any], name: str) -> bool:
     return isinstance(offload, Mapping) and offload.get("device") == "cpu"
 
 
-def _check_batches(config: Mapping[str, Any], training: Any, launch: Any, world: int | None) -> Found:
+def _check_batches(config: Mapping[str, Any], training: Any) -> Found:
     micro, passes = config.get("train_micro_batch_size_per_gpu"), config.get("gradient_accumulation_steps")
     if training.tokens_per_batch is None:
         yield from _compare("train_micro_batch_size_per_gpu", micro, training.micro_batch, "training.micro_batch")
@@ -213,19 +217,19 @@ def _check_batches(config: Mapping[str, Any], training: Any, launch: Any, world:
             f'is {micro!r}, and training.tokens_per_batch says how many rows share a pass: set it to "auto"',
         )
     yield from _compare("gradient_accumulation_steps", passes, training.accumulation, "training.accumulation")
-    total = config.get("train_batch_size")
-    if total in (None, "auto"):
-        pass
-    elif training.tokens_per_batch is not None:
+    if training.tokens_per_batch is not None and config.get("train_batch_size") not in (None, "auto"):
         yield f"{KEY}.train_batch_size", 'does not go with training.tokens_per_batch: set it to "auto"'
-    else:
-        ranks = world or (launch.processes * launch.node_count if isinstance(launch.processes, int) else None)
-        if ranks:
-            named = "training.micro_batch × training.accumulation × ranks"
-            yield from _compare("train_batch_size", total, training.rows * training.accumulation * ranks, named)
     yield from _compare(
         "gradient_clipping", config.get("gradient_clipping"), training.max_grad_norm, "training.max_grad_norm"
     )
+
+
+def check_total(config: Mapping[str, Any], training: Any, ranks: int) -> Found:
+    """Yield `(key, message)` for a global batch that is not the profile's with this number of ranks."""
+    if training.tokens_per_batch is None:
+        named = f"training.micro_batch × training.accumulation × {ranks} ranks"
+        total = training.rows * training.accumulation * ranks
+        yield from _compare("train_batch_size", config.get("train_batch_size"), total, named)
 
 
 def _check_optimizer(config: Mapping[str, Any], training: Any) -> Found:
@@ -332,12 +336,15 @@ def import_library(*, cpu: bool = False) -> Any:
     """DeepSpeed, at the first call for this kind of device. Raises ProblemError where it is not installed."""
     if cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    lack = _find_lack()
     try:
+        if lack:
+            raise ImportError(lack)
         import deepspeed
     except ImportError as error:
         problem = Problem(
             code="launch.deepspeed",
-            title="DeepSpeed cannot be imported",
+            title="DeepSpeed cannot be used",
             cause=str(error),
             hint="pip install 'cockpit[deepspeed]', or set launch.strategy to fsdp",
         )
@@ -346,6 +353,18 @@ def import_library(*, cpu: bool = False) -> Any:
     # Compiled when it is first used, which takes minutes; gloo does the same.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def _find_lack() -> str:
+    """What this environment lacks; empty if DeepSpeed is there in a version whose inner parts we know."""
+    from importlib.metadata import PackageNotFoundError, version  # not needed by other profiles
+
+    if importlib.util.find_spec(NAME) is None:
+        return "deepspeed is not installed"
+    with suppress(PackageNotFoundError):
+        if not (found := version(NAME)).startswith(f"{VERSION}."):
+            return f"deepspeed {found} is installed, and {VERSION} is needed"
+    return ""
 
 
 def refuse(cause: str) -> ProblemError:

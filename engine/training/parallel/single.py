@@ -126,8 +126,13 @@ class SingleProcess:
         return [inner.state.get(weight) for group in inner.param_groups for weight in group["params"]]
 
     def part(self, weight: Any) -> Any:
-        """What this rank holds of a weight of the model."""
+        """What this rank holds of a weight of the model: all that an exact resume must restore."""
         return weight
+
+    @property
+    def layout(self) -> Any:
+        """How weights and states are divided: digests of parts can be compared where it is the same."""
+        return self.ranks.world if self.sharded else 1
 
     def optimizer_pieces(self, pieces: list[Any]) -> list[Any]:
         """One value per weight, in the optimiser's order, from the rank that holds the weight's state. A sharded
