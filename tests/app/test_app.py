@@ -89,7 +89,7 @@ async def test_help_and_palette_know_the_keys() -> None:
     async with run_app(FakeEngine(demo_run())) as pilot:
         await pilot.press("question_mark")
         await until(pilot, lambda: "Help" in screen_text(pilot))
-        for wanted in ("Pause the run after the current step.", "Zoom in on", "1–6"):
+        for wanted in ("Pause the run after the current step.", "Zoom in: around", "1–6"):
             assert wanted in screen_text(pilot)
         await pilot.press("escape", "colon")
         await until(pilot, lambda: "Search for commands" in screen_text(pilot))
