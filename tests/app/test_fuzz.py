@@ -199,7 +199,7 @@ async def test_random_actions_end_in_no_exception_and_no_lost_draft(
     monkeypatch.setattr(save, "make_private", only_below(tmp_path, save.make_private))
     monkeypatch.setattr(DoctorScreen, "action_examine", lambda screen: screen._show('{"checks": []}', ""))
 
-    async def no_models(home: Home) -> list[dict[str, Any]]:
+    async def no_models(home: Home, link: Any = None) -> list[dict[str, Any]]:
         return []
 
     monkeypatch.setattr(chat_targets, "find_local_models", no_models)
