@@ -194,12 +194,12 @@ async def test_random_actions_end_in_no_exception_and_no_lost_draft(
     (home.root / "profiles" / "mine.yaml").write_text(
         "name: mine\nmodel: {base: smollm2-135m-instruct}\ndata: {train: [{source: rows.jsonl}]}\n"
     )
-    monkeypatch.setattr(profile, "_write", only_below(tmp_path, profile._write))
+    monkeypatch.setattr(profile, "write_profile", only_below(tmp_path, profile.write_profile))
     monkeypatch.setattr(save, "write_private", only_below(tmp_path, save.write_private))
     monkeypatch.setattr(save, "make_private", only_below(tmp_path, save.make_private))
     monkeypatch.setattr(DoctorScreen, "action_examine", lambda screen: screen._show('{"checks": []}', ""))
 
-    async def no_models(home: Home) -> list[dict[str, Any]]:
+    async def no_models(home: Home, link: Any = None) -> list[dict[str, Any]]:
         return []
 
     monkeypatch.setattr(chat_targets, "find_local_models", no_models)

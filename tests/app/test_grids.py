@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -40,9 +41,9 @@ def test_axes_are_combined_and_commas_in_brackets_belong_to_a_value() -> None:
         combine({name: [str(number) for number in range(10)] for name in "abc"})
 
 
-def make_grid(home: Home) -> tuple[Grid, list[object]]:
+def make_grid(home: Home) -> tuple[Grid, list[Any]]:
     members = combine({"training.learning_rate": RATES, "adapter.rank": RANKS})
-    runs: list[object] = []
+    runs: list[Any] = []
     for number, member in enumerate(members):
         member.run = f"mine-{number}"
         metrics = {} if number == 5 else {"eval/loss": 1.0 + abs(number - 2) / 10, "train/loss": 1.0}
@@ -59,11 +60,11 @@ def test_a_grid_is_kept_and_its_best_run_comes_first(tmp_path: Path) -> None:
     assert grids.load(home, "mine") == grid == grids.load(home, "last") and grids.free_name(home, "mine") == "mine-2"
     (grids.folder(home) / "damaged.json").write_text("{")
     assert [each.name for each in grids.list_grids(home)] == ["mine"]
-    rows = list_rows(grid, {run.id: run for run in runs[1:]})  # type: ignore[attr-defined]
+    rows = list_rows(grid, {run.id: run for run in runs[1:]})
     assert [row.run for row in rows] == ["mine-2", "mine-1", "mine-3", "mine-4", "mine-0", "mine-5"]
     assert rows[-2].state == "deleted" and rows[-1].value is None
     grid.rises = True
-    assert list_rows(grid, {run.id: run for run in runs})[0].run == "mine-0"  # type: ignore[attr-defined]
+    assert list_rows(grid, {run.id: run for run in runs})[0].run == "mine-0"
     with pytest.raises(ValueError, match="known are mine"):
         grids.load(home, "other")
 
@@ -106,7 +107,14 @@ def test_files_that_are_no_grids_are_left_out_and_values_that_are_no_numbers_com
     home = Home(tmp_path).create()
     grid, runs = make_grid(home)
     whole = json.loads((grids.folder(home) / "mine.json").read_text())
-    wrong = ({"created": "x"}, {"runs": "ab"}, {"runs": [{"settings": "ab", "run": ""}]}, {"axes": 3}, {"name": 3}, {})
+    wrong: tuple[dict[str, Any], ...] = (
+        {"created": "x"},
+        {"runs": "ab"},
+        {"runs": [{"settings": "ab", "run": ""}]},
+        {"axes": 3},
+        {"name": 3},
+        {},
+    )
     for at, change in enumerate(wrong):  # the last one is a copy: its name is that of another file
         (grids.folder(home) / f"wrong-{at}.json").write_text(json.dumps({**whole, "name": f"wrong-{at}", **change}))
     (grids.folder(home) / "wrong-5.json").write_text(json.dumps(whole))
@@ -114,8 +122,8 @@ def test_files_that_are_no_grids_are_left_out_and_values_that_are_no_numbers_com
     (grids.folder(home) / "mine.json").write_text(json.dumps({**whole, "added": "by a newer version"}))
     assert grids.list_grids(home) == [grid]
     for number, value in ((2, math.nan), (1, math.inf), (3, -math.inf)):
-        runs[number].metrics["eval/loss"] = value  # type: ignore[attr-defined]
-    rows = list_rows(grid, {run.id: run for run in runs})  # type: ignore[attr-defined]
+        runs[number].metrics["eval/loss"] = value
+    rows = list_rows(grid, {run.id: run for run in runs})
     assert [row.run for row in rows] == ["mine-0", "mine-4", "mine-1", "mine-2", "mine-3", "mine-5"]
     assert [row.value is None for row in rows] == [False, False, True, True, True, True]
 

@@ -19,7 +19,7 @@ from engine.prep.token_rows import Counts, percentile
 from engine.protocol.home import Home
 
 
-def counted(lengths: dict[int, int], **further: int) -> Callable[[Any], dict[str, Any]]:
+def counted(lengths: dict[int, int], **further: Any) -> Callable[[Any], dict[str, Any]]:
     counts = Counts(rows=sum(lengths.values()), lengths=Counter(lengths), **further)
     found = counts.summary() | {"p99": percentile(counts.lengths, 99), "lengths": sorted(lengths.items())}
     return lambda _: found

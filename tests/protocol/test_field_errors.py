@@ -103,5 +103,5 @@ def test_the_schema_allows_a_path() -> None:
 
 @pytest.mark.parametrize("value", ["{2024-01-01: 5}", "{? [1, 2] : 3}", "[{? {a: 1} : 3}]", "{? 1.5 : 2}"])
 def test_a_mapping_with_keys_that_are_no_text_is_refused_in_words(value: str, tmp_path: Path) -> None:
-    with pytest.raises(ProfileError, match="data.max_length: must be a valid integer, not "):
+    with pytest.raises(ProfileError, match=r"data\.max_length: must be a valid integer, not "):
         parse(f"data: {{train: x, max_length: {value}}}", "p.yaml", tmp_path, elsewhere=True)
