@@ -315,7 +315,7 @@ async def test_the_disk_is_cleaned_and_listed_again_when_something_came_into_use
         await until(pilot, lambda: "needed to resume" in screen_text(pilot) and "[/x] neither" in screen_text(pilot))
         assert "1 thing marked, 5M" in screen_text(pilot)
         await pilot.press("j", "space", "d")
-        await until(pilot, lambda: "not safe to remove" in screen_text(pilot))
+        await until(pilot, lambda: "1 of them are not safe" in screen_text(pilot))
         await pilot.press("y")
         await until(pilot, lambda: "1 thing marked" in screen_text(pilot) and "lr-high@2" not in screen_text(pilot))
         await pilot.press("d", "y")
