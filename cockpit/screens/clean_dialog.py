@@ -84,7 +84,7 @@ class CleanDialog(ModalScreen[None]):
             summary.update("It is not known what can be removed: close this, and open it again")
             return
         self.items = reply.items
-        self.marked = {item.path for item in reply.items if item.safe} if not query.remove else set()
+        self.marked = {item.path for item in reply.items if item.safe} if refused or not query.remove else set()
         self.listing.clear_options()
         self.query_one("#clean-why", Static).update("")
         self.listing.add_options([self._label(item) for item in self.items])

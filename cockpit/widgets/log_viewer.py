@@ -226,8 +226,8 @@ class LogViewer(ModalScreen[None]):
             self.log_text.append(reply.text)
             self._start = 0 if self.log_text.dropped else self._start  # older parts would not join these lines
             self._show()
-            if follows:
-                self.view.scroll_end(animate=False, force=True)
+            if follows:  # at once: the next look has to see that it is at the end
+                self.view.scroll_end(animate=False, force=True, immediate=True)
         self.following = follows
         self._show_bars()
 
