@@ -329,9 +329,10 @@ def _convert(text: str, name: str, key: str, tools: Mapping[str, Mapping[str, An
     properties = tools.get(name, {}).get("properties")
     schema = properties.get(key) if isinstance(properties, dict) else None
     schema = schema if isinstance(schema, dict) else {}
-    kinds = schema.get("type") if isinstance(schema.get("type"), list) else [schema.get("type")]
-    choices = schema.get("enum") if isinstance(schema.get("enum"), list) else []
-    if text in choices or ("string" in kinds and (text != "null" or "null" not in kinds)):
+    kind, choices = schema.get("type"), schema.get("enum")
+    kinds = kind if isinstance(kind, list) else [kind]
+    chosen = isinstance(choices, list) and text in choices
+    if chosen or ("string" in kinds and (text != "null" or "null" not in kinds)):
         return text
     try:
         return _DECODER.decode(text)
