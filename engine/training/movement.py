@@ -23,10 +23,13 @@ class Movement:
     def compare(self) -> None:
         import torch
 
-        if self._first:
-            changed = [(_sample(weight) != first).sum() for weight, first in self._first]
-            whole = sum(int(first.numel()) for _, first in self._first)
-            self.share = float(torch.stack(changed).sum()) / max(1, whole)
+        now = [(_sample(weight), first) for weight, first in self._first]
+        # A weight may have moved to another device, or be divided otherwise: then nothing can be said about it.
+        pairs = [(own, first) for own, first in now if own.shape == first.shape and own.device == first.device]
+        whole = sum(int(first.numel()) for _, first in pairs)
+        if whole:
+            changed = [(own != first).sum().to(pairs[0][1].device) for own, first in pairs]
+            self.share = float(torch.stack(changed).sum()) / whole
 
     def take(self) -> dict[str, float | None]:
         """`train/weights_changed`, once after each comparison."""
@@ -36,6 +39,6 @@ class Movement:
 
 def _sample(weight: Any) -> Any:
     """A copy of some values; of a weight that is divided among ranks, of this rank's share."""
-    own = weight.detach()
+    own = getattr(weight, "ds_tensor", weight).detach()  # DeepSpeed's share; the weight itself is there or empty
     own = (own.to_local() if hasattr(own, "to_local") else own).reshape(-1)
     return own[:: max(1, own.numel() // SAMPLED)][:SAMPLED].clone()
