@@ -210,7 +210,7 @@ data: {train: [{source: triples/train.jsonl}]}
 """
 
 
-def find_problems(config: dict[str, Any], *changes: str) -> set[str]:
+def find_problems(config: dict[str, Any] | str, *changes: str) -> set[str]:
     """The keys that a profile with this ds_config is refused for."""
     launch = f"launch={json.dumps({'processes': 2, 'via': 'slurm', 'strategy': 'deepspeed', 'deepspeed': config})}"
     try:
@@ -302,8 +302,8 @@ def test_a_file_that_never_ends_is_not_read(tmp_path: Path) -> None:
     for name in ("pipe", "/dev/zero", ".", "missing.json"):
         with pytest.raises(ValueError):
             read_config(name, tmp_path)
-    huge = {"gradient_accumulation_steps": 10**400}
-    assert find_problems(huge) == {"launch.deepspeed.gradient_accumulation_steps"}
+    (tmp_path / "huge.json").write_text(json.dumps({"gradient_accumulation_steps": 10**400}))
+    assert find_problems(str(tmp_path / "huge.json")) == {"launch.deepspeed.gradient_accumulation_steps"}
 
 
 def test_settings_that_change_while_a_run_goes_on_do_not_contradict_its_ds_config(tmp_path: Path) -> None:
