@@ -42,7 +42,7 @@ def check_combinations(sections: Mapping[str, Any], directory: Path, home: Any) 
             "evaluation.early_stopping",
             "needs data.validation or data.split: nothing is evaluated without held-out rows",
         )
-    if evaluation and evaluation.drift and getattr(method, "scores", False):
+    if evaluation and evaluation.drift and method and getattr(method, "scores", False):
         yield "evaluation.drift", f"does not go with method.kind {method.kind}: it scores replies and writes none"
     if evaluation and evaluation.drift_limit is not None and not evaluation.drift:
         yield "evaluation.drift_limit", "needs evaluation.drift: true: without it, no drift is measured"
