@@ -51,7 +51,8 @@ def explain(error: ValidationError, model: type[Options]) -> Iterator[tuple[tupl
             yield keys, "profile.missing", "is required"
         else:
             owner = _find_owner(model, (*keys, ""))
-            expected = " or ".join(dict.fromkeys(_describe_expectation(detail, owner) for detail in details))
+            parts = dict.fromkeys(_describe_expectation(detail, owner) for detail in details)
+            expected = " or ".join(parts).replace(" or must be ", " or ")
             hint = did_you_mean(str(got), _list_choices(details))
             yield keys, "profile.value", f"{expected}, not {show_value(got)}{hint}"
 
