@@ -91,7 +91,7 @@ def test_cards_of_strangers_are_passed_over_and_waited_for(start: Start, capsys:
         assert held[1].job == first.id
         assert held[0].pid == stranger.pid and held[0].memory == 21 * GB and held[0].since > time.time() - 600
         assert "GPU 0" in waiting.reason and first.id in waiting.reason
-        runs(argparse.Namespace(home=str(engine.home.root), state="", json=False))
+        runs(argparse.Namespace(home=str(engine.home.root), state="", filter=[], json=False))
         assert "waits for GPU" in " ".join(capsys.readouterr())
         cards.write(make_card(0), make_card(1))
         assert see(engine, second)["CUDA_VISIBLE_DEVICES"] == "0"

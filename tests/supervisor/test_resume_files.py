@@ -15,7 +15,8 @@ from tests.scripted.bench import Engine
 def _stopped(engine: Engine, source: Path) -> Run:
     source.write_text(json.dumps({"instruction": "a", "input": "", "output": "b"}) + "\n")
     rows = f"[{{source: {source}}}]"
-    run = engine.submit(f"data.train={rows}", f"data.validation={rows}", steps=5000, pace=0.002)
+    changes = (f"data.train={rows}", f"data.validation={rows}", "evaluation.task=null")
+    run = engine.submit(*changes, steps=5000, pace=0.002)
     engine.wait_step(run, 5)
     engine.client.request("stop", Stop(run=run.id))
     return engine.wait(run, states.STOPPED)

@@ -11,6 +11,7 @@ import signal
 import socket
 import stat
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -375,16 +376,20 @@ def test_the_process_behind_the_socket_is_looked_at(tmp_path: Path) -> None:
 def test_the_engine_does_not_listen_to_another_user(long_home: Home) -> None:
     engine = Engine(long_home)
     path = control(long_home)
-    path.parent.parent.chmod(0o711)
-    path.parent.chmod(0o711)
     path.chmod(0o666)
+    # A link to the socket where the other user may look. The directory of all homes' sockets stays private: engines of
+    # other tests are started meanwhile.
+    public = Path(tempfile.mkdtemp(dir=path.parents[2]))
+    public.chmod(0o711)
+    door = public / "door"
+    os.link(path, door)
 
     def ask() -> int:
         context = zmq.Context()
         client = context.socket(zmq.DEALER)
         client.linger = 0
         monitor = client.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
-        client.connect(f"ipc://{path}")
+        client.connect(f"ipc://{door}")
         client.send(b"hello")
         return 7 if monitor.poll(700) else 0
 
@@ -392,7 +397,7 @@ def test_the_engine_does_not_listen_to_another_user(long_home: Home) -> None:
         assert as_nobody(ask) == 0
         assert engine.client.request("hello").pid == engine.process.pid
     finally:
-        path.parent.parent.chmod(0o700)
+        shutil.rmtree(public)
         engine.close()
 
 

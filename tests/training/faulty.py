@@ -130,6 +130,6 @@ def install(what: str, *numbers: str) -> None:
 
 
 if __name__ == "__main__":
-    for fault in os.environ["FAULT"].split("+"):
+    for fault in os.environ["FAULT"].split(";"):
         install(*fault.split(":"))
     os._exit(train.main())

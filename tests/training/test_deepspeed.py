@@ -119,7 +119,7 @@ def test_a_resume_in_bfloat16_restores_the_float32_masters(start_run: Callable[.
     """With a rate at which a step is far below what bfloat16 can tell apart."""
     half = (*FULL, *BRIEF, "model.dtype=bfloat16", "training.learning_rate=1e-5", "training.micro_batch=2")
     run = start_run("half", *half, launch(stage))
-    train(run, fails=True, fault="dtype:bfloat16+boundary:5")
+    train(run, fails=True, fault="dtype:bfloat16;boundary:5")
     train(run, fault="dtype:bfloat16")
     assert [(entry.step, entry.resumed) for entry in run.entries(Start)] == [(0, ""), (3, "exact")]
     first, second = ({e.step: e.values["train/loss"] for e in run.entries(Metrics) if e.attempt == n} for n in (1, 2))
@@ -137,7 +137,7 @@ def test_a_checkpoint_written_beside_training_has_all_weights(start_run: Callabl
     from safetensors.torch import load_file
 
     run = start_run("beside", *FULL, *BRIEF, "model.dtype=bfloat16", "training.micro_batch=2", launch(3))
-    train(run, fault="dtype:float32+beside:")
+    train(run, fault="dtype:float32;beside:")
     for step in (3, 6):
         folder = run.run.checkpoint(step)
         published, kept = load_file(folder / "model.safetensors"), torch.load(folder / "trainer" / "masters.pt")
