@@ -17,7 +17,7 @@ UNKNOWN = "unknown"
 CODES: dict[str, str] = {
     # ── the engine and the app ──
     "engine.unreachable": "The engine did not answer in time. Look at `cockpit engine status` and at its log.",
-    "engine.not_started": "The engine was started and ended at once. Its log, quoted in the message, says why.",
+    "engine.not_started": "The engine was started and ended at once. The message quotes its log, which says why.",
     "engine.not_running": "No engine runs for this home. `cockpit engine start` starts one.",
     "engine.not_attached": "The app is not connected to the engine yet. Wait a moment and try again.",
     "engine.still_ending": "The engine was asked to end and has not ended yet. Look at its log.",
@@ -29,11 +29,11 @@ CODES: dict[str, str] = {
         "The engine does not know this operation: it is of another version. Restart the older side."
     ),
     "engine.ends_at_logout": (
-        "The engine and its runs would be ended by systemd at your last logout. The message has the line to run."
+        "At your last logout, systemd would end the engine and its runs. The message has the line that prevents this."
     ),
     "engine.closing": "The engine was ending when it was asked. Ask again: the next engine answers.",
     "engine.full": (
-        "So many clients are connected that the engine may not open more files. Close some, or raise `ulimit -n`."
+        "So many clients are connected that the engine may open no more files. Close some, or raise `ulimit -n`."
     ),
     "engine.other_user": (
         "The engine, its socket or the directory of the socket belongs to another user. Nothing was sent. Run as the "
@@ -45,34 +45,41 @@ CODES: dict[str, str] = {
     "engine.socket_not_private": (
         "The directory of the sockets belongs to another user or is open to others. Restrict it to yourself."
     ),
-    "engine.bug": "The engine failed because of a mistake of its own. Its log holds the traceback; please report it.",
-    "app.fault": "An exception in the app itself. The app and all runs go on; the report is in `app.log` in the home.",
+    "engine.bug": "The engine failed because of a bug. Its log holds the traceback; please report it.",
+    "app.fault": (
+        "The app itself raised an exception. The app and all runs go on; the report is in `app.log` in the home."
+    ),
     "app.needs_terminal": "The app was started without a terminal. Use the verbs, which need none.",
     "app.read_only": "This cockpit was started with `--readonly` and changes nothing. Start it without the option.",
     # ── other hosts ──
-    "remote.host_invalid": "What `--on` names is no host. Write it as for ssh: `user@host`.",
+    "remote.host_invalid": "The argument of `--on` is not a host. Write it as for ssh: `user@host`.",
     "remote.ssh_missing": "The ssh command cannot be started. Install OpenSSH, or set `COCKPIT_SSH`.",
     "remote.ssh_failed": (
-        "The host was not reached, or did not let ssh in. The message has ssh's own last line; try ssh in a terminal."
+        "ssh did not reach the host, or could not log in. The message has ssh's own last line; try ssh in a terminal."
     ),
-    "remote.silent": "The host answers nothing any more, or not yet. The app tries again by itself.",
-    "remote.no_cockpit": "There is no cockpit on the other host's PATH. Install it, or name its path after `--on`.",
-    "remote.too_old": "The cockpit on the other host is too old to be attached to. Update it there.",
+    "remote.silent": "The host does not answer any more, or not yet. The app tries again by itself.",
+    "remote.no_cockpit": (
+        "There is no cockpit on the other host's PATH. Install it, or write its path after the host in `--on`."
+    ),
+    "remote.too_old": "The cockpit on the other host is too old for `--on`. Update it there.",
     "remote.ended": "The cockpit on the other host ended before it answered. The message has its own last line.",
-    "remote.forward_failed": "The engine's socket is not forwarded. The message has ssh's own last line.",
+    "remote.forward_failed": "ssh could not forward the engine's socket. The message has ssh's own last line.",
     "remote.link_lost": (
-        "The connection was lost while a verb ran on the other host, which may have done what it was asked for. Look "
-        "before you repeat it."
+        "The connection was lost while a verb ran on the other host, which may have done its work. Look before you "
+        "repeat it."
     ),
     "remote.verb_refused": "This verb does not work through `--on`. The message has the line to run instead.",
     "remote.one_host": "A verb works on one host, and several were named. Name one.",
     # ── requests ──
     "request.usage": "The command line is wrong. `cockpit VERB --help` shows what a verb takes.",
-    "request.invalid": "What was asked for is wrong or cannot be done. Correct it as the message says.",
+    "request.invalid": "The request is wrong, or cannot be carried out. Correct it as the message says.",
     "request.malformed": (
         "The engine could not read a request. The two sides are probably of different versions: restart the older one."
     ),
-    "request.unconfirmed": "What cannot be undone was asked for by a prefix, without a terminal. Name it whole.",
+    "request.unconfirmed": (
+        "The request needs a confirmation, and there is no terminal to ask on. Name the run by its whole id, or add "
+        "`--yes`."
+    ),
     "request.unknown": "The worker does not know this question or command. The message says what it can be asked.",
     "request.cancelled": "The request was cancelled. What was done until then is kept where the message says so.",
     "request.failed": "The worker failed while it was answering. Its log holds the traceback.",
@@ -80,7 +87,7 @@ CODES: dict[str, str] = {
     "file.not_found": "There is no such file or folder. Check the path.",
     "file.unreadable": "A file cannot be read. Check its permissions and its content.",
     "file.unwritable": "A file cannot be written. Check permissions and free space.",
-    "file.failed": "The operating system refused an operation on a file. The message gives its reason.",
+    "file.failed": "A file operation failed. The message gives the operating system's reason.",
     "disk.low": "There is too little free disk space to begin. Free some, or name another place.",
     "output.not_empty": "The output folder already holds files, and nothing is overwritten. Name a new folder.",
     # ── profiles ──
@@ -90,29 +97,28 @@ CODES: dict[str, str] = {
     "profile.syntax": "The profile is not valid YAML at this place. Correct it there.",
     "profile.unknown_key": "The profile has a section or a key that does not exist. Correct or remove it.",
     "profile.missing": "A required setting is missing. Add it.",
-    "profile.value": "A setting has a value that it cannot take. Use one that the message names.",
+    "profile.value": "A setting has a value that it cannot take. The message says which values it takes.",
     "profile.override": "An override (`--set KEY=VALUE`) cannot be applied. Correct it.",
     "profile.doubtful": (
-        "The settings are valid, but the run will hardly do what they say. Change them as the message says, or "
-        "leave them if it is meant."
+        "The settings are valid, but the run will probably not do what you want. Change them as the message says, or "
+        "leave them if you mean it."
     ),
     "profile.conflict": (
-        "A setting does not fit the other settings, or names something that is not there. Change it as the message "
-        "says."
+        "A setting does not fit another one, or names something that does not exist. Change it as the message says."
     ),
     "profile.not_found": (
-        "There is neither a file nor a built-in profile of this name. `cockpit profile list` lists the built-in ones."
+        "No file and no built-in profile has this name. `cockpit profile list` lists the built-in ones."
     ),
     "profile.outdated": (
-        "The stored profile of this run is no longer valid, because something it names has gone or the program has "
+        "The profile that is stored with this run is no longer valid: something that it names is gone, or cockpit has "
         "changed."
     ),
     "profile.environment": (
         "The shell that submits the run lacks a variable that the profile needs. Export it, and submit again."
     ),
     "profile.rows": (
-        "The first rows of a source show that a run could not use them: they cannot be read, too many are bad, or "
-        "`evaluation.task` cannot score their replies. Mend what the message names."
+        "The first rows of a source cannot be used: they cannot be read, too many are bad, or `evaluation.task` cannot "
+        "score their replies. Correct what the message names."
     ),
     "profile.host": (
         "This host does not have the devices that the profile asks for. Set `launch.processes` and `launch.devices`."
@@ -125,47 +131,45 @@ CODES: dict[str, str] = {
         "`cockpit[deepspeed]`, or write `auto` in the ds_config."
     ),
     "launch.host_unreachable": (
-        "A host of `launch.hosts` cannot be reached by ssh without a question. Set up a key, or name fewer hosts."
+        "A host of `launch.hosts` cannot be reached by ssh without a prompt. Set up a key, or name fewer hosts."
     ),
     "launch.not_shared": (
         "A host does not see the run's directory. `COCKPIT_HOME` must be on a file system that all hosts share."
     ),
     "launch.versions_differ": "Hosts have different versions of a library. Use one environment on all of them.",
-    "launch.node_missing": "Not all nodes of the run were started, or they do not see its directory.",
+    "launch.node_missing": (
+        "Not all nodes of the run came, or they do not see its directory. Look at the output of the missing node."
+    ),
     "launch.no_address": (
-        "A host cannot listen on the address that the hosts share. Name the interface in `launch.environment`, as "
-        "`GLOO_SOCKET_IFNAME`."
+        "A host cannot listen on the address at which the hosts meet. Name their common interface in "
+        "`launch.environment`, as `GLOO_SOCKET_IFNAME`."
     ),
     "launch.host_lost": (
-        "A host of the run was lost while it trained; the message says whether it can still be reached. "
-        "`launch.restarts` goes on from the last checkpoint, `launch.min_nodes` also with fewer hosts."
+        "The run lost a host while it trained; the message says whether the host can still be reached. `cockpit "
+        "resume` goes on from the last checkpoint."
     ),
     "launch.host_silent": (
-        "Nothing comes from a host of the run; the message says whether its files still do. The run goes on when it "
-        "comes back soon, else it ends with `launch.host_lost`."
+        "Nothing comes from a host of the run; the message says whether its files still change. The run goes on if the "
+        "host comes back soon, else it ends with `launch.host_lost`."
     ),
-    "launch.run_by_hand": "The run waits until its line was run on each host; the message has the lines.",
+    "launch.run_by_hand": "The run waits until you have run its line on each host. The message has the lines.",
     "launch.devices_unused": (
-        "The profile names more devices in `launch.devices` than there are processes, and each computes on one. Set "
+        "`launch.devices` names more devices than there are processes, and each process uses one. Set "
         "`launch.processes` to their number, or name fewer."
     ),
     "queue.devices_held": (
-        "The run waits in the queue until devices are free; the message says who holds them. It starts by itself. "
-        "`launch.devices` takes devices that others use too."
+        "The run waits in the queue until devices are free; the message says who holds them. It starts by itself."
     ),
     "queue.slurm": "The run waits in Slurm's queue; the message has Slurm's reason. It starts by itself.",
     "slurm.refused": (
-        "Slurm did not take the run's job. Mend `launch.slurm`, or submit the script in the run's directory by hand to "
-        "see more."
+        "Slurm did not accept the run's job. Correct `launch.slurm`, or submit the script in the run's directory by "
+        "hand to see more."
     ),
     "slurm.ended": (
         "Slurm ended the run's job, for the reason that the message gives. `cockpit resume` goes on from the last "
         "checkpoint."
     ),
-    "slurm.requeued": (
-        "Slurm has queued the run's job again: at its time limit, for a job of higher priority, or because a node "
-        "failed. It goes on by itself from its last checkpoint."
-    ),
+    "slurm.requeued": "Slurm has queued the run's job again. It goes on by itself from its last checkpoint.",
     # ── runs ──
     "run.none": "There are no runs yet. `cockpit demo` or `cockpit train PROFILE` starts one.",
     "run.not_found": "No run has this id. `cockpit runs` lists them.",
