@@ -180,58 +180,60 @@ CODES: dict[str, str] = {
     "run.no_row_losses": (
         "The run has recorded no losses of rows. Runs of sft and pretrain do so while `logging.row_losses` is true."
     ),
-    "run.not_queued": "The run is not in the queue, so it cannot be moved within it.",
-    "run.not_training": "Only a run that is training answers from its own process. Ask one of its checkpoints.",
+    "run.not_queued": "The run is not in the queue, so its place there cannot change.",
+    "run.not_training": "Only a run that is training can answer with its newest weights. Ask one of its checkpoints.",
     "run.past_training": "The run has finished training and is in a later stage, which takes no commands but `stop`.",
-    "run.ended": "The run ended while it was being asked. Its last checkpoint answers.",
+    "run.ended": "The run ended before it had answered. Ask its last checkpoint.",
     "run.lost": (
-        "The run's worker has gone and nothing is known of its end. `cockpit resume` goes on from the last checkpoint."
+        "The run's worker is gone, and nobody knows how it ended. `cockpit resume` goes on from the last checkpoint."
     ),
     "run.damaged": (
         "Files of the run are missing or damaged; the message names them. What is whole is shown, and other runs are "
         "not affected."
     ),
     "run.terminated": (
-        "The run's worker got SIGTERM, from a scheduler, a reboot or `kill`, and ended in order. `cockpit resume` goes "
-        "on."
+        "The run's worker received SIGTERM, saved a checkpoint and ended in order. `cockpit resume` goes on from there."
     ),
     "run.other_host": "The run belongs to another host. Run `cockpit` there.",
     "stage.no_predecessor": "There is no finished earlier stage to start from. Leave `--from` out.",
     "stage.settings_changed": (
-        "Settings of an earlier stage have changed, so the later one cannot start from it. Start earlier."
+        "Settings of an earlier stage have changed, so the later stage cannot start from its results. Start earlier."
     ),
     "stage.failed": "A stage of the run failed. The message and the log say why; `cockpit resume` repeats the stage.",
-    "clean.refused": "What was to be removed is in use, is needed to resume, or is gone. `cockpit clean` lists again.",
+    "clean.refused": (
+        "What was to be removed is in use, is needed to resume, or is gone. Let `cockpit clean` list again."
+    ),
     "checkpoint.none": "The run has no checkpoint yet. `checkpoint.every_steps` says when it saves one.",
     "checkpoint.not_found": "The run has no checkpoint of this step. The message lists those that it has.",
     "checkpoint.damaged": (
-        "Files of a checkpoint are not as they were written. The message names them, and a whole checkpoint to resume."
+        "Files of a checkpoint are not as they were written. The message names them, and a whole checkpoint from which "
+        "to resume."
     ),
     "checkpoint.off_journal": (
-        "The run's journal is damaged and leads to none of its checkpoints. Resume one by its step: `RUN@STEP`."
+        "The run's journal is damaged and leads to none of its checkpoints. Name one by its step: `RUN@STEP`."
     ),
     "checkpoint.unreadable": (
         "A checkpoint that was just written cannot be read back. Check the disk; resume from the one before."
     ),
     "plot.nothing": "The run has no values to plot yet. Wait for its first metrics.",
     "plot.failed": "A plot could not be drawn. The log says why; `cockpit plot` tries again.",
-    "judgement.invalid": "A judgement is neither a vote between two replies nor a rating of one.",
-    # ── workers and services ──
-    "worker.not_started": (
-        "A worker process could not be started. The message gives the reason of the operating system."
+    "judgement.invalid": (
+        "A judgement is neither a vote between two replies nor a rating of one. Correct the script that sent it."
     ),
+    # ── workers and services ──
+    "worker.not_started": "A worker process could not be started. The message gives the operating system's reason.",
     "worker.failed": "A worker ended with an error status and left no message of its own. Read the run's log.",
-    "worker.killed": "A worker was ended by a signal, which the message explains.",
+    "worker.killed": "A signal ended a worker. The message explains the signal.",
     "worker.silent": (
         "A rank has sent no heartbeat, or has made no progress, for an unusually long time. The log holds the stacks "
         "of all ranks."
     ),
     "service.not_found": "The service has ended or never existed. Open it again.",
     "service.plain_http": (
-        "A key and rows travel to a service unencrypted. Use https://, or an SSH tunnel and http://localhost."
+        "A key and rows travel to a service unencrypted. Use `https://`, or an ssh tunnel and `http://localhost`."
     ),
     "service.unknown_kind": "There is no service of this kind. The message lists the kinds.",
-    "service.ended": "The service's worker has ended. The next request starts it again.",
+    "service.ended": "The service's worker has ended. Open the service again.",
     "service.nothing_open": "The service has no model loaded or no profile open. Choose one first.",
     "server.not_found": "No server matches. `cockpit serve` lists them.",
     "server.ambiguous": "Several servers match. Name one of them by its id.",
@@ -244,23 +246,25 @@ CODES: dict[str, str] = {
         "No device has room for the model. Stop what holds the memory, or use a quantised or smaller model."
     ),
     "memory.will_not_fit": (
-        "By its forecast the run takes more memory than there is. Make one of the changes that the message names."
+        "The forecast says that the run needs more memory than there is. Make one of the changes that the message "
+        "names."
     ),
     "memory.near": (
-        "By its forecast the run may or may not fit. Nothing to do; `cockpit fit` finds settings that take less."
+        "The forecast does not tell whether the run fits. Nothing to do; `cockpit fit` finds settings that need less "
+        "memory."
     ),
     "forecast.unsupported": (
-        "The step of this profile cannot be traced without a device, so there is no forecast. The rehearsal shows "
-        "whether it fits."
+        "This profile's step cannot be traced without a device, so there is no forecast. Nothing to do: the rehearsal "
+        "shows whether it fits."
     ),
     "forecast.card_size": "The size of a card cannot be read. Write `24GB`, or `8x80GB`.",
-    "forecast.strategy": ("The message names the strategy that has replaced `launch.strategy: auto`. Nothing to do."),
+    "forecast.strategy": "`launch.strategy: auto` was replaced by the strategy that the message names. Nothing to do.",
     "memory.batch_found": (
-        "The message names the micro-batch that has replaced `training.micro_batch: auto`. Nothing to do, unless it "
-        "says that it could not be searched for."
+        "`training.micro_batch: auto` was replaced by the number that the message names. Nothing to do."
     ),
     "memory.batch_cut": (
-        "A micro-batch did not fit. The run goes on with smaller ones and the same global batch; nothing to do."
+        "A micro-batch did not fit in memory, so the run goes on with smaller ones and the same global batch. Nothing "
+        "to do."
     ),
     "device.too_few": "There are more ranks than devices. Set `launch.processes` to the number of devices.",
     "device.no_collectives": (
@@ -268,24 +272,24 @@ CODES: dict[str, str] = {
         "the vendor's package."
     ),
     "trial.failed": (
-        "An accelerated path does not work on this device, so the plain path is used. Nothing to do; `cockpit doctor "
+        "A faster code path does not work on this device, so the plain path is used. Nothing to do; `cockpit doctor "
         "--again` tries it again."
     ),
     "trial.device_lost": (
-        "A trial of an accelerated path has broken the device's state in this process. Start the job again: the path "
-        "is not tried again."
+        "The trial of a faster code path broke the device's state in this process. Start the job again: the path is "
+        "not tried again."
     ),
     "device.masks_disjoint": (
-        "The engine was started with a mask of devices, and the submitting shell has another, without a device that "
-        "both leave visible. Change the shell's, or restart the engine without one."
+        "The engine's mask of devices and this shell's have no device in common. Change the shell's, or restart the "
+        "engine without one."
     ),
     "device.no_kernels": (
         "The installed torch has no kernels for this card's compute capability. Install the build of torch that the "
         "message names, or hide the card by its mask."
     ),
     "device.no_sensor": (
-        "No device of the run reports its temperature, so `limits.temperature` limits nothing. Watch "
-        "it otherwise, or take the limit out."
+        "No device of the run reports its temperature, so `limits.temperature` has no effect. Watch the temperature on "
+        "the host, or remove the limit."
     ),
     "device.unsupported": "This device does not have what a setting needs. Change the setting as the message says.",
     "device.slow_dtype": "This CPU computes the chosen dtype slowly, so float32 is used. Nothing to do.",
