@@ -296,96 +296,98 @@ CODES: dict[str, str] = {
     "package.too_old": "A model or setting needs a newer version of a package. Install the one that the message names.",
     "package.missing": "A setting needs a Python package that is not installed. Install it, or change the setting.",
     # ── models, adapters, tokenizers, templates ──
-    "model.not_found": "There is no such model: no run, folder, catalogue name or hub id. Check the spelling.",
+    "model.not_found": (
+        "There is no such model: the name is no run, folder, catalogue name or hub id. Check the spelling."
+    ),
     "model.ambiguous": "The folder holds several models. Name the file that you mean.",
     "model.not_pulled": "The model is not on this machine. `cockpit model pull` fetches it.",
     "model.base_changed": "The base of an adapter has other weights than when the adapter was trained. Put them back.",
     "model.base_missing": "The base model of an adapter is missing. Copy its folder to where the message says.",
-    "model.gated": "The model needs its licence to be accepted on the hub. Accept it there and set HF_TOKEN.",
+    "model.gated": "The model's licence must be accepted on the hub. Accept it there and set `HF_TOKEN`.",
     "model.fetch_failed": "The model could not be fetched. Check the network or the mirror, and pull again.",
     "model.unexpected": (
-        "A fetched or converted model is not the expected one. Use another mirror, or the versions that the "
-        "project names."
+        "A fetched or converted model is not the expected one. Use another mirror, or the package versions in "
+        "`constraints.txt`."
     ),
     "model.unloadable": (
         "The model's folder is damaged or of a kind that cannot be loaded. `cockpit model verify` examines it."
     ),
     "model.gguf_unsupported": "This GGUF file cannot be loaded. Name the model's own folder or hub id.",
-    "model.recurrent": "A recurrent model (Mamba, RWKV) can be trained, but generates no replies here.",
+    "model.recurrent": "A recurrent model (Mamba, RWKV) can be trained, but cockpit cannot generate replies with it.",
     "model.is_reward": "This is a reward model, which scores replies and writes none. Name a language model.",
     "model.not_reward": "This is not a reward model. Name a run with `method.kind` reward.",
     "model.no_reward_head": (
         "A reward model cannot be made from this model in its original layout. The message says which to use."
     ),
     "model.not_finite": "The model's weights contain values that are not finite. Choose an earlier checkpoint.",
-    "adapter.unsupported": "This kind of adapter does not work with the model. Set `adapter.kind` to lora.",
-    "adapter.unknown_target": (
-        "Some names in `adapter.targets` stand for no layer of the model. Correct them or take them out."
+    "adapter.unsupported": (
+        "This kind of adapter does not work with the model. Set `adapter.kind` to lora, or change what the message "
+        "names."
     ),
-    "adapter.no_layer": (
-        "The adapter's targets match no layer of the model. Name layers that it has in `adapter.targets`."
-    ),
+    "adapter.unknown_target": "Some names in `adapter.targets` are not layers of the model. Correct or remove them.",
+    "adapter.no_layer": "No layer of the model matches `adapter.targets`. Name layers that it has.",
     "adapter.not_mergeable": "The adapter cannot be merged into its base. Export it alone with `--adapter-only`.",
     "adapter.dropout_ignored": "The method compares replies, so the adapter's dropout is switched off. Nothing to do.",
-    "tokenizer.missing": "The model has no tokenizer. Copy the tokenizer's files into its folder.",
+    "tokenizer.missing": "The model has no tokenizer. Copy the tokenizer's files into the model's folder.",
     "tokenizer.beyond_embedding": (
-        "The tokenizer has ids beyond the model's embedding. Enlarge the embedding, or take the tokens out."
+        "The tokenizer has ids for which the model's embedding has no row. Enlarge the embedding, or remove the tokens."
     ),
     "tokenizer.unusable": "The tokenizer's files cannot be used. Copy them again from where the model came from.",
     "tokenizer.untrained": "The profile's tokenizer has not been trained yet. Prepare the data first.",
     "tokenizer.no_text": "There is no text to train a tokenizer on. Name files with good rows.",
-    "tokenizer.note": "Something about the tokenizer that was trained deserves a look. See `model.tokenizer`.",
-    "template.not_found": "There is no chat template file of this name. Correct `data.template`.",
+    "tokenizer.note": "The tokenizer that was trained is not quite what was asked for. See `model.tokenizer`.",
+    "template.not_found": "`data.template` names a file that does not exist. Correct the path.",
     "template.endless": (
         "The chat template takes more time or memory than any conversation needs. Use the publisher's template."
     ),
     "template.none": "The base has no chat template, and the data holds conversations. Name one in `data.template`.",
     "template.changed": (
-        "Tokenizer or chat template are not those that the checkpoint was trained with. Put the original files back."
+        "The tokenizer or chat template is not the one with which the checkpoint was trained. Put the original files "
+        "back."
     ),
     "template.leaves_out": (
         "The chat template leaves out tools, tool calls or thoughts of some rows. Name a template that writes them."
     ),
     "template.unrolled": (
-        "Conversations became several sequences, because the chat template changes earlier turns. Nothing to do."
+        "Some conversations became several sequences, because the chat template changes earlier turns. Nothing to do."
     ),
     "template.opens_thought": (
-        "The base's chat opens a thought before each reply, and this run's does not. See `data.thinking`."
+        "The base's chat template opens a thought before each reply, and this run's does not. See `data.thinking`."
     ),
     # ── data ──
     "data.source.unusable": "A data source cannot be read. The message names the file and the reason.",
     "data.tokenised_unusable": "Tokenised data cannot be used. Name the rows that it was made from.",
-    "data.cache_damaged": (
-        "Prepared rows in the cache are not as they were written, and are made again. Check the disk."
-    ),
+    "data.cache_damaged": "Prepared rows in the cache are damaged, and are made again. Check the disk.",
     "data.rows.bad": "More rows are bad than `data.max_rejected` allows. Correct them, or raise the limit.",
     "data.rows.wrong_kind": (
         "The rows are of a kind that another method trains on. Change `method.kind`, or name other rows."
     ),
-    "data.rows.masked": "No token would be trained: every row is cut before its reply. Raise `data.max_length`.",
+    "data.rows.masked": (
+        "No token would be trained, because every row is cut before its reply. Raise `data.max_length`."
+    ),
     "data.rows.misfit": (
-        "A held-out reply cannot be scored, because it is no answer to `evaluation.task`. Leave the task out, or hold "
+        "A held-out reply is not an answer to `evaluation.task`, so it cannot be scored. Leave the task out, or hold "
         "out other rows."
     ),
-    "data.rows.padded": "Joined rows of this model would see each other, so rows are padded. Nothing to do.",
+    "data.rows.padded": (
+        "Rows are padded, because this model would see across rows that share a sequence. Nothing to do."
+    ),
     "data.rows.not_joinable": (
         "This model cannot keep rows apart that share a sequence. Change the setting that the message names."
     ),
-    "data.rows.left_out": "Bad rows were left out; the rejects file names them. Look whether they matter.",
-    "data.columns.unused": (
-        "Columns of the data were read, and neither trained on nor used otherwise. Check that none of them should be."
-    ),
+    "data.rows.left_out": "Bad rows were left out. Read the reasons in the rejects file.",
+    "data.columns.unused": "Some columns of the data are not used. Check that none of them should be trained on.",
     "data.files.left_out": (
-        "Files of a folder were not read, because their names say that they are for another split. Name them to "
-        "use them."
+        "Files of a folder were not read, because their names say that they are for another split. Name them if you "
+        "want them."
     ),
-    "data.split.cut": "Held-out rows are similar to training rows, because too many rows are similar to each other.",
-    "data.rows.cleaned": (
-        "Cleaning or deduplication left out rows; the rejects file names them. Look whether they matter."
+    "data.split.cut": "Some held-out rows are similar to training rows. Drop similar rows, or name held-out files.",
+    "data.rows.cleaned": "Cleaning or deduplication left out rows. Check the rejects file for rows that should stay.",
+    "data.rows.excluded": (
+        "The list in `data.exclude` leaves out training rows, or uses them less often. Nothing to do if you want that."
     ),
-    "data.rows.excluded": "The list in `data.exclude` leaves out training rows. Nothing to do if that is intended.",
     "data.rows.cut": (
-        "Rows were cut at `data.max_length`, or left out because the cut came before their reply. Raise it if that "
+        "Rows were cut at `data.max_length`, or left out because nothing of the reply remained. Raise it if that "
         "matters."
     ),
     "data.train.empty": "No training row is left. Name files with rows, or relax what `data` demands of them.",
@@ -396,8 +398,10 @@ CODES: dict[str, str] = {
     "row.invalid": "In a rejects file: the row does not have the form of its kind. Correct it in its file.",
     "row.empty": "In a rejects file: the row has no text, or an empty reply. Correct it, or leave it out.",
     "row.unwanted": "In a rejects file: a rule of `data.clean` dropped the row. Relax the rule if the row should stay.",
-    "row.duplicate": "In a rejects file: the row repeats another one, or one that is held out.",
-    "expand.key_name": "The value of `api_key_env` is not the name of a variable. Put the key into one and name it.",
+    "row.duplicate": "In a rejects file: the row repeats another one, or one that is held out. Nothing to do.",
+    "expand.key_name": (
+        "`api_key_env` holds something that is not the name of a variable. Put the key into a variable and name that."
+    ),
     "expand.key_missing": "The variable that should hold the service's key is not set. Export it.",
     "expand.rate_limit": "The service's rate limit is used up. The same command goes on later.",
     "expand.refused": (
@@ -406,15 +410,14 @@ CODES: dict[str, str] = {
     ),
     "expand.no_answer": "The service gave no answer several times in succession. The same command goes on from here.",
     "expand.no_seed": "No row can serve as an example for the task. Name another task or other rows.",
-    "expand.incomplete": (
-        "The rows that `data.expand` asks for have not all been generated. Start with `--from expand`."
-    ),
-    "expand.rejected": "Generated rows were not accepted; the rejects file names them. Look at the reasons.",
+    "expand.incomplete": "Some rows that `data.expand` asks for have not been generated. Start with `--from expand`.",
+    "expand.rejected": "Some generated rows were rejected. Read the reasons in the rejects file.",
     "expand.limit": (
-        "Fewer rows were generated than asked for, because a limit was reached. Raise it, or go on with these."
+        "Fewer rows were generated than asked for, because a limit was reached. Raise it, or go on with these rows."
     ),
     "expand.stalled": (
-        "Fewer rows were generated than asked for, because answers brought no new ones. Change temperature or prompt."
+        "Fewer rows were generated than asked for, because the last answers held no good row. Change the temperature "
+        "or the prompt."
     ),
     # ── training ──
     "training.failed": (
