@@ -428,70 +428,72 @@ CODES: dict[str, str] = {
         "A step was held back because of its loss or gradient. Look at its rows; then skip them, roll back, or go on."
     ),
     "training.small_batches": (
-        "A micro-batch has too few tokens to keep the device busy. Use larger micro-batches and less accumulation."
+        "Micro-batches have too few tokens to keep the device busy. Use larger ones, and less accumulation."
     ),
     "training.no_aux_loss": (
-        "An auxiliary loss was asked for, and the base has no routers that it balances. Leave "
+        "An auxiliary loss was asked for, but the base has no router that it could balance. Leave "
         "`training.router_aux_loss` out."
     ),
     "evaluation.drift": (
-        "The model has moved further from its base than `evaluation.drift_limit`. A smaller learning rate, fewer steps "
+        "The model has moved further from its base than `evaluation.drift_limit`. A lower learning rate, fewer steps "
         "or some general rows keep it closer."
     ),
     "evaluation.no_drift": (
-        "Drift is not measured, since the answers of the base are not known. Nothing to do; a new run measures it."
+        "Drift is not measured, because the base's answers are not known. Nothing to do; a new run measures it."
     ),
-    "training.row_losses": (
-        "The losses of rows cannot be recorded any more. Free some space; the run goes on, and a resume records them "
-        "again."
-    ),
+    "training.row_losses": "The losses of rows cannot be recorded any more. Free some space; the run goes on.",
     "training.long_rows": (
-        "Rows are longer than `training.tokens_per_batch`: each is a micro-batch of its own. Nothing to do if memory "
-        "suffices."
+        "Some rows are longer than `training.tokens_per_batch`, so each is a micro-batch of its own. Nothing to do if "
+        "the memory suffices."
     ),
     "training.doubtful": (
-        "The run will hardly do what its settings say, now that its number of steps is known. The hint names the "
-        "setting."
+        "Now that the number of steps is known, a setting will probably not do what you want. The hint names it."
     ),
     "training.overfitting": (
         "The held-out loss rises while the training loss falls. Stop and take the best checkpoint, or add data."
     ),
-    "training.terminated": "The run was ended by SIGTERM and saves a checkpoint. `cockpit resume` continues from it.",
-    "training.no_checkpoint": "The run stopped without a checkpoint of its last step, because it could not be written.",
-    "compile.failed": "Compiling the model with torch failed, so the model runs without it. Nothing to do.",
+    "training.terminated": "The run received SIGTERM, and ends with a checkpoint. `cockpit resume` goes on from there.",
+    "training.no_checkpoint": (
+        "The run stopped without a checkpoint of its last step, because it could not be written. Free disk space, then "
+        "resume."
+    ),
+    "compile.failed": "torch could not compile the model, so it runs uncompiled. Nothing to do.",
     "compile.unsupported": (
         "The model's layers cannot be recognised, so nothing is compiled. Set `training.compile` to false."
     ),
     "resume.ranks_changed": (
-        "The run was resumed on another number of ranks, and its micro-batch adapted so that the global batch is the "
-        "same. Nothing to do."
+        "The run was resumed on another number of ranks, with the same global batch. Nothing to do."
     ),
     "resume.position": (
-        "The global batch has another size than before, so rows are trained twice or not at all. The message says how "
+        "The size of the global batch has changed, so some rows are trained twice or not at all. The message says how "
         "many."
     ),
     "resume.nothing_left": (
-        "The settings end before the step that is done already, so nothing would be trained. Raise the number of steps "
-        "or epochs."
+        "The run has already done all the steps that its settings ask for. Raise the number of steps or epochs."
     ),
     "resume.drift": (
-        "The run was resumed, but not exactly: something differs from before. Nothing to do if that was intended."
+        "The run was resumed, but its numbers will differ a little from those of an uninterrupted run. Nothing to do "
+        "if you expected that."
     ),
-    "logging.failed": "A logger failed and receives nothing more of this attempt. The run and its journal go on.",
+    "logging.failed": "A logger failed, and receives nothing more in this attempt. The run and its journal go on.",
     "logging.tracker_failed": (
-        "A tracker did not take metrics of the run, which goes on. Check the service and its login, or set "
+        "A tracker did not accept the run's metrics. The run goes on. Check the service and its login, or set "
         "`logging.offline`."
     ),
     "logging.wandb_failed": "Weights & Biases receives nothing from this attempt. Log in, or set it to offline.",
     "notify.failed": "A notice about a run was not sent. Correct the address that the message names.",
     "setting.refused": "A setting cannot be changed to this value while the run is running. The message says why.",
     "command.no_choice": "There is no such choice for a batch that is held back. Use skip or rollback.",
-    "command.nothing_held": "No batch is held back, so there is nothing to skip or to roll back.",
+    "command.nothing_held": (
+        "No batch is held back, so there is nothing to skip or to roll back. Use `cockpit continue` alone."
+    ),
     "command.no_way_back": "There is no checkpoint before this step to roll back to. Skip the rows instead.",
-    "pause.asked": "The run is paused because somebody asked for it. `cockpit continue` goes on.",
+    "pause.asked": "The run is paused because somebody asked for it. `cockpit continue` lets it go on.",
     "pause.disk_low": "The run is paused because the disk is nearly full. It goes on when there is room again.",
-    "pause.host_memory": "The run is paused because the host's memory is over its limit. It goes on when that is over.",
-    "pause.host_cpu": "The run is paused because other programs need the CPU. It goes on when that is over.",
+    "pause.host_memory": (
+        "The run is paused because the host uses too much memory. It goes on when the use is below the limit."
+    ),
+    "pause.host_cpu": "The run is paused because other programs need the CPU. It goes on when they need less.",
     "pause.device_hot": "The run is paused because a device is too hot. It goes on when the device has cooled.",
     "pause.loss_not_finite": (
         "The run is paused because a step's loss is not finite. Look at its rows; skip them, roll back, or go on."
@@ -507,24 +509,33 @@ CODES: dict[str, str] = {
     "mark.continue": "In the ledger: a paused run went on.",
     "mark.skip": "In the ledger: rows were left out for the rest of the run.",
     "mark.rollback": "In the ledger: the run went back to an earlier checkpoint.",
-    "mark.rewind": "In the ledger: the run was resumed from an earlier checkpoint than its newest.",
+    "mark.rewind": "In the ledger: the run was resumed from a checkpoint that was not its newest.",
     "mark.early_stopping": "In the ledger: the run ended early because held-out results no longer improved.",
     # ── evaluation, generation, export, serving ──
-    "evaluation.no_rows": "There are no held-out rows to evaluate on. Name rows with `--data`.",
+    "evaluation.no_rows": "There are no rows to evaluate on. Name some with `--data`.",
     "evaluation.rows_gone": "The run's prepared rows have been removed. Name rows with `--data`.",
     "evaluation.no_metric": "The metric of `evaluation.early_stopping` is not evaluated. Name one that is.",
     "evaluation.threshold_missed": (
-        "A result misses one of `evaluation.thresholds`. Train on, on more or better data, or change the threshold."
+        "A result misses one of `evaluation.thresholds`. Train longer, use more or better data, or change the "
+        "threshold."
     ),
-    "evaluation.benchmark_failed": "A benchmark cannot be measured, for example because its rows cannot be fetched.",
+    "evaluation.benchmark_failed": (
+        "A benchmark cannot be measured, for example because its rows cannot be fetched. See the cause in the message."
+    ),
     "evaluation.benchmark_unknown": "There is no benchmark with this name. `lm_eval ls tasks` lists those that exist.",
-    "evaluation.failed": "The scoring process ended without a result.",
-    "generation.failed": "The model failed while it was generating. The message gives the first line of the error.",
-    "generation.process_failed": "A process of batch generation ended. Its log says why; the same command goes on.",
-    "push.failed": "The model was not uploaded, or not completely. The message says why; pushing again goes on.",
-    "merge.refused": "These adapters or models cannot be merged with one another. The message says why.",
+    "evaluation.failed": "The scoring process ended without a result. Run it again with fewer rows.",
+    "generation.failed": (
+        "The model raised an error while it was generating. The message has the first line of the error."
+    ),
+    "generation.process_failed": (
+        "A process of batch generation ended. Its log says why; the same command goes on where it stopped."
+    ),
+    "push.failed": (
+        "The model was not uploaded, or not completely. The message says why. Push again: it goes on where it stopped."
+    ),
+    "merge.refused": "These adapters or models cannot be merged with each other. The message says why.",
     "export.disagrees": (
-        "The export would not answer like the checkpoint, so it was not written. Export the adapter alone with "
+        "The export would answer differently from the checkpoint, so it was not written. Export the adapter alone with "
         "`--adapter-only`."
     ),
     "export.no_adapter": "The model has no adapter to export alone. Leave `--adapter-only` out.",
@@ -534,7 +545,7 @@ CODES: dict[str, str] = {
         "There is no converter to GGUF on this machine. Name a checkout of llama.cpp with `--converter`."
     ),
     "export.converter_failed": (
-        "The converter to GGUF does not take this model. Try a newer llama.cpp, or leave `--gguf` out."
+        "The converter to GGUF does not accept this model. Try a newer llama.cpp, or leave `--gguf` out."
     ),
     "serving.adapter_refused": "This adapter cannot be served beside the others. Serve it alone, on another port.",
     "serving.address_unavailable": "The server cannot listen on this address. `--port 0` takes a free port.",
@@ -545,7 +556,7 @@ CODES: dict[str, str] = {
     "serving.adapter_unsupported": (
         "The other backend does not serve adapters of this kind. Serve a merged export, or leave `--backend` out."
     ),
-    "serving.backend_failed": "The server of another backend did not start. Its output is in the service's log.",
+    "serving.backend_failed": "The server of another backend did not start. Read its output in the service's log.",
     # ── findings about a run: `cockpit why` ──
     "slow.data": "Much of a step goes into waiting for data. Set `training.workers` as the line says.",
     "slow.copy": "Much of a step goes into copying batches to the device.",
