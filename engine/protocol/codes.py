@@ -472,8 +472,8 @@ CODES: dict[str, str] = {
         "The run has already done all the steps that its settings ask for. Raise the number of steps or epochs."
     ),
     "resume.drift": (
-        "The run was resumed, but its numbers will differ a little from those of an uninterrupted run. Nothing to do "
-        "if you expected that."
+        "The run was resumed, but its numbers will differ from those of an uninterrupted run. Nothing to do if you "
+        "expected that."
     ),
     "logging.failed": "A logger failed, and receives nothing more in this attempt. The run and its journal go on.",
     "logging.tracker_failed": (
@@ -558,23 +558,34 @@ CODES: dict[str, str] = {
     ),
     "serving.backend_failed": "The server of another backend did not start. Read its output in the service's log.",
     # ── findings about a run: `cockpit why` ──
-    "slow.data": "Much of a step goes into waiting for data. Set `training.workers` as the line says.",
-    "slow.copy": "Much of a step goes into copying batches to the device.",
-    "slow.rank": "One rank is slower than the others, which wait for it. Look at its card.",
-    "slow.reduction": "Much of a step goes into summing gradients. Raise `training.accumulation`.",
-    "slow.logging": "Much of the time goes into logging. Raise `logging.every_steps`.",
-    "slow.evaluation": "Much of the time goes into evaluations. Raise `evaluation.every_steps`.",
-    "slow.saving": "Much of the time goes into saving. Raise `checkpoint.every_steps`.",
+    "slow.data": "Much of a step is spent waiting for data. Set `training.workers` as the line says.",
+    "slow.copy": "Much of a step is spent copying batches to the device. Set `training.workers` as the line says.",
+    "slow.rank": "One rank is slower than the others, which wait for it. Look at its card with `cockpit doctor`.",
+    "slow.reduction": "Much of a step is spent summing gradients over the ranks. Raise `training.accumulation`.",
+    "slow.logging": "Much of the time is spent on logging. Raise `logging.every_steps`.",
+    "slow.evaluation": "Much of the time is spent on evaluations. Raise `evaluation.every_steps`.",
+    "slow.saving": "Much of the time is spent saving checkpoints. Raise `checkpoint.every_steps`.",
     "slow.padding": "Much of each batch is padding. Set `data.packing`, or `training.tokens_per_batch`.",
-    "learning.masked": "Nearly all tokens are masked, so there is little to learn from. Raise `data.max_length`.",
-    "learning.not_finite": "The loss is not finite any more. Resume from before with a lower learning rate.",
+    "learning.masked": (
+        "Fewer than 2 % of the tokens are trained, so there is little to learn from. Raise `data.max_length`."
+    ),
+    "learning.not_finite": (
+        "The loss is not finite any more. Resume from a checkpoint before that, with a lower learning rate."
+    ),
     "learning.rate_zero": "The learning rate is practically zero. Raise `training.learning_rate`.",
-    "learning.rate_unreached": "Warm-up lasts longer than the run. Lower `training.warmup`.",
+    "learning.rate_unreached": "The warm-up lasts as long as the run or longer. Lower `training.warmup`.",
     "learning.diverging": "The loss rises. Lower `training.learning_rate`, and raise `training.warmup`.",
-    "learning.gradient_exploding": "The gradient grows far beyond its limit. Lower `training.learning_rate`.",
+    "learning.gradient_exploding": (
+        "The gradient grows far beyond the limit to which it is clipped. Lower `training.learning_rate`."
+    ),
     "learning.weights_still": "The trained weights hardly change. Set `training.masters`, or raise the learning rate.",
-    "learning.gradient_vanishing": "The gradient is practically zero. Look at what is trained of a row.",
-    "learning.clipped": "Nearly all steps are clipped, and far. Raise `training.max_grad_norm`, or use larger batches.",
+    "learning.gradient_vanishing": (
+        "The gradient is practically zero, so nothing is learnt. Check which tokens of a row are trained."
+    ),
+    "learning.clipped": (
+        "Nearly all gradients are far above the limit and are clipped. Raise `training.max_grad_norm`, or use larger "
+        "batches."
+    ),
     "learning.flat": "The loss does not move. Raise `training.learning_rate`, and look at the rows.",
     "learning.duplicates": "Many training rows repeat others. Set `data.dedup`.",
 }
