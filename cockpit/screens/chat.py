@@ -39,13 +39,13 @@ EMPTY = Content.from_markup(
 
 class ChatScreen(SaveScreen):
     HELP_TEXT = """
-    Talk to a run's checkpoint, to a run while it trains, or to a model. ctrl+b sets up to four side by side.
-    Enter sends, ctrl+j starts a new line. Esc stops a reply, then leaves the input. Keys then act on the selected turn:
-    ↑ ↓ select a turn, ← → a reply.
+    Talk to a run's checkpoint, to a run while it trains, or to a model. ctrl+b puts up to four side by side.
+    Enter sends, ctrl+j starts a new line. Esc stops a reply, then leaves the input. After that, keys act on
+    the selected turn: ↑ ↓ select a turn, ← → a reply.
     Editing a question (e) and regenerating a reply (r) make branches: [ ] switches between them, and nothing is lost.
-    b hides the names of two targets until < > = - vote for the better reply; s rates a reply.
+    b hides the names of two targets until you vote: < left, > right, = both good, - both bad. s rates one reply.
     Votes and ratings are stored with the run; t shows their totals.
-    d marks the words that differ, v shows the reply's raw text, Enter enters a tree or opens the thinking.
+    d marks the words that differ, v shows the reply's raw text, Enter goes into its thinking or a tree.
     """
     DEFAULT_CSS = """
     ChatScreen #body { height: 1fr; }

@@ -45,8 +45,8 @@ LONGEST = 1000
 class CompareScreen(CockpitScreen):
     OVER = "Compare"
     HELP_TEXT = """\
-How the marked runs differ from the first one. A batch is compared where both have a checkpoint of the same step.
-The difference between evaluations has a 95 % interval; one that contains 0 is noise."""
+How the marked runs differ from the first one. Batches are compared at a step of which both runs have a checkpoint.
+The difference between two evaluations has a 95 % interval. If it contains 0, the difference may be noise."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("m", "metrics", "Curves"),
         Binding("r", "reload", "Reload"),

@@ -38,8 +38,8 @@ def report(checks: list[dict[str, Any]]) -> Table:
 
 class DoctorScreen(CockpitScreen):
     HELP_TEXT = """
-    Each check is a real trial: a small quantized layer is trained, and processes really add numbers together.
-    ✓ works · ✗ a requirement fails, with the command that fixes it · – for information.
+    Each check is a real trial: it trains a small quantized layer, for example, or lets processes add numbers.
+    ✓ works · ✗ a requirement fails, with the command that fixes it · – information only.
     """
     DEFAULT_CSS = """
     DoctorScreen #verdict { height: 1; padding: 0 1; background: $surface; }

@@ -52,11 +52,11 @@ LEADING = {"": 1, "step": 7, "by": 5, "ok": 2, "replies": 7}
 class EvaluationsScreen(CockpitScreen):
     OVER = "Results"
     HELP_TEXT = """\
-The evaluations of one run, those of its training and those of `cockpit eval`. ★ is the best on the same rows.
+The evaluations of one run, from its training and from `cockpit eval`. ★ marks the best on the same rows.
 Enter shows the replies, the worst first; t sorts them by another score, f shows those that passed or failed.
 Mark two evaluations with o to see whether their difference is beyond noise.
 n measures a checkpoint, with settings as NAME=VALUE (data, task, rows, samples, max_new_tokens, constrained); without
-data it uses the rows that the run held out. Leaving this screen stops it; finished parts are kept."""
+data it uses the rows that the run held out. Leaving this screen stops the measurement; what it has finished is kept."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "Replies"),
         Binding("o", "mark", "Compare"),

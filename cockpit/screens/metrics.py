@@ -37,9 +37,9 @@ class MetricsScreen(CockpitScreen):
     OVER = "Metrics"
     AUTO_FOCUS = ""
     HELP_TEXT = """\
-Every metric of a run in a panel of its own; Tab goes to the next panel. A filter is words that must be in the name;
-a word after ! must not be. The panels are kept for each profile. Crosshair, range and axis are those of all panels;
-scale and smoothing are a panel's own. Several runs differ in colour and in their marks."""
+Each metric of a run has a panel of its own; Tab goes to the next panel. A filter shows the metrics whose names
+contain its words; a word after ! must not be in the name. Their arrangement is kept for each profile. All panels
+share the crosshair, the range and the x axis; each has its own scale and smoothing. Runs differ in colour and marks."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "maximise", "Maximise"),
         Binding("slash", "filter", "Filter", key_display="/"),

@@ -40,8 +40,8 @@ WIDE, BESIDE = 150, 120
 
 class RunsScreen(RunOverlayScreen):
     HELP_TEXT = """\
-All runs of this engine, and the servers of `cockpit serve`. Mark runs with o to draw their losses over each other;
-m draws all their metrics, C says how they differ.
+All runs of this engine, and the servers of `cockpit serve`. Mark runs with o to draw their losses in one chart;
+m then draws all their metrics, C shows how they differ.
 / filters by words and fields: state:failed,lost lr:>1e-4 tag:paper age:<7d -base:qwen eval/accuracy:>=0.9"""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "Open"),
