@@ -23,7 +23,7 @@ HELP: dict[str, Sentences] = {
             "stop": "Stop the run, with or without a last checkpoint.",
         },
         "Look closer": {
-            "replies": "Show how the replies to the sample prompts have changed during training.",
+            "replies": "Show how the sampled replies have changed during training.",
             "history": "Show the changes that were made to the run, and its warnings.",
             "metrics": "Show all metrics of the run in panels; other runs can be added.",
             "why": "Say why the run is slow or does not learn, and how a step's time is spent.",

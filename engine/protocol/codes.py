@@ -254,8 +254,7 @@ CODES: dict[str, str] = {
         "memory."
     ),
     "forecast.unsupported": (
-        "This profile's step cannot be traced without a device, so there is no forecast. Nothing to do: the rehearsal "
-        "shows whether it fits."
+        "There is no forecast for this profile. Nothing to do for a run: its rehearsal shows whether it fits."
     ),
     "forecast.card_size": "The size of a card cannot be read. Write `24GB`, or `8x80GB`.",
     "forecast.strategy": "`launch.strategy: auto` was replaced by the strategy that the message names. Nothing to do.",
