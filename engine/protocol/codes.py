@@ -89,7 +89,7 @@ CODES: dict[str, str] = {
     "file.unwritable": "A file cannot be written. Check permissions and free space.",
     "file.failed": "A file operation failed. The message gives the operating system's reason.",
     "disk.low": "There is too little free disk space to begin. Free some, or name another place.",
-    "output.not_empty": "The output folder already holds files, and nothing is overwritten. Name a new folder.",
+    "output.not_empty": "The output folder or file already exists, and nothing is overwritten. Name a new one.",
     # ── profiles ──
     "profile.invalid": (
         "The profile has mistakes, each listed with its line and column. `cockpit profile check` lists them too."
