@@ -55,7 +55,7 @@ CODES: dict[str, str] = {
     "remote.host_invalid": "The argument of `--on` is not a host. Write it as for ssh: `user@host`.",
     "remote.ssh_missing": "The ssh command cannot be started. Install OpenSSH, or set `COCKPIT_SSH`.",
     "remote.ssh_failed": (
-        "ssh did not reach the host, or could not log in. The message has ssh's own last line; try ssh in a terminal."
+        "The host was not reached, or the ssh login failed. The message has ssh's own last line; try ssh in a terminal."
     ),
     "remote.silent": "The host does not answer any more, or not yet. The app tries again by itself.",
     "remote.no_cockpit": (
@@ -63,7 +63,7 @@ CODES: dict[str, str] = {
     ),
     "remote.too_old": "The cockpit on the other host is too old for `--on`. Update it there.",
     "remote.ended": "The cockpit on the other host ended before it answered. The message has its own last line.",
-    "remote.forward_failed": "ssh could not forward the engine's socket. The message has ssh's own last line.",
+    "remote.forward_failed": "The engine's socket could not be forwarded by ssh. The message has ssh's own last line.",
     "remote.link_lost": (
         "The connection was lost while a verb ran on the other host, which may have done its work. Look before you "
         "repeat it."
@@ -154,7 +154,7 @@ CODES: dict[str, str] = {
     ),
     "launch.run_by_hand": "The run waits until you have run its line on each host. The message has the lines.",
     "launch.devices_unused": (
-        "`launch.devices` names more devices than there are processes, and each process uses one. Set "
+        "The profile names more `launch.devices` than there are processes, and each process uses one. Set "
         "`launch.processes` to their number, or name fewer."
     ),
     "queue.devices_held": (
@@ -257,9 +257,9 @@ CODES: dict[str, str] = {
         "There is no forecast for this profile. Nothing to do for a run: its rehearsal shows whether it fits."
     ),
     "forecast.card_size": "The size of a card cannot be read. Write `24GB`, or `8x80GB`.",
-    "forecast.strategy": "`launch.strategy: auto` was replaced by the strategy that the message names. Nothing to do.",
+    "forecast.strategy": "The message names the strategy that was chosen for `launch.strategy: auto`. Nothing to do.",
     "memory.batch_found": (
-        "`training.micro_batch: auto` was replaced by the number that the message names. Nothing to do."
+        "The message names the micro-batch that was chosen for `training.micro_batch: auto`. Nothing to do."
     ),
     "memory.batch_cut": (
         "A micro-batch did not fit in memory, so the run goes on with smaller ones and the same global batch. Nothing "
@@ -335,7 +335,7 @@ CODES: dict[str, str] = {
     "tokenizer.untrained": "The profile's tokenizer has not been trained yet. Prepare the data first.",
     "tokenizer.no_text": "There is no text to train a tokenizer on. Name files with good rows.",
     "tokenizer.note": "The tokenizer that was trained is not quite what was asked for. See `model.tokenizer`.",
-    "template.not_found": "`data.template` names a file that does not exist. Correct the path.",
+    "template.not_found": "The file that `data.template` names does not exist. Correct the path.",
     "template.endless": (
         "The chat template takes more time or memory than any conversation needs. Use the publisher's template."
     ),
@@ -399,7 +399,7 @@ CODES: dict[str, str] = {
     "row.unwanted": "In a rejects file: a rule of `data.clean` dropped the row. Relax the rule if the row should stay.",
     "row.duplicate": "In a rejects file: the row repeats another one, or one that is held out. Nothing to do.",
     "expand.key_name": (
-        "`api_key_env` holds something that is not the name of a variable. Put the key into a variable and name that."
+        "The value of `api_key_env` is not the name of a variable. Put the key into a variable and name that."
     ),
     "expand.key_missing": "The variable that should hold the service's key is not set. Export it.",
     "expand.rate_limit": "The service's rate limit is used up. The same command goes on later.",
@@ -456,7 +456,7 @@ CODES: dict[str, str] = {
         "The run stopped without a checkpoint of its last step, because it could not be written. Free disk space, then "
         "resume."
     ),
-    "compile.failed": "torch could not compile the model, so it runs uncompiled. Nothing to do.",
+    "compile.failed": "The model could not be compiled by torch, so it runs uncompiled. Nothing to do.",
     "compile.unsupported": (
         "The model's layers cannot be recognised, so nothing is compiled. Set `training.compile` to false."
     ),
