@@ -77,8 +77,8 @@ CODES: dict[str, str] = {
         "The engine could not read a request. The two sides are probably of different versions: restart the older one."
     ),
     "request.unconfirmed": (
-        "The request needs a confirmation, and there is no terminal to ask on. Name the run by its whole id, or add "
-        "`--yes`."
+        "The request needs a confirmation, and there is no terminal to ask on. Give the run's whole id to delete it, "
+        "or add `--yes`."
     ),
     "request.unknown": "The worker does not know this question or command. The message says what it can be asked.",
     "request.cancelled": "The request was cancelled. What was done until then is kept where the message says so.",
