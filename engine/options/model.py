@@ -34,7 +34,7 @@ class ShapeOptions(Options):
 class ModelOptions(Options):
     base: str = option(
         "smollm2-135m-instruct",
-        help="Base model: a folder, a catalogue name, a run or run@step, or org/name on the hub.",
+        help="Base model: a folder, a catalogue name, a run or run@step. What is on a hub is pulled first.",
         min_length=1,
     )
     dtype: Literal["bfloat16", "float16", "float32"] = option(
