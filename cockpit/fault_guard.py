@@ -21,6 +21,7 @@ from typing import Any
 from textual import events
 from textual._context import active_message_pump
 from textual.app import App
+from textual.css.query import NoMatches
 from textual.message import Message
 from textual.message_pump import MessagePump
 from textual.screen import Screen
@@ -98,6 +99,8 @@ class FaultTolerantApp(App[None]):
         """Log an exception, and show it when the app can show anything."""
         if isinstance(error, WorkerFailed):
             error = error.error if isinstance(error.error, Exception) else error
+        if isinstance(error, NoMatches) and _is_removed(error):
+            return  # a worker came back with its answer after the dialog had been closed
         screen = _failed_screen(error) or _screen_of(pump)
         failed_again = screen is not None and screen is self._left[0] and time.monotonic() - self._left[1] < AGAIN
         broken = failed_again or any(frame.f_code.co_name in DRAWING for frame in _frames(error))
@@ -189,6 +192,13 @@ def _failed_screen(error: BaseException) -> Screen[Any] | None:
     owners = [frame.f_locals.get("self") for frame in _frames(error)]
     screens = (_screen_of(owner) for owner in reversed(owners) if isinstance(owner, Widget))
     return next((screen for screen in screens if screen is not None), None)
+
+
+def _is_removed(error: BaseException) -> bool:
+    """Whether a widget that took part, or one around it, is being removed from the app or has been."""
+    owners = [frame.f_locals.get("self") for frame in _frames(error)]
+    nodes = [node for owner in owners if isinstance(owner, Widget) for node in owner.ancestors_with_self]
+    return any(isinstance(node, Widget) and (node._closing or node._closed or node._pruning) for node in nodes)
 
 
 def _walk(error: BaseException) -> Iterator[tuple[FrameType, int]]:

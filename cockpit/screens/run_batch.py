@@ -35,6 +35,8 @@ class RunBatchScreen(RunKeepingScreen):
         return chosen or super().targets
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action in ("choose", "choose_all"):
+            return self.is_mounted and self.current_run is not None
         if action in BATCHED and self.is_mounted and self.chosen and not self.app.readonly:
             return bool(self._fitting(action))
         return super().check_action(action, parameters)

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textual.app import ComposeResult
+from textual.css.query import NoMatches
 from textual.pilot import Pilot
 from textual.screen import ModalScreen, Screen
 from textual.widgets import Static
@@ -152,6 +154,35 @@ async def test_a_dialog_that_cannot_be_drawn_is_called_off(faults: list[str]) ->
         await pilot.press("4")
         await until(pilot, lambda: pilot.app.current_mode == "runs")
     faults.clear()
+
+
+async def test_an_answer_for_a_dialog_that_was_closed_is_no_fault(faults: list[str]) -> None:
+    class Dialog(ModalScreen[None]):
+        def compose(self) -> ComposeResult:
+            yield Static("asking")
+
+    async with run_app(FakeEngine(demo_run())) as pilot:
+        closed, open_ = Dialog(), Dialog()
+        for dialog in (closed, open_):
+            pilot.app.push_screen(dialog)
+            await pilot.pause()
+
+        async def answer(dialog: Dialog) -> None:
+            dialog.query_one("#later", Static)
+
+        async def ask(dialog: Dialog) -> None:
+            try:
+                await answer(dialog)
+            except NoMatches as error:
+                pilot.app.catch(error)  # type: ignore[attr-defined]
+
+        pilot.app.pop_screen()
+        await until(pilot, lambda: open_._closed)
+        await ask(open_)
+        assert not faults
+        await ask(closed)
+        assert len(faults) == 1 and "#later" in faults[0]
+        faults.clear()
 
 
 async def test_other_screens_are_a_digit_away_from_the_page(faults: list[str]) -> None:
