@@ -92,17 +92,12 @@ def test_committed_files_equal_a_fresh_generation() -> None:
     }
 
 
-MEASURES = ("drift", "forgetting")
-"""Folders of questions that models are measured by, and not trained on."""
-
-
 def test_the_catalog_lists_every_bundled_file_with_its_rows() -> None:
     catalog = YAML(typ="safe").load(find_bundled("data") / "catalog.yaml")
     listed = {file: entry["rows"] for each in catalog.values() for file, entry in each["files"].items()}
     found = {
         str(path.relative_to(find_bundled("data"))): len(path.read_text(encoding="utf-8").splitlines())
         for path in find_bundled("data").rglob("*.jsonl")
-        if path.parent.name not in MEASURES
     }
     assert listed == found and found
 
