@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from engine.prep import tokenize_files
 from engine.prep.rows import Rejects
 from engine.prep.tokenize_files import TokenizeResult, tokenize_rows
 from engine.protocol.messages import ProblemError
@@ -124,6 +125,9 @@ def test_processes_and_kills_leave_no_trace(
         wait_for(lambda log=log, spans=spans: log.read_bytes().count(b"\n") > spans, 60)
         child.kill()
         assert child.wait() == -signal.SIGKILL, log.read_text()
-    assert not (into / "state.json").exists() and len(list(into.with_name("work").glob("tokens/[0-9]*"))) >= 3
+    assert (
+        not (into / "state.json").exists()
+        and len(list(into.with_name("work").glob(f"{tokenize_files.SPANS}/[0-9]*"))) >= 3
+    )
     run(path, into, tokenizer)
     assert content(into) == content(tmp_path / "one" / "set")
