@@ -99,8 +99,8 @@ class FaultTolerantApp(App[None]):
         """Log an exception, and show it when the app can show anything."""
         if isinstance(error, WorkerFailed):
             error = error.error if isinstance(error.error, Exception) else error
-        if isinstance(error, NoMatches) and _is_removed(error):
-            return  # a worker came back with its answer after the dialog had been closed
+        if isinstance(error, NoMatches) and (self._exit or self._closing or not self.is_running or _is_removed(error)):
+            return  # a worker came back with its answer after its widgets had been removed
         screen = _failed_screen(error) or _screen_of(pump)
         failed_again = screen is not None and screen is self._left[0] and time.monotonic() - self._left[1] < AGAIN
         broken = failed_again or any(frame.f_code.co_name in DRAWING for frame in _frames(error))
