@@ -35,9 +35,9 @@ def evaluate(
     ValueError."""
     target = targets.resolve(name, home, directory)
     if request.forgetting:
-        return _ask_questions(target, request, home, models, watch)
+        return _ask_own_questions(forgetting, "forgetting", target, request, home, models, watch)
     if request.benchmarks:
-        return _run_benchmarks(target, request, home, models, watch)
+        return _ask_own_questions(benchmarks, "benchmark", target, request, home, models, watch)
     request = fill_defaults(request, target, home)
     run = RunFiles.read(home.run(target.run)) if target.run else None
     watch("reading", 0, 0)
@@ -84,38 +84,23 @@ def evaluate(
         return summarize(store, facts, request, notes, watch)
 
 
-def _run_benchmarks(
-    target: Target, request: EvaluationRequest, home: Home, models: Models, watch: Watch
+def _ask_own_questions(
+    part: Any, origin: str, target: Target, request: EvaluationRequest, home: Home, models: Models, watch: Watch
 ) -> dict[str, Any]:
+    """Measure with a part that brings its own questions: `benchmarks` or `forgetting`."""
     check_request(request)
-    benchmarks.check_request(request)
+    part.check_request(request)
     identity = {
         "target": target.label,
         "weights": _fingerprint(target),
         "dtype": request.dtype,
         "quantization": request.quantization,
-        "origin": "benchmark",
-        **benchmarks.describe_request(request),
+        "origin": origin,
+        **part.describe_request(request),
     }
     with ResultStore(_folder(target, request, home, identity), identity, again=request.again) as store:
-        return benchmarks.run(store, target, request, models, watch)
-
-
-def _ask_questions(
-    target: Target, request: EvaluationRequest, home: Home, models: Models, watch: Watch
-) -> dict[str, Any]:
-    check_request(request)
-    forgetting.check_request(request)
-    identity = {
-        "target": target.label,
-        "weights": _fingerprint(target),
-        "dtype": request.dtype,
-        "quantization": request.quantization,
-        "origin": "forgetting",
-        **forgetting.describe_request(request),
-    }
-    with ResultStore(_folder(target, request, home, identity), identity, again=request.again) as store:
-        return forgetting.run(store, target, request, models, watch)
+        found: dict[str, Any] = part.run(store, target, request, models, watch)
+        return found
 
 
 def _read_marks(target: Target) -> Marks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +47,16 @@ def quantization_config(quantization: str, dtype: str | None, *, experts: bool =
                 bnb_4bit_compute_dtype=compute,
             )
     raise ValueError(f"quantization must be none, nf4 or int8, not {quantization!r}")
+
+
+def count_values(parameter: Any) -> int:
+    """The number of values of a weight: of one in 4 bits those that are packed in it, of one that DeepSpeed divides
+    those of all ranks."""
+    import torch
+
+    if (state := getattr(parameter, "quant_state", None)) is not None:
+        return math.prod(state.shape)
+    if (whole := getattr(parameter, "ds_numel", None)) is not None:
+        return int(whole)
+    packed = parameter.dtype == torch.uint8  # a share of 4-bit weights, which have no state of their own
+    return int(parameter.numel()) * (2 if packed else 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from engine.models import accelerator, base_weights, devices
 from engine.models.base import load_tokenizer
 from engine.models.devices import Device
 from engine.models.memory import is_out_of_memory
+from engine.models.quantization import count_values
 from engine.models.versions import list_versions
 from engine.options import thresholds
 from engine.options.tables import AUTO
@@ -353,15 +353,4 @@ def _describe_rows(job: Job, loop: TrainingLoop) -> dict[str, Any]:
 
 def _count_weights(parameters: Any) -> int:
     """The number of weights; 4-bit weights, packed two to a byte, are counted one by one."""
-    return sum(_count(parameter) for parameter in parameters)
-
-
-def _count(parameter: Any) -> int:
-    import torch
-
-    if (state := getattr(parameter, "quant_state", None)) is not None:
-        return math.prod(state.shape)
-    if (whole := getattr(parameter, "ds_numel", None)) is not None:  # divided by DeepSpeed
-        return int(whole)
-    packed = parameter.dtype == torch.uint8  # a share of 4-bit weights, which have no state of their own
-    return int(parameter.numel()) * (2 if packed else 1)
+    return sum(count_values(parameter) for parameter in parameters)

@@ -3,9 +3,10 @@ in that time. Attention's products of keys and queries are left out, so the shar
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
+
+from engine.models.quantization import count_values
 
 PEAKS = (
     ("B200", 2250), ("GB200", 2500), ("H200 NVL", 835), ("H200", 989), ("H100 PCIE", 756), ("H100 NVL", 835),
@@ -44,18 +45,10 @@ def count_operations(model: Any) -> float | None:
     for parameter in model.parameters():
         if id(parameter) in looked_up:
             continue
-        count = _count(parameter)
+        count = count_values(parameter)
         weights += count
         trained += count if parameter.requires_grad else 0
     return 4.0 * weights + 2.0 * trained
-
-
-def _count(parameter: Any) -> int:
-    state = getattr(parameter, "quant_state", None)
-    if state is not None:
-        return math.prod(state.shape)
-    whole = getattr(parameter, "ds_numel", None)  # of a weight that DeepSpeed divides
-    return int(parameter.numel()) if whole is None else int(whole)
 
 
 class Utilisation:

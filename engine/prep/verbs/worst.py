@@ -91,7 +91,7 @@ def list_worst(directory: RunDirectory, by: str, top: int) -> tuple[dict[str, An
                 code="run.no_row_losses",
                 title=f"{directory.id} has no losses of rows",
                 cause=str(error),
-                hint="runs of sft and pretrain record them while logging.row_losses is true, from version 0.2 on",
+                hint="runs of sft and pretrain record them while logging.row_losses is true",
             )
         )
     order, scores = worst_rows.rank(found, by)
