@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from engine.models.quantization import count_values
 from engine.training.movement import Movement
 from engine.training.utilisation import count_operations
 
@@ -50,3 +51,10 @@ def test_nothing_is_said_of_weights_that_cannot_be_compared() -> None:
     movement = Movement(model)
     model[0].weight.data = torch.empty(0)
     assert take(movement) is None
+
+
+def test_packed_and_divided_weights_are_counted_whole():
+    packed = torch.zeros(6, dtype=torch.uint8)
+    divided = torch.zeros(0)
+    divided.ds_numel = 40  # type: ignore[attr-defined]
+    assert (count_values(torch.zeros(2, 3)), count_values(packed), count_values(divided)) == (6, 12, 40)
