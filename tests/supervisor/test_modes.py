@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cockpit.screens.profile import _write
+from cockpit.profiles.files import write_profile
 from engine.protocol import states, wire
 from engine.protocol.home import Home, make_private
 from engine.protocol.messages import Command
@@ -58,7 +58,7 @@ def test_a_whole_run_leaves_nothing_open(tmp_path: Path, open_umask: None) -> No
         said = verb(home, "chat", "some-model", text="hello\n/save mine\nexit\n")
         assert said.returncode == 0 and (home.chats / "mine.json").is_file(), said
         assert verb(home, "plot", run.id).returncode == 0
-        _write(home.root / "profiles" / "mine.yaml", "data: {}", home)
+        write_profile(home.root / "profiles" / "mine.yaml", "data: {}", home)
         with cache.new_entry(home, "entry") as folder:
             (folder / "inner").mkdir()
             (folder / "inner" / "rows").write_text("x")
