@@ -26,6 +26,7 @@ from textual.widgets import Input
 from cockpit.connection.attachment import Attachment
 from cockpit.connection.engine_app import EngineApp, connect
 from cockpit.fault_guard import Fault, FaultPage
+from cockpit.language import LANGUAGES, current_language, read_language, set_language, tr
 from cockpit.partial_update import PartialUpdate
 from cockpit.screens import SCREENS
 from cockpit.screens.base import CockpitScreen, opens_dialog
@@ -36,6 +37,8 @@ from cockpit.widgets.top_bar import TopBar
 from engine.protocol.home import Home
 from engine.protocol.states import LIVE
 
+REOPEN = 75
+"""The exit status with which the app asks to be opened anew: the language has been changed."""
 HANG_UP = 1.0
 """Seconds that the app may take to exit once its terminal is gone."""
 
@@ -81,6 +84,7 @@ class CockpitApp(EngineApp):
         Binding("question_mark", "help", "Help", key_display="?"),
         Binding("colon", "command_palette", "Menu", key_display=":"),
         Binding("H", "hosts", "Hosts"),
+        Binding("f2", "language", "Language", show=False, priority=True),
         Binding("q", "detach", "Detach"),
         Binding("ctrl+c", "interrupt", "Stop, clear or detach", show=False, priority=True),
         Binding("ctrl+q", "detach", "Detach", show=False, priority=True),
@@ -239,6 +243,21 @@ class CockpitApp(EngineApp):
             if at is not None:
                 await self._go_to(_mode_of(self.screen_name, at))
 
+    @opens_dialog
+    @work(group="language", exclusive=True)
+    async def action_language(self) -> None:
+        """Choose the language. The app opens anew in it, at the same screen and run."""
+        from cockpit.widgets.picker import Choice, Picker
+
+        if self.screen.is_modal:
+            return
+        choices = [Choice(code, name) for code, name in LANGUAGES.items()]
+        chosen = await self.push_screen_wait(Picker("Language · 语言", "type to filter", choices))
+        if chosen is not None and chosen != current_language():
+            self.settings.set("language", chosen)
+            self.drafts.flush()
+            self.exit(return_code=REOPEN)
+
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "hosts" and not self.engines[0].name:
             return False  # there is only this one
@@ -349,16 +368,17 @@ class CockpitApp(EngineApp):
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """The command palette's entries: the screens, the keys of the current screen, and the app's own commands."""
         for key, (name, (title, _)) in enumerate(SCREENS.items(), start=1):
-            yield SystemCommand(title, f"screen {key}", partial(self.action_go, name))
+            yield SystemCommand(tr(title), f"screen {key}", partial(self.action_go, name))
         for active in screen.active_bindings.values():
             binding = active.binding
             own = active.node is screen and isinstance(screen, CockpitScreen) and "." not in binding.action
             if own and active.enabled and binding.description:
                 command = partial(self.run_action, binding.action, default_namespace=screen)
-                yield SystemCommand(binding.description, f"key {self.get_key_display(binding)}", command)
+                yield SystemCommand(tr(binding.description), f"key {self.get_key_display(binding)}", command)
         if self.engines[0].name:
             yield SystemCommand("Hosts", "choose the host that the screens show", self.action_hosts)
         yield SystemCommand("Theme", "choose the colours", self.action_change_theme)
+        yield SystemCommand("Language · 语言", "choose the language: English or 中文", self.action_language)
         yield SystemCommand("Help", "keys of this screen", self.action_help)
         yield SystemCommand("Detach", "leave the app; the runs go on", self.action_detach)
 
@@ -373,7 +393,13 @@ def run(
     """Open the app and return its exit status when the user has detached: 1 when it had to end by itself."""
     app = CockpitApp(home, readonly=readonly, selected=select, first=screen, engines=engines)
     app.run()
-    if app.return_code:
+    while app.return_code == REOPEN and not engines:
+        set_language(read_language(str(home.root)))
+        app = CockpitApp(home, readonly=readonly, selected=app.state.selected, first=app.screen_name, engines=engines)
+        app.run()
+    if app.return_code == REOPEN:
+        print("The language has been changed: open the app again.")
+    elif app.return_code:
         print(f"The app had to end. The report is in {app.fault_log}", file=sys.stderr)
     for engine in app.engines:
         live = [run.id for run in engine.state.runs.values() if run.state in LIVE and run.state != "stopping"]
@@ -384,7 +410,7 @@ def run(
                 f"Detached: {', '.join(live)} {goes} on. Come back with `{command}`, stop with "
                 f"`{command} stop {live[0]}`."
             )
-    return app.return_code or 0
+    return 0 if app.return_code == REOPEN else app.return_code or 0
 
 
 def _mode_of(screen: str, engine: int) -> str:

@@ -20,6 +20,7 @@ from cockpit.command_line.model_verbs import BASE_MODEL_VERBS, CHAT, EVAL, EXPOR
 from cockpit.command_line.options import Verb, option
 from cockpit.command_line.run_verbs import ENGINE_VERBS, PROFILE_VERBS, RUN_VERBS, START_VERBS
 from cockpit.exit_status import DONE, INTERRUPTED, WRONG
+from cockpit.language import read_language, set_language, tr
 from cockpit.remote_names import HANG_UP, HERE
 
 OPEN_APP = "open_app:open_app"
@@ -165,7 +166,7 @@ def _add_verbs(parser: Parser, verbs: tuple[Verb, ...], *, required: bool = Fals
     children = parser.add_subparsers(metavar="VERB", title="verbs", required=required)
     for verb in verbs:
         child = children.add_parser(
-            verb.name, help=verb.help, description=verb.help, allow_abbrev=False, add_help=False
+            verb.name, help=tr(verb.help), description=tr(verb.help), allow_abbrev=False, add_help=False
         )
         child.missing = partial(_add_arguments, child, verb, whole=whole)
         if whole:
@@ -176,7 +177,7 @@ def _add_arguments(parser: Parser, verb: Verb, *, whole: bool) -> None:
     parser.add_argument("-h", "--help", action="help", help="show this help message and exit")
     _add_shared(parser)
     for each in verb.options:
-        parser.add_argument(*each.flags, **each.settings)
+        parser.add_argument(*each.flags, **each.settings | {"help": tr(each.settings.get("help", ""))})
     if verb.verbs:
         _add_verbs(parser, verb.verbs, required=True, whole=whole)
     else:
@@ -201,6 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     guard()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        set_language(read_language())
         options = build_parser().parse_args(arguments)
         options.arguments = arguments
         remote_names.read_command(options.home)

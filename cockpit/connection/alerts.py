@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from cockpit.connection.settings import Settings
+from cockpit.language import tr_engine
 from cockpit.state.formatting import format_number
 from engine.protocol import states
 from engine.protocol.messages import Run
@@ -45,10 +46,10 @@ def find_news(before: Run | None, now: Run) -> News | None:
             ]
             return News(f"{name} is completed", ", ".join([f"step {now.step:,}", *figures]))
         case states.FAILED | states.LOST:
-            why = now.problem.title if now.problem else now.reason
+            why = tr_engine(now.problem.title if now.problem else now.reason)
             return News(f"{name} {'has failed' if now.state == states.FAILED else 'is lost'}", why or now.id, "error")
         case states.PAUSED if now.code != ASKED:
-            return News(f"{name} is paused", now.reason or now.id, "warning")
+            return News(f"{name} is paused", tr_engine(now.reason) or now.id, "warning")
         case _ if now.state in BEGUN and before.state == states.QUEUED and before.holders:
             return News(f"{name} has begun", "its devices are free")
     return None

@@ -35,6 +35,7 @@ from cockpit.connection.settings import Settings
 from cockpit.control_filter import SHOW_CONTROLS
 from cockpit.fault_guard import FaultTolerantApp, guard_handlers
 from cockpit.key_queue import KeyQueue
+from cockpit.language import tr_engine
 from cockpit.state.app_state import AppState, reduce, select_run
 from engine.protocol.console import GuardedConsole
 from engine.protocol.home import Home
@@ -203,7 +204,9 @@ class EngineApp(FaultTolerantApp):
                 news = engine.is_news(error.problem)
                 self._set_connection(engine, "lost", error.problem)
                 if news:
-                    self.notify(str(error.problem), title=engine.name or "No engine", severity="error", timeout=10)
+                    self.notify(
+                        tr_engine(str(error.problem)), title=engine.name or "No engine", severity="error", timeout=10
+                    )
                 await engine.wait(RETRY)
 
     def take(self, body: object) -> None:
@@ -270,6 +273,6 @@ class EngineApp(FaultTolerantApp):
 
     def notify_problem(self, problem: Problem) -> None:
         """Show a problem's title, cause and hint as a notification."""
-        hint = remote_names.name_in(problem.hint, self.engine.command)
-        text = "\n".join(part for part in (problem.cause, hint and f"→ {hint}") if part)
-        self.notify(text or " ", title=problem.title, severity="error", timeout=8)
+        hint = remote_names.name_in(tr_engine(problem.hint), self.engine.command)
+        text = "\n".join(part for part in (tr_engine(problem.cause), hint and f"→ {hint}") if part)
+        self.notify(text or " ", title=tr_engine(problem.title), severity="error", timeout=8)

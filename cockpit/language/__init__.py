@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 LANGUAGES = {"en": "English", "zh": "中文"}
 """Code -> name in the language itself."""
-FOLDER = Path(__file__).parent
+FOLDER = os.path.dirname(__file__)
 DOMAIN = "cockpit"
 
 _chosen: Translation | None = None
@@ -42,11 +41,12 @@ def tr_all(texts: Mapping[str, str]) -> dict[str, str]:
     return {key: tr(text) for key, text in texts.items()}
 
 
-def read_language(settings: Path, environment: Mapping[str, str] = os.environ) -> str:
-    """The language that the settings name, else the one of the environment's locale, as gettext reads it. The settings
-    are not parsed: `cockpit --help` shall not wait for a YAML parser."""
+def read_language(home: str = "", environment: Mapping[str, str] = os.environ) -> str:
+    """The language that the settings of a home name, else the one of the environment's locale, as gettext reads it.
+    The settings are not parsed, nor is anything imported: `cockpit --help` shall not wait for it."""
+    home = home or environment.get("COCKPIT_HOME") or "~/.cockpit"
     try:
-        with settings.open(encoding="utf-8", errors="replace") as file:
+        with open(f"{os.path.expanduser(home)}/settings.yaml", encoding="utf-8", errors="replace") as file:  # noqa: PTH111
             found = re.search(r"^language:\s*[\"']?([\w-]+)", file.read(1 << 16), re.MULTILINE)
     except OSError:
         found = None

@@ -13,6 +13,7 @@ import io
 import string
 import sys
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from babel.messages.catalog import Catalog
@@ -23,11 +24,13 @@ from cockpit.language import DOMAIN, FOLDER, LANGUAGES
 from cockpit.language.extract import Message, find_messages
 
 WIDTH = 100
+SINCE = datetime(2026, 11, 30, tzinfo=UTC)
+"""The date in the header: a new one at each change would only make differences."""
 
 
 def path_of(language: str, kind: str) -> Path:
     """The catalogue of a language: `po`, which people edit, or `mo`, which the program reads."""
-    return FOLDER / language / "LC_MESSAGES" / f"{DOMAIN}.{kind}"
+    return Path(FOLDER, language, "LC_MESSAGES", f"{DOMAIN}.{kind}")
 
 
 def read_catalogue(language: str) -> Catalog:
@@ -41,8 +44,18 @@ def read_catalogue(language: str) -> Catalog:
 
 def update(before: Catalog, messages: Iterable[Message]) -> Catalog:
     """A catalogue of exactly these messages, with the translations that there are."""
-    after = Catalog(before.locale, project=DOMAIN, header_comment=f"# The texts of {DOMAIN} in another language.")
-    after.mime_headers = []
+    after = Catalog(
+        before.locale,
+        project=DOMAIN,
+        version="1",
+        header_comment=f"# The texts of {DOMAIN}, by hand; `python -m cockpit.language.catalogue` adds new ones.",
+        creation_date=SINCE,
+        revision_date=SINCE,
+        last_translator="",
+        language_team="",
+        msgid_bugs_address="",
+        fuzzy=False,
+    )
     for text, context, (file, _) in messages:
         known = before.get(text, context or None)
         after.add(text, known.string if known else "", locations=[(file, 1)], context=context or None)

@@ -10,13 +10,14 @@ import ast
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from cockpit.language.translation import ENGINE
+from cockpit.language.words import WORDS
 
 ROOT = Path(__file__).parents[2]
 WORD = re.compile(r"[A-Za-z]{2,}")
-STYLE = re.compile(r"(?:(?:bold|dim|italic|underline|reverse|not|none|on|\$[\w-]+|\d+%|#\w+|red|green|yellow|cyan)(?:\s+|$))+")
+STYLE = re.compile(r"(?:(?:bold|dim|italic|underline|not|none|on|\$[\w-]+|\d+%|#\w+|red|green|yellow|cyan)(?:\s+|$))+")
 CSS = re.compile(r"\{\s*[\w-]+\s*:", re.DOTALL)
 TABLE_CALLS = {"Binding": (2,), "Verb": (1,), "Column": (0, 1, 2), "SystemCommand": (0, 1)}
 """Calls that make rows of tables -> the positions of their texts."""
@@ -31,6 +32,12 @@ SILENT = {"AssertionError", "TypeError", "NotImplementedError", "KeyError", "Sto
 """Exceptions that tell of a bug, not of the user's files and settings."""
 
 
+class Text(ast.Constant):
+    """A literal that is a text; only for the type checker."""
+
+    value: str
+
+
 class Message(NamedTuple):
     """A text to be translated. `context` is empty, or says that the engine makes it."""
 
@@ -42,12 +49,13 @@ class Message(NamedTuple):
 def find_messages(root: Path = ROOT) -> list[Message]:
     """Every message of the cockpit and of the engine once, in the order of files and lines."""
     found: dict[tuple[str, str], Message] = {}
-    for package, find in (("cockpit", find_own), ("engine", find_engine)):
+    for package, context, find in (("cockpit", "", find_own), ("engine", ENGINE, find_engine)):
         for path in sorted((root / package).rglob("*.py")):
             place = path.relative_to(root).as_posix()
             for line, text in find(ast.parse(path.read_text(encoding="utf-8"))):
-                context = ENGINE if package == "engine" else ""
                 found.setdefault((context, text), Message(text, context, (place, line)))
+    for word in WORDS:
+        found.setdefault(("", word), Message(word, "", ("cockpit/language/words.py", 1)))
     return list(found.values())
 
 
@@ -63,7 +71,8 @@ def find_own(tree: ast.Module) -> Iterator[tuple[int, str]]:
             for at in TABLE_CALLS.get(name, ()):
                 yield from ((each.lineno, each.value) for each in node.args[at : at + 1] if is_text(each))
             if name == "option":
-                yield from ((k.value.lineno, k.value.value) for k in node.keywords if k.arg == "help" and is_text(k.value))
+                helps = [each.value for each in node.keywords if each.arg == "help"]
+                yield from ((each.lineno, each.value) for each in helps if is_text(each))
     for statement in tree.body:
         values = [statement, *statement.body] if isinstance(statement, ast.ClassDef) else [statement]
         for each in values:
@@ -86,15 +95,19 @@ def find_in_table(value: ast.expr) -> Iterator[tuple[int, str]]:
                 pending += node.args[3:] + [each.value for each in node.keywords]
             continue
         if is_text(node):
-            text = node.value
-            shown = re.sub(r"\[/?[^\]]*\]", " ", text)
-            if " " in text.strip() and WORD.search(shown) and not STYLE.fullmatch(text.strip()) and not CSS.search(text):
-                yield node.lineno, text
+            if is_shown(node.value):
+                yield node.lineno, node.value
             continue
         if isinstance(node, ast.Dict):
             pending += [each for each in (*node.keys, *node.values) if each is not None]
             continue
         pending += ast.iter_child_nodes(node)
+
+
+def is_shown(text: str) -> bool:
+    """Whether a text of a table has words beside its markup, and is neither a style nor a style sheet."""
+    words = WORD.search(re.sub(r"\[/?[^\]]*\]", " ", text))
+    return " " in text.strip() and bool(words) and not STYLE.fullmatch(text.strip()) and not CSS.search(text)
 
 
 def find_engine(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -120,7 +133,9 @@ def texts_in(argument: ast.expr) -> Iterable[ast.Constant | ast.JoinedStr]:
         return [*texts_in(argument.body), *texts_in(argument.orelse)]
     if isinstance(argument, ast.BoolOp):
         return [each for value in argument.values for each in texts_in(value)]
-    return [argument] if isinstance(argument, ast.JoinedStr) or is_text(argument) else []
+    if isinstance(argument, ast.JoinedStr) or is_text(argument):
+        return [argument]
+    return []
 
 
 def template(node: ast.Constant | ast.JoinedStr) -> str:
@@ -141,5 +156,5 @@ def name_of(function: ast.expr) -> str:
     return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
-def is_text(node: ast.AST) -> bool:
+def is_text(node: ast.AST) -> TypeGuard[Text]:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gettext
 import re
 import struct
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +37,7 @@ class Translation:
 
     @classmethod
     def load(cls, language: str) -> Translation:
-        return cls(language, FOLDER / language / "LC_MESSAGES" / f"{DOMAIN}.mo")
+        return cls(language, Path(FOLDER, language, "LC_MESSAGES", f"{DOMAIN}.mo"))
 
     def find(self, message: str) -> str:
         """The translation of a message of the cockpit's own."""
@@ -51,9 +51,12 @@ class Translation:
     def _match_uncached(self, text: str) -> str:
         for pattern, translation in self._templates:
             if found := pattern.fullmatch(text):
-                fields = [self.find_sent(each) if " " in each else each for each in found.groups()]
-                return FIELD.sub(lambda field: fields[int(field[1])], translation)
+                return FIELD.sub(partial(self._fill, found.groups()), translation)
         return "\n".join(map(self.find_sent, text.split("\n"))) if "\n" in text else text
+
+    def _fill(self, fields: tuple[str, ...], place: re.Match[str]) -> str:
+        text = fields[int(place[1])]
+        return self.find_sent(text) if " " in text else text
 
 
 def build_templates(messages: dict[str, str]) -> list[Template]:

@@ -17,6 +17,7 @@ from textual.widgets import Static, TextArea
 from cockpit.connection.chat_target import ChatTarget
 from cockpit.connection.drafts import PROMPT
 from cockpit.content import Content
+from cockpit.language import tr_engine
 from cockpit.screens.chat_targets import READY
 from cockpit.screens.save import SaveScreen
 from cockpit.state.chat_tree import ChatReply, ChatTree, Turn
@@ -228,7 +229,7 @@ class ChatScreen(SaveScreen):
                 if target.worker.id == body.service.id and not target.run:
                     target.loaded = None
                     problem = body.service.problem or Problem(code="service.ended", title="The chat worker has ended")
-                    self.show_status(target.target, problem.title, "the next message starts it again")
+                    self.show_status(target.target, tr_engine(problem.title), "the next message starts it again")
 
     def _show_event(self, column: int, event: ServiceEvent) -> None:
         if event.kind == "tokens" and self.answer is not None:

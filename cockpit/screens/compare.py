@@ -21,6 +21,7 @@ from textual.widgets import Static
 from cockpit.connection.run_sides import read_side
 from cockpit.connection.service_client import ServiceClient
 from cockpit.content import Content
+from cockpit.language import tr_engine
 from cockpit.screens.base import CockpitScreen
 from cockpit.state.evaluation_results import VERDICTS
 from cockpit.state.run_comparison import (
@@ -110,7 +111,7 @@ The difference between two evaluations has a 95 % interval. If it contains 0, th
         try:
             self._compared = (await self.reader.ask("compare_runs", {"runs": self.runs}))["compared"]
         except ProblemError as error:
-            self._compared, self._problem = {}, str(error.problem)
+            self._compared, self._problem = {}, tr_engine(str(error.problem))
         self._show()
 
     async def _with_energy(self, side: Side) -> Side:

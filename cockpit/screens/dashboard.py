@@ -13,6 +13,7 @@ from textual.containers import Horizontal, Vertical
 from textual.widgets import Static
 
 from cockpit.content import Content
+from cockpit.language import tr_engine
 from cockpit.screens.run_keeping import RunKeepingScreen
 from cockpit.state.app_state import AppState, RunHistory, adjacent_run
 from cockpit.state.run_history import chart_marks
@@ -298,7 +299,7 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
         messages = {"connecting": "Starting the engine…", "lost": "The engine is gone; restarting it…"}
         text = messages.get(state.connection)
         if state.problem is not None:
-            text = str(state.problem)
+            text = tr_engine(str(state.problem))
         self.query_one("#empty", Static).update(Content(text) if text else EMPTY)
 
     # ── keys ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -19,6 +19,7 @@ from textual.containers import VerticalScroll
 from textual.widgets import Static
 
 from cockpit.content import Content
+from cockpit.language import tr_engine
 from cockpit.screens.base import CockpitScreen
 from engine.protocol.client import build_engine_environment
 from engine.protocol.messages import ProblemError
@@ -74,7 +75,7 @@ class DoctorScreen(CockpitScreen):
             try:
                 command = engine.link.build_command("--json", "doctor")
             except ProblemError as error:
-                self._verdict(Content.styled(f"✗ {error.problem.cause}", "$text-error"))
+                self._verdict(Content.styled(f"✗ {tr_engine(error.problem.cause)}", "$text-error"))
                 return
         doctor = await asyncio.create_subprocess_exec(
             *command,

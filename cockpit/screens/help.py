@@ -16,6 +16,7 @@ from textual.screen import ModalScreen, Screen
 from textual.widgets import Static
 
 from cockpit.content import Content
+from cockpit.language import tr
 from cockpit.screens import SCREENS
 from cockpit.screens.key_help import HELP
 
@@ -55,12 +56,12 @@ class HelpScreen(ModalScreen[None]):
     def _text(self, width: int) -> Content:
         blocks: dict[str, list[Content]] = {}
         for group, key, sentence, now in self._keys:
-            blocks.setdefault(group, [Content.styled(group, "bold")]).extend(_line(key, sentence, now, width))
-        screens = " · ".join(f"{at} {title}" for at, (title, _) in enumerate(SCREENS.values(), start=1))
-        everywhere = blocks.setdefault("Everywhere", [Content.styled("Everywhere", "bold")])
+            blocks.setdefault(group, [Content.styled(tr(group), "bold")]).extend(_line(key, tr(sentence), now, width))
+        screens = " · ".join(f"{at} {tr(title)}" for at, (title, _) in enumerate(SCREENS.values(), start=1))
+        everywhere = blocks.setdefault("Everywhere", [Content.styled(tr("Everywhere"), "bold")])
         everywhere[1:1] = _line("1–6", f"{screens}. While you type: alt and the digit.", True, width)
         last = blocks.pop("Everywhere")
-        about = _paragraphs(getattr(self._about, "HELP_TEXT", ""), width)
+        about = _paragraphs(tr(getattr(self._about, "HELP_TEXT", "")), width)
         return Content("\n\n").join(Content("\n").join(block) for block in (*blocks.values(), last, about) if block)
 
 

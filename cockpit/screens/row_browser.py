@@ -10,6 +10,7 @@ from textual.widgets import Static
 
 from cockpit.connection.service_client import ServiceClient
 from cockpit.content import Content
+from cockpit.language import tr_engine
 from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.widgets import row_view
 from cockpit.widgets.prompt import Prompt
@@ -209,9 +210,11 @@ class RowBrowserScreen(CockpitScreen):
         self._update("#place", line, layout=False)
 
     def show_problem(self, problem: Problem) -> None:
-        hint = f"\n\n→ {problem.hint}" if problem.hint else ""
+        hint = f"\n\n→ {tr_engine(problem.hint)}" if problem.hint else ""
         self.show_content(
-            Content.assemble((f"✗ {problem.title}\n", "bold $text-error"), problem.cause, (hint, "$accent"))
+            Content.assemble(
+                (f"✗ {tr_engine(problem.title)}\n", "bold $text-error"), tr_engine(problem.cause), (hint, "$accent")
+            )
         )
         self.show_status("✗")
 

@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from textual import work
 
+from cockpit.language import tr_engine
 from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.state.app_state import RunHistory
 from cockpit.state.run_history import current_settings, format_value
@@ -254,7 +255,9 @@ class RunActionsScreen(CockpitScreen):
         run = self.current_run
         if run is None:
             return
-        ended = f"{run.state} at step {run.step:,} of {run.max_steps:,}{f': {run.reason}' if run.reason else ''}"
+        ended = (
+            f"{run.state} at step {run.step:,} of {run.max_steps:,}{f': {tr_engine(run.reason)}' if run.reason else ''}"
+        )
         text = f"{run.name or run.id} is {ended}. It goes on from its newest checkpoint."
         if not await self.app.push_screen_wait(Confirm(f"Resume {run.id}?", text, {"y": "resume it"})):
             return

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from cockpit.language import tr
+
 if TYPE_CHECKING:
     from cockpit.content import Content
 
@@ -29,7 +31,7 @@ def format_state(state: str) -> Content:
     from cockpit.content import Content  # the verbs use this module too, and need no Textual
 
     mark, colour = STATES.get(state, ("·", "$text"))
-    return Content.styled(f"{mark} {state}", f"bold {colour}")
+    return Content.styled(f"{mark} {tr(state)}", f"bold {colour}")
 
 
 def format_number(value: float) -> str:
@@ -90,7 +92,7 @@ def format_epochs(count: float) -> str:
 def counted(number: float, noun: str) -> str:
     """A number with its noun: 1 epoch, 0.5 epochs, 1,200 rows."""
     amount = f"{number:,}" if isinstance(number, int) else format_epochs(number)
-    return f"{amount} {noun}{'' if number == 1 else 's'}"
+    return tr("{count} " + noun if number == 1 else "{count} " + noun + "s", count=amount)
 
 
 def format_percent(share: float) -> str:

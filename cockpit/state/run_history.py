@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cockpit.language import tr_engine
 from cockpit.state.app_state import Entry, RunHistory
 from cockpit.state.formatting import format_number
 from engine.protocol.codes import PASSING
@@ -111,15 +112,15 @@ def pause_advice(run: Run, history: RunHistory) -> tuple[str, str]:
     if held_batch(run, history) is not None:
         step = f"step {run.step + 1:,}"
         return (
-            f"‖ {step} is held back: {run.reason}; its update has not been applied",
+            f"‖ {step} is held back: {tr_engine(run.reason)}; its update has not been applied",
             "b shows its rows: skip them, roll back, or continue · p continues · x stops",
         )
     if run.code in PASSING:
         return (
-            f"‖ paused: {run.reason}",
+            f"‖ paused: {tr_engine(run.reason)}",
             "continues automatically when that is over · p continues now · x stops with a checkpoint",
         )
-    return f"‖ paused: {run.reason}", "p continues · x stops with a checkpoint"
+    return f"‖ paused: {tr_engine(run.reason)}", "p continues · x stops with a checkpoint"
 
 
 def active_warnings(run: Run, history: RunHistory) -> list[Entry]:

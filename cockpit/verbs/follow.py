@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from cockpit import remote_names
+from cockpit.language import tr_engine
 from cockpit.state.formatting import format_duration
 from cockpit.verbs.output import console, format_metric, say
 from engine.protocol import stages, states
@@ -188,10 +189,10 @@ class Lines:
 
 def _activity(run: Run) -> str:
     if run.state == states.PAUSED:
-        return f"paused: {run.reason}" if run.reason else "paused"
+        return f"paused: {tr_engine(run.reason)}" if run.reason else "paused"
     if run.state == states.QUEUED and (run.position or run.reason):
         place = f", place {run.position}" if run.position else ""
-        return f"queued{place}" + (f": {run.reason}" if run.reason else "")
+        return f"queued{place}" + (f": {tr_engine(run.reason)}" if run.reason else "")
     return run.phase if run.phase and run.state in (states.PREPARING, states.RUNNING) else run.state
 
 

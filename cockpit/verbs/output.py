@@ -10,6 +10,7 @@ import msgspec
 from rich.table import Table
 
 from cockpit import remote_names
+from cockpit.language import tr, tr_engine
 from engine.protocol.codes import UNKNOWN
 from engine.protocol.console import GuardedConsole, text
 from engine.protocol.messages import Problem, ProblemError, ServiceEvent
@@ -44,7 +45,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     name = max((row[0].cell_len for row in listed if row), default=0)
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     for at, column in enumerate(columns):
-        drawn.add_column(show_controls(column), no_wrap=at == 0, min_width=None if at else name)
+        drawn.add_column(show_controls(tr(column)), no_wrap=at == 0, min_width=None if at else name)
     for row in listed:
         drawn.add_row(*row)
     console = GuardedConsole(width=None if sys.stdout.isatty() else PIPE_WIDTH)
@@ -54,11 +55,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def show_problem(problem: Problem) -> None:
     """Print title, cause and hint, each on lines of its own."""
-    say(problem.title, "bold red")
+    say(tr_engine(problem.title), "bold red")
     if problem.cause:
-        say(problem.cause)
+        say(tr_engine(problem.cause))
     if problem.hint:
-        say(f"→ {remote_names.name_in(problem.hint, remote_names.command)}", "cyan")
+        say(f"→ {remote_names.name_in(tr_engine(problem.hint), remote_names.command)}", "cyan")
     if problem.code != UNKNOWN and sys.stderr.isatty():
         say(f"more about it: cockpit explain {problem.code}", "dim")
 

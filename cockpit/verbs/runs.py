@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from cockpit.language import tr, tr_engine
 from cockpit.state.formatting import format_age, format_duration, format_size
 from cockpit.state.run_filter import parse_filter
 from cockpit.verbs import run_files
@@ -53,9 +54,9 @@ def runs(options: argparse.Namespace) -> int:
         table(("RUN", "STATE", "STEP", "LOSS", "BASE", "AGE"), map(_row, found))
         for run in found:
             if run.state == states.QUEUED and run.reason:
-                say(f"{run.id} {run.reason}")
+                say(f"{run.id} {tr_engine(run.reason)}")
             for advice in list_advice(run.metrics)[:1] if run.state == states.RUNNING else ():
-                say(f"{run.id} {advice.message}: {advice.hint}")
+                say(f"{run.id} {tr_engine(advice.message)}: {tr_engine(advice.hint)}")
     else:
         some = options.state or options.filter
         say("No run fits." if some else "There are no runs yet: cockpit demo")
@@ -96,7 +97,7 @@ def _row(run: Run) -> tuple[str, ...]:
     progress = f"{run.step}/{run.max_steps}" if run.max_steps else str(run.step)
     loss = format_metric(run.metrics.get("train/loss"))
     marks = f"{run.base}{' ★' if run.pinned else ''}{''.join(f' #{tag}' for tag in run.tags)}"
-    return run.id, run.state, progress, loss, marks, format_age(run.created)
+    return run.id, tr(run.state), progress, loss, marks, format_age(run.created)
 
 
 def show(options: argparse.Namespace) -> int:
@@ -144,7 +145,7 @@ def _print_detail(detail: RunDetail) -> None:
     spent = (run.ended or time.time()) - run.started if run.started else 0.0
     lines = {
         "run": run.id,
-        "state": f"{run.state} ({run.reason})" if run.reason else run.state,
+        "state": f"{tr(run.state)} ({tr_engine(run.reason)})" if run.reason else tr(run.state),
         "stage": f"{run.stage or 'none yet'} of {', '.join(run.stages)}" if len(run.stages) > 3 else "",
         "profile": run.profile,
         "base": f"{run.base} · {run.method} · {run.adapter}",
@@ -161,7 +162,7 @@ def _print_detail(detail: RunDetail) -> None:
         if value:
             print(f"{name:<12}{value}")
     for advice in list_advice(run.metrics):
-        print(f"{'advice':<12}{advice.message}: {advice.hint}")
+        print(f"{'advice':<12}{tr_engine(advice.message)}: {tr_engine(advice.hint)}")
     for sample in detail.hosts:
         print(f"{'host':<12}{_describe_host(sample)}")
     for each in detail.checkpoints:
@@ -179,7 +180,7 @@ def _print_detail(detail: RunDetail) -> None:
 
 def describe_end(end: AttemptEnd) -> str:
     """How an attempt ended, and why."""
-    why = end.problem.title if end.problem else end.reason
+    why = tr_engine(end.problem.title if end.problem else end.reason)
     return f"{end.state} at step {end.step or 0}" + (f": {why}" if why else "")
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from cockpit import remote_names
 from cockpit.connection.submission import shell_environment
 from cockpit.exit_status import INTERRUPTED
+from cockpit.language import tr_engine
 from cockpit.verbs.output import console, emit, format_progress, say, say_warning, show_problem, table
 from engine.protocol.client import Client, find_engine
 from engine.protocol.console import text
@@ -234,7 +235,7 @@ def _document(server: Service) -> dict[str, Any]:
 def _format_state(server: Service) -> str:
     if server.state != "ended":
         return format_figures(server.figures)
-    return f"ended: {server.problem.title}" if server.problem else "ended"
+    return f"ended: {tr_engine(server.problem.title)}" if server.problem else "ended"
 
 
 def _stop(home: Home, options: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from cockpit.language import tr_engine
 from cockpit.state.formatting import format_number
 from cockpit.verbs import run_files
 from cockpit.verbs.output import emit, say
@@ -25,8 +26,8 @@ def why(options: argparse.Namespace) -> int:
         emit({"run": run.id, "step": evidence.steps, "findings": [each._asdict() for each in found], "split": split})
         return 1 if found else 0
     for number, each in enumerate(found, 1):
-        print(f"{number}. {each.message}  ({each.code})")
-        print(f"   → {each.hint}")
+        print(f"{number}. {tr_engine(each.message)}  ({each.code})")
+        print(f"   → {tr_engine(each.hint)}")
     if not found:
         print(
             f"{run.id}: nothing stands out in {evidence.steps:,} steps" if evidence.steps else f"{run.id}: no steps yet"

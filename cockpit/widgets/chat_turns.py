@@ -9,6 +9,7 @@ from textual.containers import Horizontal
 from textual.widgets import Static
 
 from cockpit.content import Content
+from cockpit.language import tr_engine
 from cockpit.state.chat_tree import Turn
 from cockpit.state.text_diff import are_similar
 from cockpit.widgets.reply import Reply
@@ -143,9 +144,9 @@ class ProblemPanel(Static):
     """
 
     def __init__(self, problem: Problem) -> None:
-        hint = f"→ {problem.hint}" if problem.hint else ""
-        super().__init__(Content("\n".join(filter(None, (problem.cause, hint))) or " "))
-        self.border_title = Content(f"✗ {problem.title}")
+        hint = f"→ {tr_engine(problem.hint)}" if problem.hint else ""
+        super().__init__(Content("\n".join(filter(None, (tr_engine(problem.cause), hint))) or " "))
+        self.border_title = Content(f"✗ {tr_engine(problem.title)}")
 
 
 def _have_similar_replies(turn: Turn) -> bool:

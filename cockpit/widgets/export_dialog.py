@@ -15,6 +15,7 @@ from textual.widgets import Static
 from cockpit.connection.engine_app import EngineApp
 from cockpit.connection.service_client import ServiceClient
 from cockpit.content import Content
+from cockpit.language import tr_engine
 from cockpit.state.formatting import format_number
 from engine.protocol.messages import ProblemError
 
@@ -63,7 +64,7 @@ class ExportDialog(ModalScreen[None]):
             self._show(describe_export(self.result or {}), "Enter closes")
         except ProblemError as error:
             self.result = {}
-            self._show(Content(str(error.problem)), "Esc closes")
+            self._show(Content(tr_engine(str(error.problem))), "Esc closes")
         finally:
             await self.worker.close()
 

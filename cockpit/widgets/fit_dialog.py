@@ -15,6 +15,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from cockpit.content import Content
+from cockpit.language import tr_engine
 from engine.protocol.messages import ProblemError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class FitDialog(ModalScreen[Way | None]):
         try:
             found = await self._line.ask("fit", self._wanted, uuid.uuid4().hex)
         except ProblemError as error:
-            parts = (error.problem.title, error.problem.cause, error.problem.hint)
+            parts = tuple(map(tr_engine, (error.problem.title, error.problem.cause, error.problem.hint)))
             self._say(Content("\n".join(filter(None, parts))))
             return
         self.ways = found.get("ways", [])

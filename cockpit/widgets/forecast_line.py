@@ -11,6 +11,7 @@ from textual import work
 from cockpit.connection.engine_app import EngineApp
 from cockpit.connection.service_client import ServiceClient
 from cockpit.content import Content
+from cockpit.language import tr_engine
 from cockpit.widgets.line import MUTED, Line
 from engine.protocol.messages import Problem, ProblemError
 
@@ -112,7 +113,7 @@ class ForecastLine(Line):
             return
         if isinstance(found, Problem):
             self._asked = None  # the next change asks again
-            self.show(Content.styled(f"– no forecast: {found.cause or found.title}", MUTED))
+            self.show(Content.styled(f"– no forecast: {tr_engine(found.cause or found.title)}", MUTED))
         else:
             self.show(format_forecast(found))
 

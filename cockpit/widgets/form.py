@@ -21,6 +21,7 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from cockpit.content import Content
+from cockpit.language import tr_engine
 from cockpit.profiles.yaml_edit import to_flow_yaml, value_at
 from cockpit.widgets.completion import LineSuggester
 
@@ -202,7 +203,7 @@ class Form(Vertical):
         facts = " · ".join(filter(None, (f"default {to_flow_yaml(field.default)}", field.unit, choices)))
         problem = self.problems.get(field.key, "")
         help_line = Content.assemble(
-            (f"✗ {problem}\n" if problem else "", "$text-error"), f"{field.help}\n", (facts, "dim")
+            (f"✗ {problem}\n" if problem else "", "$text-error"), f"{tr_engine(field.help)}\n", (facts, "dim")
         )
         self.query_one("#help", Static).update(help_line)
 

@@ -10,6 +10,7 @@ from textual.containers import VerticalScroll
 from textual.widgets import Static
 
 from cockpit.content import Content
+from cockpit.language import tr_engine
 from cockpit.state.app_state import Entry, RunHistory
 from cockpit.state.formatting import format_state
 from cockpit.state.run_history import format_value
@@ -87,9 +88,9 @@ def _end(entry: Entry) -> Content:
     end: AttemptEnd = entry["end"]
     head = Content.assemble(format_state(end.state), (f"  attempt {end.attempt}", "$text-muted"))
     if end.problem is not None:
-        lines = [f"  {end.problem.title}", *(part for part in (end.problem.cause,) if part)]
+        lines = [f"  {tr_engine(end.problem.title)}", *(tr_engine(part) for part in (end.problem.cause,) if part)]
         return Content.assemble(head, ("\n".join(lines), "$error"))
-    return Content.assemble(head, (f"  {end.reason}" if end.reason else "", "$text"))
+    return Content.assemble(head, (f"  {tr_engine(end.reason)}" if end.reason else "", "$text"))
 
 
 _WRITERS = {"ledger": _change, "end": _end}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cockpit.content import Content
+from cockpit.language import tr, tr_engine
 from cockpit.state.app_state import AppState
 from cockpit.state.formatting import STATES, format_number, format_percent, format_size
 from engine.protocol.messages import Device, Run, Telemetry
@@ -30,8 +31,8 @@ def describe_host(name: str, mark: tuple[str, str], link: str, state: AppState, 
     )
     lines = [head]
     if state.problem is not None and state.connection == "lost":
-        hint = state.problem.hint and f"→ {state.problem.hint}"
-        texts = filter(None, (state.problem.title, state.problem.cause, hint))
+        hint = state.problem.hint and f"→ {tr_engine(state.problem.hint)}"
+        texts = filter(None, (tr_engine(state.problem.title), tr_engine(state.problem.cause), hint))
         lines += [Content.styled(f"    {line}", "$text-error") for text in texts for line in text.splitlines()]
     if state.telemetry is not None and state.connection == "attached":
         lines += _describe_devices(state.telemetry)
@@ -73,5 +74,6 @@ def _describe_run(run: Run) -> Content:
     place = f" {run.position}" if run.state == QUEUED and run.position else ""
     steps = f"{run.step:,}/{run.max_steps:,} {format_percent(run.step / run.max_steps)}" if run.max_steps else ""
     loss = f"loss {format_number(run.metrics['train/loss'])}" if "train/loss" in run.metrics else ""
-    facts = run.reason if run.state == QUEUED else "  ".join(filter(None, (steps, loss, run.reason)))
-    return Content.assemble((f"    {mark} {run.state}{place}  ", colour), f"{run.id}  ", (facts, "$text-muted"))
+    reason = tr_engine(run.reason)
+    facts = reason if run.state == QUEUED else "  ".join(filter(None, (steps, loss, reason)))
+    return Content.assemble((f"    {mark} {tr(run.state)}{place}  ", colour), f"{run.id}  ", (facts, "$text-muted"))

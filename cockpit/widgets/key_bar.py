@@ -10,6 +10,7 @@ from textual.screen import Screen
 from textual.style import Style
 
 from cockpit.content import Content
+from cockpit.language import tr
 from cockpit.widgets.line import Line
 
 
@@ -42,7 +43,7 @@ class KeyBar(Line):
             binding = active.binding
             if binding.show and binding.description and active.enabled:
                 key = Content.assemble(
-                    (f" {self.app.get_key_display(binding)} ", "bold $accent"), f"{binding.description} "
+                    (f" {self.app.get_key_display(binding)} ", "bold $accent"), f"{tr(binding.description)} "
                 )
                 click = Style.from_meta({"@click": ("app.simulate_key", (binding.key,))})
                 (everywhere if active.node is self.app else here).append(key.stylize(click))

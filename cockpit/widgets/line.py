@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from textual.widgets import Static
 
 from cockpit.content import Content
+from cockpit.language import tr
 
 MUTED = "$text-muted"
 
@@ -26,7 +27,7 @@ class Line(Static):
 
 def labelled(name: str, value: str) -> Content:
     """A name and its value."""
-    return Content.assemble((f"{name} ", MUTED), (value, "$text"))
+    return Content.assemble((f"{tr(name)} ", MUTED), (value, "$text"))
 
 
 def join_fitting(parts: Sequence[Content], width: int) -> Content:

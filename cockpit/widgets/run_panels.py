@@ -6,10 +6,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from rich.cells import cell_len, set_cell_size
 from textual.containers import Vertical
 from textual.widgets import Static
 
 from cockpit.content import Content
+from cockpit.language import tr, tr_engine
 from cockpit.state.app_state import RunHistory
 from cockpit.state.formatting import (
     format_count,
@@ -60,7 +62,7 @@ def _title(run: Run, place: str, width: int, waiting: Sequence[str] = ()) -> Con
     if run.state == PAUSED:
         phase = ""  # it repeats the reason
     follows = f"{phase or 'this step'}; {' and '.join(waiting)} follow{'s' * (len(waiting) == 1)}" if waiting else ""
-    notes = ((run.reason, "$warning"), ("" if waiting else phase, "$secondary"), (follows, "bold $warning"))
+    notes = ((tr_engine(run.reason), "$warning"), ("" if waiting else phase, "$secondary"), (follows, "bold $warning"))
     for note, colour in notes:
         left = Content.assemble(left, (f"   {note}" if note else "", colour))
     right = Content.styled(place, MUTED)
@@ -110,10 +112,13 @@ def format_table(rows: Sequence[tuple[str, str | Content]]) -> Content:
     """Names and values in two columns."""
     if not rows:
         return Content("")
-    widest = max(len(name) for name, _ in rows)
+    named = [(tr(name), value) for name, value in rows]
+    widest = max(cell_len(name) for name, _ in named)
     lines = [
-        Content.assemble((f"{name:<{widest}} ", MUTED), (value, "$text") if isinstance(value, str) else value)
-        for name, value in rows
+        Content.assemble(
+            (f"{set_cell_size(name, widest)} ", MUTED), (value, "$text") if isinstance(value, str) else value
+        )
+        for name, value in named
     ]
     return Content("\n").join(lines)
 
@@ -237,8 +242,12 @@ class Notice(Static):
 
     def _lines(self, run: Run, problem: Problem | None, history: RunHistory) -> list[Content]:
         if problem is not None:
-            parts = (problem.title, "bold $error"), (problem.cause, "$text"), (_hint(problem.hint), "$accent")
-            return [Content.styled(line, style) for line, style in parts if line]
+            parts = (
+                (problem.title, "bold $error"),
+                (problem.cause, "$text"),
+                (_hint(tr_engine(problem.hint)), "$accent"),
+            )
+            return [Content.styled(tr_engine(line), style) for line, style in parts if line]
         reason, keys = pause_advice(run, history)
         if reason:
             return [Content.styled(reason, "bold $warning"), Content.styled(_hint(keys), "$accent")]
@@ -246,7 +255,7 @@ class Notice(Static):
         if not warnings:
             return _advice(run)
         count = f"{len(warnings)} warnings, the last: " if len(warnings) > 1 else ""
-        message, hint = count + warnings[-1]["message"], _hint(warnings[-1].get("hint", ""))
+        message, hint = count + tr_engine(warnings[-1]["message"]), _hint(tr_engine(warnings[-1].get("hint", "")))
         lines, width = (2 if self.screen.has_class("-low") else 4), self.app.size.width - 10
         # What has no room is one key away. Words are wrapped, so a line takes a little less than its width.
         rest = Content.styled(" … w shows the rest", "bold $accent")
@@ -266,7 +275,13 @@ def _advice(run: Run) -> list[Content]:
     if not found:
         return []
     first = found[0]
-    return [Content.assemble((first.message, "bold $warning"), (f": {first.hint}", "$text"), ("  d says more", MUTED))]
+    return [
+        Content.assemble(
+            (tr_engine(first.message), "bold $warning"),
+            (f": {tr_engine(first.hint)}", "$text"),
+            ("  d says more", MUTED),
+        )
+    ]
 
 
 def _hint(text: str) -> str:

@@ -13,6 +13,7 @@ from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Static
 
 from cockpit.content import Content
+from cockpit.language import tr_engine
 from cockpit.state.formatting import format_number, format_size, format_state
 from cockpit.state.run_diff import Difference, compare, find_parent
 from cockpit.state.run_history import format_value
@@ -148,11 +149,11 @@ def describe(detail: RunDetail, parent: Run | None, differences: list[Difference
     """The lines below the curve."""
     run, lines = detail.run, []
     if run.problem is not None:
-        lines.append(Content.styled(f"✗ {run.problem.title}", "bold $error"))
-        lines += [Content.styled(part, "$text") for part in (run.problem.cause,) if part]
-        lines += [Content.styled(f"→ {run.problem.hint}", "$accent")] if run.problem.hint else []
+        lines.append(Content.styled(f"✗ {tr_engine(run.problem.title)}", "bold $error"))
+        lines += [Content.styled(part, "$text") for part in (tr_engine(run.problem.cause),) if part]
+        lines += [Content.styled(f"→ {tr_engine(run.problem.hint)}", "$accent")] if run.problem.hint else []
     elif run.reason:
-        lines.append(Content.styled(run.reason, "$warning"))
+        lines.append(Content.styled(tr_engine(run.reason), "$warning"))
     if run.tags or run.pinned:
         lines.append(
             Content.assemble(
@@ -165,7 +166,7 @@ def describe(detail: RunDetail, parent: Run | None, differences: list[Difference
     if detail.attempts:
         lines.append(_heading("earlier attempts"))
     for end in reversed(detail.attempts):
-        why = end.problem.title if end.problem else end.reason
+        why = tr_engine(end.problem.title if end.problem else end.reason)
         lines.append(Content.assemble(format_state(end.state), (f" at step {end.step:,}", MUTED), f"  {why}"))
     return lines
 

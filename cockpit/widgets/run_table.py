@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 
 from cockpit.content import Content
+from cockpit.language import tr
 from cockpit.state.formatting import STATES, format_age, format_duration, format_number, format_percent
 from cockpit.widgets.canvas import RUN_COLOURS
 from cockpit.widgets.chart_raster import RUN_MARKS
@@ -46,7 +47,7 @@ def _mark(run: Run, look: Look) -> Content:
 
 def _state(run: Run, look: Look) -> Content:
     mark, colour = STATES.get(run.state, ("·", "$text"))
-    return Content.styled(f"{mark} {run.state} {run.position or ''}".rstrip(), colour)
+    return Content.styled(f"{mark} {tr(run.state)} {run.position or ''}".rstrip(), colour)
 
 
 def _progress(run: Run, look: Look) -> Content:

@@ -12,6 +12,7 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.widgets import Input, Select, Static
 
 from cockpit.content import Content
+from cockpit.language import tr_engine
 from engine.config.sampling import PRESETS, SamplingOptions
 from engine.config.tasks import task_names
 
@@ -150,7 +151,9 @@ class Sampling(VerticalScroll):
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
         name = event.widget.id or ""
         field = SamplingOptions.model_fields.get(name)
-        self.query_one("#hint", Static).update(Content(HINTS.get(name) or (field.description if field else "") or HELP))
+        self.query_one("#hint", Static).update(
+            Content(HINTS.get(name) or tr_engine(field.description or "" if field else "") or HELP)
+        )
 
 
 def _default_text(name: str) -> str:

@@ -8,6 +8,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from cockpit.content import Content
+from cockpit.language import tr_engine
 from cockpit.state.app_state import AppState
 from cockpit.state.formatting import format_count
 from cockpit.widgets.chart import Graph
@@ -30,7 +31,7 @@ def describe_server(service: Service, width: int) -> Content:
     """A server's state and figures, in one line."""
     mark, colour = MARKS.get(service.state, ("·", "$text"))
     if service.state == "ended":
-        title = service.problem.title if service.problem else "ended"
+        title = tr_engine(service.problem.title) if service.problem else "ended"
         return Content.assemble((f"{mark} ", colour), (title, "$text")).truncate(width, ellipsis=True)
     figures = service.figures
     if not figures:

@@ -10,6 +10,7 @@ from textual.widget import Widget
 
 from cockpit.connection.engine_app import EngineApp
 from cockpit.content import Content
+from cockpit.language import tr, tr_all
 
 if TYPE_CHECKING:
     from cockpit.state.app_state import AppState
@@ -41,7 +42,7 @@ class TopBar(Widget):
         """`titles`: name -> title of each screen, in the order of their keys. `over` is the title of a screen without
         a key that lies on the current one."""
         super().__init__()
-        self._titles, self._over = titles, over
+        self._titles, self._over = tr_all(titles), tr(over)
         self._right: tuple[Any, ...] = ("connecting", "", 0, False, 0)
 
     def on_mount(self) -> None:
@@ -59,6 +60,7 @@ class TopBar(Widget):
     def render(self) -> Content:
         connection, host, live, readonly, seconds = self._right
         mark, colour, word = CONNECTIONS[connection]
+        word = tr(word)
         word += f" in {seconds} s" if seconds and connection == "lost" else ""
         named = bool(self.app.engines[0].name)
         host = f"{host[: LONGEST_HOST - 1]}…" if len(host) > LONGEST_HOST else host

@@ -10,6 +10,7 @@ from textual.containers import VerticalScroll
 from textual.widgets import Static
 
 from cockpit.content import Content
+from cockpit.language import tr_engine
 from cockpit.state.app_state import RunHistory
 from cockpit.widgets.line import MUTED
 from cockpit.widgets.run_dialog import RunDialog
@@ -79,8 +80,10 @@ def _list_points(series: Series) -> list[Point]:
 def _list_lines(run: Run, findings: Sequence[Finding]) -> Iterator[Content]:
     for number, each in enumerate(findings, 1):
         colour = "$error" if each.code.startswith("learning.") else "$warning"
-        yield Content.assemble((f"{number}. ", MUTED), (each.message, f"bold {colour}"), (f"  {each.code}", MUTED))
-        yield Content.styled(f"   → {each.hint}", "$text")
+        yield Content.assemble(
+            (f"{number}. ", MUTED), (tr_engine(each.message), f"bold {colour}"), (f"  {each.code}", MUTED)
+        )
+        yield Content.styled(f"   → {tr_engine(each.hint)}", "$text")
     if not findings:
         yield Content.styled("Nothing stands out." if run.step else "No steps yet.", "$success" if run.step else MUTED)
     shares = {name: run.metrics.get(f"time/{name}") or 0.0 for name in WORDS}

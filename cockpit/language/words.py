@@ -1,0 +1,32 @@
+"""Single words that are shown by `tr` from where they are data: states, stages, names of figures, heads of columns."""
+
+from __future__ import annotations
+
+from engine.protocol.stages import STAGES
+from engine.protocol.states import STATES
+
+WORDS = (
+    *STATES,
+    *STAGES,
+    *("Dashboard", "Data", "Profile", "Runs", "Chat", "Doctor", "Everywhere"),
+    *("connecting", "engine", "reconnecting"),
+    *("trainable", "batch", "forecast", "memory", "base", "method", "precision", "data", "device"),
+    *("load", "tokens", "elapsed", "remaining", "epoch", "speed", "energy", "host", "cut"),
+    *(
+        "RUN",
+        "STATE",
+        "STEP",
+        "LOSS",
+        "BASE",
+        "AGE",
+        "NAME",
+        "WHERE",
+        "WHAT",
+        "GRID",
+        "PROFILE",
+        "RUNS",
+        "HOST",
+        "TIME",
+    ),
+    *("CHANGES", "BEFORE", "AFTER", "METRIC", "VALUE", "SIZE", "FILE", "ROWS", "CHECK", "RESULT"),
+)
