@@ -26,7 +26,7 @@ from textual.widgets import Input
 from cockpit.connection.attachment import Attachment
 from cockpit.connection.engine_app import EngineApp, connect
 from cockpit.fault_guard import Fault, FaultPage
-from cockpit.language import LANGUAGES, current_language, read_language, set_language, tr
+from cockpit.language.translate import LANGUAGES, current_language, read_language, set_language, tr
 from cockpit.partial_update import PartialUpdate
 from cockpit.screens import SCREENS
 from cockpit.screens.base import CockpitScreen, opens_dialog

@@ -20,7 +20,7 @@ from cockpit.command_line.model_verbs import BASE_MODEL_VERBS, CHAT, EVAL, EXPOR
 from cockpit.command_line.options import Verb, option
 from cockpit.command_line.run_verbs import ENGINE_VERBS, PROFILE_VERBS, RUN_VERBS, START_VERBS
 from cockpit.exit_status import DONE, INTERRUPTED, WRONG
-from cockpit.language import read_language, set_language, tr
+from cockpit.language.translate import read_language, set_language, tr
 from cockpit.remote_names import HANG_UP, HERE
 
 OPEN_APP = "open_app:open_app"

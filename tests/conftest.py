@@ -28,6 +28,7 @@ USER_HOME = Home.locate()
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["LANGUAGE"] = "en"  # whatever the locale of the shell
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("COCKPIT_COMPILE", "0")  # else chats of tests would compile in the background
 for _name, _value in WORKER_DEFAULTS.items():

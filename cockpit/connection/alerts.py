@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from cockpit.connection.settings import Settings
-from cockpit.language import tr_engine
+from cockpit.language.translate import tr_engine
 from cockpit.state.formatting import format_number
 from engine.protocol import states
 from engine.protocol.messages import Run

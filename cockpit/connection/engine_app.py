@@ -35,7 +35,7 @@ from cockpit.connection.settings import Settings
 from cockpit.control_filter import SHOW_CONTROLS
 from cockpit.fault_guard import FaultTolerantApp, guard_handlers
 from cockpit.key_queue import KeyQueue
-from cockpit.language import tr_engine
+from cockpit.language.translate import tr_engine
 from cockpit.state.app_state import AppState, reduce, select_run
 from engine.protocol.console import GuardedConsole
 from engine.protocol.home import Home

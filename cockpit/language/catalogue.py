@@ -20,8 +20,8 @@ from babel.messages.catalog import Catalog
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
 
-from cockpit.language import DOMAIN, FOLDER, LANGUAGES
 from cockpit.language.extract import Message, find_messages
+from cockpit.language.translate import DOMAIN, FOLDER, LANGUAGES
 
 WIDTH = 100
 SINCE = datetime(2026, 11, 30, tzinfo=UTC)

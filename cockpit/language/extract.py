@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
 
-from cockpit.language.translation import ENGINE
+from cockpit.language.loaded_catalogue import ENGINE
 from cockpit.language.words import WORDS
 
 ROOT = Path(__file__).parents[2]

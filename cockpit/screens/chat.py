@@ -17,7 +17,7 @@ from textual.widgets import Static, TextArea
 from cockpit.connection.chat_target import ChatTarget
 from cockpit.connection.drafts import PROMPT
 from cockpit.content import Content
-from cockpit.language import tr_engine
+from cockpit.language.translate import tr_engine
 from cockpit.screens.chat_targets import READY
 from cockpit.screens.save import SaveScreen
 from cockpit.state.chat_tree import ChatReply, ChatTree, Turn

@@ -21,7 +21,7 @@ from textual.widgets import Static
 from cockpit.connection.run_sides import read_side
 from cockpit.connection.service_client import ServiceClient
 from cockpit.content import Content
-from cockpit.language import tr_engine
+from cockpit.language.translate import tr_engine
 from cockpit.screens.base import CockpitScreen
 from cockpit.state.evaluation_results import VERDICTS
 from cockpit.state.run_comparison import (

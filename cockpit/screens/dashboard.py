@@ -13,7 +13,7 @@ from textual.containers import Horizontal, Vertical
 from textual.widgets import Static
 
 from cockpit.content import Content
-from cockpit.language import tr_engine
+from cockpit.language.translate import tr_engine
 from cockpit.screens.run_keeping import RunKeepingScreen
 from cockpit.state.app_state import AppState, RunHistory, adjacent_run
 from cockpit.state.run_history import chart_marks

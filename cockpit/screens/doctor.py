@@ -19,7 +19,7 @@ from textual.containers import VerticalScroll
 from textual.widgets import Static
 
 from cockpit.content import Content
-from cockpit.language import tr_engine
+from cockpit.language.translate import tr_engine
 from cockpit.screens.base import CockpitScreen
 from engine.protocol.client import build_engine_environment
 from engine.protocol.messages import ProblemError

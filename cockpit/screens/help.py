@@ -16,7 +16,7 @@ from textual.screen import ModalScreen, Screen
 from textual.widgets import Static
 
 from cockpit.content import Content
-from cockpit.language import tr
+from cockpit.language.translate import tr
 from cockpit.screens import SCREENS
 from cockpit.screens.key_help import HELP
 

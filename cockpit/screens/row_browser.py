@@ -10,7 +10,7 @@ from textual.widgets import Static
 
 from cockpit.connection.service_client import ServiceClient
 from cockpit.content import Content
-from cockpit.language import tr_engine
+from cockpit.language.translate import tr_engine
 from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.widgets import row_view
 from cockpit.widgets.prompt import Prompt

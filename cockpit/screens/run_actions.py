@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from textual import work
 
-from cockpit.language import tr_engine
+from cockpit.language.translate import tr_engine
 from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.state.app_state import RunHistory
 from cockpit.state.run_history import current_settings, format_value

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from cockpit.language import tr
+from cockpit.language.translate import tr
 
 if TYPE_CHECKING:
     from cockpit.content import Content

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cockpit.language import tr_engine
+from cockpit.language.translate import tr_engine
 from cockpit.state.app_state import Entry, RunHistory
 from cockpit.state.formatting import format_number
 from engine.protocol.codes import PASSING

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from cockpit import remote_names
-from cockpit.language import tr_engine
+from cockpit.language.translate import tr_engine
 from cockpit.state.formatting import format_duration
 from cockpit.verbs.output import console, format_metric, say
 from engine.protocol import stages, states

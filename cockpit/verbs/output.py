@@ -10,7 +10,7 @@ import msgspec
 from rich.table import Table
 
 from cockpit import remote_names
-from cockpit.language import tr, tr_engine
+from cockpit.language.translate import tr, tr_engine
 from engine.protocol.codes import UNKNOWN
 from engine.protocol.console import GuardedConsole, text
 from engine.protocol.messages import Problem, ProblemError, ServiceEvent

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from cockpit.language import tr, tr_engine
+from cockpit.language.translate import tr, tr_engine
 from cockpit.state.formatting import format_age, format_duration, format_size
 from cockpit.state.run_filter import parse_filter
 from cockpit.verbs import run_files

@@ -17,7 +17,7 @@ from typing import Any
 from cockpit import remote_names
 from cockpit.connection.submission import shell_environment
 from cockpit.exit_status import INTERRUPTED
-from cockpit.language import tr_engine
+from cockpit.language.translate import tr_engine
 from cockpit.verbs.output import console, emit, format_progress, say, say_warning, show_problem, table
 from engine.protocol.client import Client, find_engine
 from engine.protocol.console import text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from cockpit.language import tr_engine
+from cockpit.language.translate import tr_engine
 from cockpit.state.formatting import format_number
 from cockpit.verbs import run_files
 from cockpit.verbs.output import emit, say

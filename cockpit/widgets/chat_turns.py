@@ -9,7 +9,7 @@ from textual.containers import Horizontal
 from textual.widgets import Static
 
 from cockpit.content import Content
-from cockpit.language import tr_engine
+from cockpit.language.translate import tr_engine
 from cockpit.state.chat_tree import Turn
 from cockpit.state.text_diff import are_similar
 from cockpit.widgets.reply import Reply

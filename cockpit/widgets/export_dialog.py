@@ -15,7 +15,7 @@ from textual.widgets import Static
 from cockpit.connection.engine_app import EngineApp
 from cockpit.connection.service_client import ServiceClient
 from cockpit.content import Content
-from cockpit.language import tr_engine
+from cockpit.language.translate import tr_engine
 from cockpit.state.formatting import format_number
 from engine.protocol.messages import ProblemError
 

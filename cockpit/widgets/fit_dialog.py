@@ -15,7 +15,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from cockpit.content import Content
-from cockpit.language import tr_engine
+from cockpit.language.translate import tr_engine
 from engine.protocol.messages import ProblemError
 
 if TYPE_CHECKING:

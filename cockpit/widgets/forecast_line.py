@@ -11,7 +11,7 @@ from textual import work
 from cockpit.connection.engine_app import EngineApp
 from cockpit.connection.service_client import ServiceClient
 from cockpit.content import Content
-from cockpit.language import tr_engine
+from cockpit.language.translate import tr_engine
 from cockpit.widgets.line import MUTED, Line
 from engine.protocol.messages import Problem, ProblemError
 

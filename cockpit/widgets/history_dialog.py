@@ -10,7 +10,7 @@ from textual.containers import VerticalScroll
 from textual.widgets import Static
 
 from cockpit.content import Content
-from cockpit.language import tr_engine
+from cockpit.language.translate import tr_engine
 from cockpit.state.app_state import Entry, RunHistory
 from cockpit.state.formatting import format_state
 from cockpit.state.run_history import format_value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cockpit.content import Content
-from cockpit.language import tr, tr_engine
+from cockpit.language.translate import tr, tr_engine
 from cockpit.state.app_state import AppState
 from cockpit.state.formatting import STATES, format_number, format_percent, format_size
 from engine.protocol.messages import Device, Run, Telemetry

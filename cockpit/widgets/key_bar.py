@@ -10,7 +10,7 @@ from textual.screen import Screen
 from textual.style import Style
 
 from cockpit.content import Content
-from cockpit.language import tr
+from cockpit.language.translate import tr
 from cockpit.widgets.line import Line
 
 

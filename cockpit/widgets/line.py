@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from textual.widgets import Static
 
 from cockpit.content import Content
-from cockpit.language import tr
+from cockpit.language.translate import tr
 
 MUTED = "$text-muted"
 

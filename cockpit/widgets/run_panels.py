@@ -11,7 +11,7 @@ from textual.containers import Vertical
 from textual.widgets import Static
 
 from cockpit.content import Content
-from cockpit.language import tr, tr_engine
+from cockpit.language.translate import tr, tr_engine
 from cockpit.state.app_state import RunHistory
 from cockpit.state.formatting import (
     format_count,

@@ -13,7 +13,7 @@ from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Static
 
 from cockpit.content import Content
-from cockpit.language import tr_engine
+from cockpit.language.translate import tr_engine
 from cockpit.state.formatting import format_number, format_size, format_state
 from cockpit.state.run_diff import Difference, compare, find_parent
 from cockpit.state.run_history import format_value

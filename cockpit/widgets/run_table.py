@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 
 from cockpit.content import Content
-from cockpit.language import tr
+from cockpit.language.translate import tr
 from cockpit.state.formatting import STATES, format_age, format_duration, format_number, format_percent
 from cockpit.widgets.canvas import RUN_COLOURS
 from cockpit.widgets.chart_raster import RUN_MARKS

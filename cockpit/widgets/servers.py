@@ -8,7 +8,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from cockpit.content import Content
-from cockpit.language import tr_engine
+from cockpit.language.translate import tr_engine
 from cockpit.state.app_state import AppState
 from cockpit.state.formatting import format_count
 from cockpit.widgets.chart import Graph

@@ -10,7 +10,7 @@ from textual.widget import Widget
 
 from cockpit.connection.engine_app import EngineApp
 from cockpit.content import Content
-from cockpit.language import tr, tr_all
+from cockpit.language.translate import tr, tr_all
 
 if TYPE_CHECKING:
     from cockpit.state.app_state import AppState

@@ -10,7 +10,7 @@ from textual.containers import VerticalScroll
 from textual.widgets import Static
 
 from cockpit.content import Content
-from cockpit.language import tr_engine
+from cockpit.language.translate import tr_engine
 from cockpit.state.app_state import RunHistory
 from cockpit.widgets.line import MUTED
 from cockpit.widgets.run_dialog import RunDialog

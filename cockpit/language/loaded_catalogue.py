@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
-from cockpit.language import DOMAIN, FOLDER
+from cockpit.language.translate import DOMAIN, FOLDER
 
 ENGINE = "engine"
 """The context of messages that the engine makes. Their fields have numbers: {0} cannot be read: {1}."""
@@ -63,10 +63,10 @@ def build_templates(messages: dict[str, str]) -> list[Template]:
     """The messages of the engine that have fields, those with the most fixed text first."""
     found = []
     for key, translation in messages.items():
-        context, separator, message = key.partition(SEPARATOR)
-        if separator and context == ENGINE and translation and FIELD.search(message):
-            literal = FIELD.split(message)[::2]
-            found.append((-sum(map(len, literal)), Template(compile_template(message), translation)))
+        context, separator, english = key.partition(SEPARATOR)
+        if separator and context == ENGINE and translation and FIELD.search(english):
+            literal = FIELD.split(english)[::2]
+            found.append((-sum(map(len, literal)), Template(compile_template(english), translation)))
     return [template for _, template in sorted(found, key=lambda each: each[0])]
 
 
