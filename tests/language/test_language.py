@@ -78,7 +78,7 @@ def test_each_message_of_the_engine_is_recognised_with_its_fields(chinese: None)
         wrong += [(message.text, said)] if said != expected else []
     assert len(wrong) < 0.02 * len(find_messages()), (
         wrong
-    )  # two messages may look alike when fields are as long as they
+    )  # two may look alike
 
 
 def test_what_nobody_knows_stays_as_it_is(chinese: None) -> None:
