@@ -24,6 +24,8 @@ from cockpit.language.extract import Message, find_messages
 from cockpit.language.translate import DOMAIN, FOLDER, LANGUAGES
 
 WIDTH = 100
+PLURAL = "plural"
+"""The field for an English plural's ending, which other languages leave out."""
 SINCE = datetime(2026, 11, 30, tzinfo=UTC)
 """The date in the header: a new one at each change would only make differences."""
 
@@ -73,20 +75,19 @@ def find_faults(catalogue: Catalog, messages: Iterable[Message]) -> Iterator[str
             yield f"{place}: not in the catalogue: {text!r}"
         elif not known.string:
             yield f"{place}: not translated: {text!r}"
-        elif context is None and sorted(fields_of(text)) != sorted(set(fields_of(str(known.string)))):
+        elif context is None and fields_of(text) - {PLURAL} != fields_of(str(known.string)) - {PLURAL}:
             yield f"{place}: the translation has other fields: {text!r}: {known.string!r}"
     for known in catalogue:
         if known.id and (known.context, known.id) not in wanted:
             yield f"no source says this any more: {known.id!r}"
 
 
-def fields_of(text: str) -> list[str]:
-    """The names of the fields of a format string, with what formats them; none where it is no format string."""
+def fields_of(text: str) -> set[str]:
+    """The names of the fields of a format string; none where it is no format string."""
     try:
-        parts = list(string.Formatter().parse(text))
+        return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
     except ValueError:
-        return []
-    return list({name for _, name, _, _ in parts if name is not None})
+        return set()
 
 
 def compiled(catalogue: Catalog) -> bytes:
