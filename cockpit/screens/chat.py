@@ -18,7 +18,7 @@ from cockpit.connection.chat_target import ChatTarget
 from cockpit.connection.drafts import PROMPT
 from cockpit.content import Content
 from cockpit.screens.chat_targets import READY
-from cockpit.screens.save import SaveScreen
+from cockpit.screens.reply_tools import ReplyToolsScreen
 from cockpit.state.chat_tree import ChatReply, ChatTree, Turn
 from cockpit.widgets.chat_input import ChatInput
 from cockpit.widgets.chat_turns import LETTERS, SIDES, Answer
@@ -37,7 +37,7 @@ EMPTY = Content.from_markup(
 )
 
 
-class ChatScreen(SaveScreen):
+class ChatScreen(ReplyToolsScreen):
     HELP_TEXT = """
     Talk to a run's checkpoint, to a run while it trains, or to a model. ctrl+b puts up to four side by side.
     Enter sends, ctrl+j starts a new line. Esc stops a reply, then leaves the input. After that, keys act on
@@ -46,6 +46,8 @@ class ChatScreen(SaveScreen):
     b hides the names of two targets until you vote: < left, > right, = both good, - both bad. s rates one reply.
     Votes and ratings are stored with the run; t shows their totals.
     d marks the words that differ, v shows the reply's raw text, Enter goes into its thinking or a tree.
+    p shows a reply's tokens with their probabilities, P those of a pasted text. a keeps a reply as a case: a probe, or
+    a row of your evaluation set. w shows what was sent: prompt, sampling, schema.
     """
     DEFAULT_CSS = """
     ChatScreen #body { height: 1fr; }
@@ -67,6 +69,9 @@ class ChatScreen(SaveScreen):
         Binding("ctrl+n", "clear", "New"),
         Binding("ctrl+s", "save", "Save"),
         Binding("ctrl+o", "open", "Open"),
+        Binding("S", "system", "System"),
+        Binding("w", "sent", "Sent"),
+        Binding("P", "perplexity", "Perplexity"),
         Binding("b", "blind", "Blind"),
         Binding("x", "remove", "Remove"),
         Binding("t", "tally", "Tally"),
@@ -93,6 +98,7 @@ class ChatScreen(SaveScreen):
         self.show_status("no model", "ctrl+t picks one")
         await self.conversation.clear(EMPTY)
         self.query_one(ChatInput).focus()
+        self.show_acting()
         await self.restore_draft()
         for left in await asyncio.to_thread(self.app.drafts.take_over, PROMPT, 1):
             box = self.query_one(ChatInput)
@@ -250,6 +256,8 @@ class ChatScreen(SaveScreen):
         turn = event.turn
         if event.what == "rate":
             self.rate(turn, event.column)
+        elif event.what == "case":
+            self.keep_case(turn, event.column)
         elif event.what == "vote":
             self.vote(turn, event.word)
         elif self.refuse_while_busy():
@@ -259,6 +267,8 @@ class ChatScreen(SaveScreen):
             await self.conversation.show(self.chat, at=self.chat.chosen[turn.parent])
         elif event.what == "edit":
             self._edit(turn)
+        elif event.what == "tokens":
+            self.show_tokens(turn, event.column)
         elif event.what == "again" and self.targets:
             self.regenerate(self.chat.turns[turn.parent] if turn.is_answer else turn)
         elif event.what == "again":

@@ -181,6 +181,9 @@ HELP: dict[str, Sentences] = {
             "blind": "Hide the names of two models until you have voted.",
             "tally": "Show the totals of votes and ratings.",
             "settings": "Go to the sampling settings and the system prompt.",
+            "system": "Edit the system prompt.",
+            "sent": "Show what the model got for the selected reply, or gets for the input: prompt, sampling, schema.",
+            "perplexity": "Paste a text, and see how well the model expects each of its tokens.",
         },
         "The conversation": {
             "write": "Go to the input.",
@@ -191,6 +194,7 @@ HELP: dict[str, Sentences] = {
             "leave": "Stop the reply, else leave the settings or the input, else go back.",
         },
     },
+    "SystemField": {"Models": {"screen.system": "Edit the system prompt."}},
     "ChatInput": {"The conversation": {"screen.stop": "Stop the reply; the text so far is kept."}},
     "Conversation": {
         "The selected turn": {
@@ -207,6 +211,8 @@ HELP: dict[str, Sentences] = {
             "open": "Go into a part of the reply that folds, such as the thinking or a tree; Esc comes back.",
             "copy": "Copy the reply.",
             "rate": "Rate the reply.",
+            "tokens": "Show the reply's tokens with their probabilities and alternatives.",
+            "case": "Keep the question as a probe, or with the reply as a row of your evaluation set.",
             "vote('left')": "Vote for the left reply.",
             "vote('right')": "Vote for the right reply.",
             "vote('tie')": "Vote for neither: both are good.",

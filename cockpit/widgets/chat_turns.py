@@ -12,6 +12,7 @@ from cockpit.content import Content
 from cockpit.state.chat_tree import Turn
 from cockpit.state.text_diff import are_similar
 from cockpit.widgets.reply import Reply
+from cockpit.widgets.tool_views import show_question
 from engine.protocol.messages import Problem
 
 SIDES = ("left", "right")
@@ -30,7 +31,7 @@ class Question(Static):
 
     def __init__(self, turn: Turn, position: Position) -> None:
         mark = f"\n{_format_position(position)}" if position[1] > 1 else ""
-        super().__init__(Content.assemble(turn.text, (mark, "$foreground-muted")))
+        super().__init__(Content.assemble(show_question(turn.text), (mark, "$foreground-muted")))
         self.turn, self.position = turn, position
 
 

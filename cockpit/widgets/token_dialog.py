@@ -29,9 +29,11 @@ DIM = "$foreground-muted"
 SURPRISE = "underline $text-warning"
 STRONG = "bold underline $text-error"
 LEGEND = Content.assemble(
-    (f"≥ {LIKELY:.0%}", DIM), "   ", (f"≥ {UNLIKELY:.0%}", PLAIN), "   ", (f"< {UNLIKELY:.0%}", SURPRISE), "   ",
-    (f"< {RARE:.0%}", STRONG),
+    ("probability  ", DIM), (f"≥ {LIKELY:.0%}", DIM), "   ", (f"≥ {UNLIKELY:.0%}", PLAIN), "   ",
+    (f"< {UNLIKELY:.0%}", SURPRISE), "   ", (f"< {RARE:.0%}", STRONG),
 )  # fmt: skip
+ALTERNATIVES_HEIGHT = 8
+"""Lines of the selected token, its alternatives and what separates them from the text."""
 BAR = 20
 """Cells of the bar of a certain token."""
 
@@ -44,7 +46,7 @@ class TokenDialog(ModalScreen[None]):
         padding: 0 1;
     }
     TokenDialog .figures { height: auto; margin: 0 0 1 0; }
-    TokenDialog VerticalScroll { height: auto; max-height: 1fr; scrollbar-size-vertical: 1; }
+    TokenDialog VerticalScroll { height: auto; scrollbar-size-vertical: 1; }
     TokenDialog #tokens { height: auto; }
     TokenDialog #token { height: 7; margin: 1 0 0 0; border-top: solid $primary; text-wrap: nowrap;
         text-overflow: ellipsis; }
@@ -72,7 +74,7 @@ class TokenDialog(ModalScreen[None]):
         with Vertical() as box:
             box.border_title = Content(self._title)
             box.border_subtitle = "← → token · n N next surprise · Esc closes"
-            origin = "as it wrote them" if self._scores.own else "as its tokenizer splits the text"
+            origin = "as it wrote them" if self._scores.own else "as its tokenizer divides the text"
             facts = f"{describe_scores(self._scores)} · {origin}"
             yield Static(Content.assemble(facts, "\n", LEGEND), classes="figures")
             with VerticalScroll(can_focus=False):
@@ -85,6 +87,9 @@ class TokenDialog(ModalScreen[None]):
         self.call_after_refresh(self._show)
 
     def on_resize(self, event: events.Resize) -> None:
+        figures = 4 if event.size.width < 100 else 3
+        room = int(event.size.height * 0.92) - 2 - figures - ALTERNATIVES_HEIGHT
+        self.query_one(VerticalScroll).styles.max_height = max(2, room)
         self.call_after_refresh(self._show)
 
     def _show(self) -> None:
