@@ -26,6 +26,7 @@ HELP: dict[str, Sentences] = {
             "replies": "Show how the sampled replies have changed during training.",
             "history": "Show the changes that were made to the run, and its warnings.",
             "metrics": "Show all metrics of the run in panels; other runs can be added.",
+            "devices": "Show what each device has done since the run began, below the loss.",
             "why": "Say why the run is slow or does not learn, and how a step's time is spent.",
             "evaluations": "Open the evaluations of this run.",
             "log": "Read the whole log: search, follow, wrap, levels, ranks.",
@@ -127,6 +128,16 @@ HELP: dict[str, Sentences] = {
             "log_scale": "Switch between a linear and a logarithmic axis.",
             "zoom(1)": "Zoom all panels in, around the crosshair or on the newest steps.",
             "zoom(-1)": "Zoom out.",
+        },
+    },
+    "DeviceHistoryScreen": {
+        "Devices": {
+            "quantity": "Put the next quantity at the top: utilisation, memory, power, temperature, host.",
+            "zoom(1)": "Zoom in, around the crosshair or on the newest steps.",
+            "zoom(-1)": "Zoom out.",
+            "page(1)": "Show further devices, where not all have room.",
+            "page(-1)": "Show the devices before.",
+            "leave": "Go back.",
         },
     },
     "EvaluationsScreen": {
