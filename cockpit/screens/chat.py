@@ -25,7 +25,8 @@ from cockpit.widgets.chat_turns import LETTERS, SIDES, Answer
 from cockpit.widgets.conversation import Conversation
 from cockpit.widgets.reply import Reply
 from cockpit.widgets.sampling import Sampling
-from engine.protocol.messages import Problem, ProblemError, ServiceChanged, ServiceEvent
+from engine.protocol.messages import Problem, ProblemError, Run, RunChanged, ServiceChanged, ServiceEvent
+from engine.protocol.states import ENDED
 
 if TYPE_CHECKING:
     from cockpit.state.app_state import AppState
@@ -229,12 +230,23 @@ class ChatScreen(ReplyToolsScreen):
             for at, target in enumerate(self.targets):
                 if target.request and body.request == target.request:
                     self._show_event(at, body)
+        elif isinstance(body, RunChanged):
+            self._run_changed(body.run)
         elif isinstance(body, ServiceChanged) and body.service.state == "ended":
             for target in self.targets:
                 if target.worker.id == body.service.id and not target.run:
                     target.loaded = None
                     problem = body.service.problem or Problem(code="service.ended", title="The chat worker has ended")
                     self.show_status(target.target, problem.title, "the next message starts it again")
+
+    def _run_changed(self, run: Run) -> None:
+        """Say that a run that answers from its own process has ended, and who answers in its place."""
+        for target in self.targets:
+            if target.run == run.id and run.state in ENDED and target.loaded is not None:
+                target.loaded = None
+                self.show_status(
+                    target.target, f"the run is {run.state}", f"ctrl+t picks its last checkpoint: {run.id}"
+                )
 
     def _show_event(self, column: int, event: ServiceEvent) -> None:
         if event.kind == "tokens" and self.answer is not None:
@@ -297,6 +309,11 @@ class ChatScreen(ReplyToolsScreen):
         return True
 
     async def action_stop(self) -> None:
+        """Stop at once: what the worker still writes until it has heard of it is not shown."""
+        if self.answer is not None:
+            for reply in self.answer.replies:
+                reply.stopped = True
+            self.show_status(self._names([target.label for target in self.targets]), "stopped")
         await asyncio.gather(*(target.cancel() for target in self.targets if target.request))
 
     def interrupt(self) -> bool:

@@ -47,7 +47,7 @@ than the others, red one that is hot or full. The samples are one a second of th
 and of the host of the engine."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("t", "quantity", "Quantity"),
-        Binding("plus,equals_sign", "zoom(1)", "Zoom in", key_display="+"),
+        Binding("plus,equals_sign", "zoom(1)", "Zoom in", key_display="+", show=False),
         Binding("minus", "zoom(-1)", "Zoom out", key_display="-", show=False),
         Binding("pagedown", "page(1)", "More devices", key_display="PgDn"),
         Binding("pageup", "page(-1)", "Devices before", show=False),

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean, median
 
-from cockpit.state.formatting import format_size
 from engine.protocol.messages import Device, Telemetry
 
+GIGA = float(1 << 30)
 HELD = 150.0
 """Seconds that a sample stands for: of an hour ago there is one a minute."""
 COOL, BOILING = 30.0, 100.0
@@ -18,7 +18,9 @@ COOL, BOILING = 30.0, 100.0
 HOT = 90.0
 FULL = 0.95
 STRAGGLING = 0.6
-"""A device whose mean utilisation is below this share of the median is marked."""
+"""A device whose utilisation is below this share of the median of the devices straggles."""
+OFTEN = 0.1
+"""A device that straggles in so large a share of what is shown is marked."""
 POWER = 700.0
 """Watts at the upper edge where no limit is reported."""
 
@@ -41,7 +43,7 @@ QUANTITIES = (
         "memory",
         lambda each: None if each.memory_used is None else float(each.memory_used),
         lambda each, value: value / each.memory_total if each.memory_total else 0.0,
-        format_size,
+        lambda value: f"{value / GIGA:.0f}G",
         lambda _, share: share > FULL,
     ),
     Quantity(
@@ -105,8 +107,8 @@ def add_sample(tracks: Sequence[Track], sample: Telemetry, quantity: str) -> Non
     if quantity == HOST:
         host = sample.host
         memory = 100 * host.memory_used / host.memory_total if host.memory_total else 0.0
-        for track, value in zip(tracks, (host.cpu_percent, memory), strict=True):
-            track.add(sample.time, value, value / 100)
+        for track, percent in zip(tracks, (host.cpu_percent, memory), strict=True):
+            track.add(sample.time, percent, percent / 100)
         return
     what = next(each for each in QUANTITIES if each.name == quantity)
     devices = {str(device.index): device for device in sample.devices}
@@ -132,8 +134,17 @@ def cells(track: Track, moments: Sequence[float]) -> list[tuple[float, float] | 
     return found
 
 
-def find_stragglers(means: Sequence[float | None]) -> list[bool]:
-    """Which of these mean utilisations are far below the others."""
-    known = [mean for mean in means if mean is not None]
-    usual = median(known) if len(known) > 1 else 0.0
-    return [mean is not None and mean < STRAGGLING * usual for mean in means]
+def find_stragglers(rows: Sequence[Sequence[tuple[float, float] | None]]) -> list[list[bool]]:
+    """In which cells of these rows of utilisation a device is far less busy than the others at that time."""
+    found = [[False] * len(row) for row in rows]
+    for at, column in enumerate(zip(*rows, strict=True)):
+        known = [cell[0] for cell in column if cell is not None]
+        usual = median(known) if len(known) > 1 else 0.0
+        for row, cell in enumerate(column):
+            found[row][at] = cell is not None and cell[0] < STRAGGLING * usual
+    return found
+
+
+def straggles(cells: Sequence[bool]) -> bool:
+    """Whether a device does so often enough to be marked."""
+    return sum(cells) > OFTEN * len(cells)

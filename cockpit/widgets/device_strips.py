@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from cockpit.content import Content
-from cockpit.state.device_history import HOST, QUANTITIES, Track, cells, find_stragglers
+from cockpit.state.device_history import HOST, QUANTITIES, Track, cells, find_stragglers, straggles
 from cockpit.widgets.canvas import Canvas
 from cockpit.widgets.chart_raster import CROSS, GUTTER, LABEL, LINE, MARKER, SECOND, Row
 
@@ -41,12 +41,13 @@ class DeviceStrips(Canvas):
         tall = max(1, min(3, height // len(tracks)))
         found = [cells(track, moments) for track in tracks]
         means = [fmean(values) if (values := [cell[0] for cell in row if cell]) else None for row in found]
-        slow = find_stragglers(means) if self.quantity == "utilisation" else [False] * len(tracks)
+        utilisation = self.quantity == "utilisation"
+        slow = find_stragglers(found) if utilisation else [[False] * len(row) for row in found]
         column = _find_column(moments, cross)
         rows: list[Row] = []
-        for track, row, mean, straggles in zip(tracks, found, means, slow, strict=True):
+        for track, row, mean, behind in zip(tracks, found, means, slow, strict=True):
             value = mean if cross is None else track.at(cross)
-            rows += self._draw(track.label, row, value, straggles, tall, column)
+            rows += self._draw(track.label, row, value, behind, tall, column)
         self.paint([(text[:width].ljust(width), roles[:width].ljust(width, b"\0")) for text, roles in rows[:height]])
 
     def _draw(
@@ -54,16 +55,17 @@ class DeviceStrips(Canvas):
         label: str,
         row: Sequence[tuple[float, float] | None],
         value: float | None,
-        straggles: bool,
+        behind: Sequence[bool],
         tall: int,
         column: int | None,
     ) -> list[Row]:
-        """A row of bars, `tall` lines high, with label and value before the first."""
+        """A row of bars, `tall` lines high, with label and value before the first. `behind`: where it straggles."""
+        marked = straggles(behind)
         lines = []
         written = "–" if value is None else self._write(value)
         for line in range(tall - 1, -1, -1):
-            head = f"{label:>2}{'▼' if straggles else ' '}{written:>4}" if line == tall - 1 else ""
-            text, roles = [f"{head[:GUTTER]:<{GUTTER}}"], bytearray([MARKER if straggles else LABEL] * GUTTER)
+            head = f"{label:>2}{'▼' if marked else ' '}{written:>4}" if line == tall - 1 else ""
+            text, roles = [f"{head[:GUTTER]:<{GUTTER}}"], bytearray([MARKER if marked else LABEL] * GUTTER)
             for at, cell in enumerate(row):
                 level = 0 if cell is None else max(1, round(cell[1] * tall * 8))
                 bar = BARS[max(0, min(8, level - 8 * line))]
@@ -71,7 +73,7 @@ class DeviceStrips(Canvas):
                     bar = "│"
                 alarming = cell is not None and self._alarms(*cell)
                 text.append(bar)
-                roles.append(CROSS if at == column else MARKER if straggles or alarming else self._role)
+                roles.append(CROSS if at == column else MARKER if behind[at] or alarming else self._role)
             lines.append(("".join(text), bytes(roles)))
         return lines
 

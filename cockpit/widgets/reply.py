@@ -56,6 +56,8 @@ class Reply(Vertical):
         self.text, self.tokens = content.text if content else "", 0
         self.thinking = content.thinking if content else ""
         self.raw = False
+        self.stopped = False
+        """Whether the user has stopped it: nothing is added until it is complete."""
         self.against: str | None = None
         """The text that differences are marked against; None marks none."""
         self.plain = False
@@ -89,6 +91,8 @@ class Reply(Vertical):
     # ── while it arrives ──────────────────────────────────────────────────────────────────────────────────────────
 
     def write(self, text: str, tokens: int, thinking: str = "") -> None:
+        if self.stopped:
+            return
         self.text += text
         self.thinking += thinking
         self.tokens = tokens
@@ -99,7 +103,7 @@ class Reply(Vertical):
             await self._flush()
 
     async def _flush(self) -> None:
-        if self.content is not None or not (self.text or self.thinking):
+        if self.content is not None or not self.is_attached or not (self.text or self.thinking):
             return
         thinking, body = split_partial_reply(self.text)
         thinking = thinking or self.thinking

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cockpit.screens.device_history import DeviceHistoryScreen
-from cockpit.state.device_history import HELD, Track, cells, find_stragglers, make_tracks
+from cockpit.state.device_history import HELD, Track, cells, find_stragglers, make_tracks, straggles
 from cockpit.widgets.chart import Chart
 from cockpit.widgets.chart_raster import GUTTER
 from cockpit.widgets.device_strips import DeviceStrips
@@ -111,4 +111,6 @@ def test_what_a_device_does_not_report_is_no_sample() -> None:
     assert [len(track.moments) for track in make_tracks(samples, "utilisation", [0, 1])] == [0, 3]
     assert [track.label for track in make_tracks(samples, "memory", [1])] == ["1"]
     assert [track.label for track in make_tracks(samples, "power", [7])] == ["0", "1"], "of another host: all"
-    assert find_stragglers([None, 90.0, 20.0]) == [False, False, True] and find_stragglers([5.0]) == [False]
+    rows = [[(90.0, 0.9), (90.0, 0.9), None], [(20.0, 0.2), (90.0, 0.9), (1.0, 0.0)]]
+    assert find_stragglers(rows) == [[False, False, False], [True, False, False]] and not find_stragglers([])
+    assert straggles([True] * 2 + [False] * 8) and not straggles([True] + [False] * 9)

@@ -56,6 +56,7 @@ async def test_a_write_costs_the_same_at_20000_characters(monkeypatch: pytest.Mo
     async with run_app(FakeEngine(), first="chat") as pilot:
         screen = pilot.app.screen
         assert isinstance(screen, ChatScreen)
+        await until(pilot, lambda: "Nothing loaded yet" in screen_text(pilot))
         text = (PROSE * 300)[:20_000] + KINDS["code"][:6_000]
         answer = await screen.conversation.begin(["m"], [0], False)
         reply, costs = answer.reply_of(0), []

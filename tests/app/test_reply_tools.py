@@ -24,6 +24,7 @@ from cockpit.widgets.text_dialog import TextDialog
 from cockpit.widgets.token_dialog import TokenDialog
 from cockpit.widgets.write_dialog import WriteDialog
 from engine.protocol.home import Home
+from engine.protocol.messages import RunChanged
 from tests.app.fake import demo_run
 from tests.app.screen import LOW, assert_fits, run_app, screen_text, until
 from tests.app.services import FakeServices
@@ -157,6 +158,32 @@ async def test_a_reply_is_kept_as_a_case(tmp_path: Path, monkeypatch: pytest.Mon
         await talk(pilot, "model-1")
         await pilot.press("a", "p")
         await shown(pilot, TextDialog, 'evaluation.probes: ["why"]')
+
+
+async def test_a_stop_shows_at_once_and_a_run_that_ends_says_so_here() -> None:
+    run = demo_run()
+    engine = FakeServices(run, text="said")
+    engine.pieces, engine.pace = 1000, 0.02
+    async with run_app(engine, LOW, first="chat") as pilot:
+        screen = pilot.app.screen
+        assert isinstance(screen, ChatScreen)
+        screen.load(f"{run.id}@now")
+        await until(pilot, lambda: screen.targets and screen.targets[0].loaded)
+        await pilot.press(*"why", "enter")
+        await until(pilot, lambda: screen.answer is not None and "said said" in screen_text(pilot))
+        request, engine.cancelled = screen.targets[0].request, set()
+        await pilot.press("escape")
+        answer = screen.answer
+        before = answer.replies[0].text if answer is not None else ""
+        assert " stopped" in screen_text(pilot)
+        if answer is not None:  # the worker has not heard of it yet
+            answer.replies[0].write("more", 1)
+            assert answer.replies[0].text == before
+        await until(pilot, lambda: request in engine.cancelled and screen.answer is None)
+        engine.say(RunChanged(run=demo_run(state="completed", step=50)))
+        await until(pilot, lambda: "the run is completed · ctrl+t picks" in " ".join(screen_text(pilot).split()))
+        await until(pilot, lambda: "triples-qlora is completed" in screen_text(pilot))
+        assert isinstance(pilot.app.screen, ChatScreen)
 
 
 # ── pure ──────────────────────────────────────────────────────────────────────────────────────────────────────────
