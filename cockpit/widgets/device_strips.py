@@ -64,7 +64,8 @@ class DeviceStrips(Canvas):
         lines = []
         written = "–" if value is None else self._write(value)
         for line in range(tall - 1, -1, -1):
-            head = f"{label:>2}{'▼' if marked else ' '}{written:>4}" if line == tall - 1 else ""
+            name = f"{label:>2}{'▼' if marked else ' '}"[:3]
+            head = f"{name}{written:>4}" if line == tall - 1 else ""
             text, roles = [f"{head[:GUTTER]:<{GUTTER}}"], bytearray([MARKER if marked else LABEL] * GUTTER)
             for at, cell in enumerate(row):
                 level = 0 if cell is None else max(1, round(cell[1] * tall * 8))

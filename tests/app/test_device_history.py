@@ -65,7 +65,7 @@ async def test_devices_over_the_steps_of_the_run(devices: int, size: tuple[int, 
         if not devices:
             assert "host" in screen_text(pilot) and "CPU" in screen_text(pilot) and " 93%" in screen_text(pilot)
             return
-        assert " 0   95%" in screen_text(pilot) and " 3▼  58%" in screen_text(pilot)
+        assert " 0  95%" in screen_text(pilot) and " 3▼ 58%" in screen_text(pilot)
         # The bars of the straggler fall in the middle of the loss's axis.
         chart, strip = screen.query_one(Chart), screen.query(DeviceStrips).first()
         assert strip.content_region.x == chart.content_region.x and strip.size.width == chart.size.width
@@ -76,22 +76,22 @@ async def test_devices_over_the_steps_of_the_run(devices: int, size: tuple[int, 
         # The crosshair says what was at its moment, and a range is shared.
         for _ in range(3):
             await pilot.press("left")
-        await until(pilot, lambda: "at the crosshair" in screen_text(pilot) and " 3▼  20%" in screen_text(pilot))
+        await until(pilot, lambda: "at the crosshair" in screen_text(pilot) and " 3▼ 20%" in screen_text(pilot))
         await pilot.press("escape", "home")
         await pilot.press("plus", "i")
         await until(pilot, lambda: "20%" in screen_text(pilot) or "▼" in screen_text(pilot))
         await pilot.press("minus", "t")
         await until(pilot, lambda: screen.quantity == "memory" and "60G" in screen_text(pilot))
         await pilot.press("t", "t")
-        await until(pilot, lambda: " 5   96°" in screen_text(pilot))
+        await until(pilot, lambda: " 5  96°" in screen_text(pilot))
         if size == LOW:
             assert "devices 0 to 11 of 16" in screen_text(pilot)
             await pilot.press("pagedown")
             await until(
-                pilot, lambda: "devices 4 to 15 of 16" in screen_text(pilot) and "15   60°" in screen_text(pilot)
+                pilot, lambda: "devices 4 to 15 of 16" in screen_text(pilot) and "15  60°" in screen_text(pilot)
             )
             await pilot.press("pageup")
-            await until(pilot, lambda: " 0   60°" in screen_text(pilot))
+            await until(pilot, lambda: " 0  60°" in screen_text(pilot))
         await pilot.press("q")
         await until(pilot, lambda: pilot.app.screen is not screen)
 

@@ -14,9 +14,9 @@ from cockpit.state.markdown_parts import LONGEST, PART, MarkdownParts
 from tests.app.fake import FakeEngine
 from tests.app.screen import run_app, screen_text, until
 
-PROSE = "Some *prose* with `code` and more words than one line has.\n\n- an item\n- another\n\n"
+PROSE = "Some *prose* with `code` and more words than one line has. " * 7 + "\n\n"
 KINDS = {
-    "prose": PROSE * 300,
+    "prose": PROSE * 60,
     "code": "```python\n" + "value = compute(1, 2)  # a line\n" * 800 + "```\nThe end.\n",
     "list": "- an item of a long list\n" * 1000,
     "lines": "one line after another\n" * 1000,
@@ -57,7 +57,7 @@ async def test_a_write_costs_the_same_at_20000_characters(monkeypatch: pytest.Mo
         screen = pilot.app.screen
         assert isinstance(screen, ChatScreen)
         await until(pilot, lambda: "Nothing loaded yet" in screen_text(pilot))
-        text = (PROSE * 300)[:20_000] + KINDS["code"][:6_000]
+        text = (PROSE * 60)[:20_000] + KINDS["code"][:6_000]
         answer = await screen.conversation.begin(["m"], [0], False)
         reply, costs = answer.reply_of(0), []
         for at in range(0, len(text), 400):
