@@ -111,6 +111,9 @@ def test_what_a_device_does_not_report_is_no_sample() -> None:
     assert [len(track.moments) for track in make_tracks(samples, "utilisation", [0, 1])] == [0, 3]
     assert [track.label for track in make_tracks(samples, "memory", [1])] == ["1"]
     assert [track.label for track in make_tracks(samples, "power", [7])] == ["0", "1"], "of another host: all"
-    rows = [[(90.0, 0.9), (90.0, 0.9), None], [(20.0, 0.2), (90.0, 0.9), (1.0, 0.0)]]
+    rows: list[list[tuple[float, float] | None]] = [
+        [(90.0, 0.9), (90.0, 0.9), None],
+        [(20.0, 0.2), (90.0, 0.9), (1.0, 0.0)],
+    ]
     assert find_stragglers(rows) == [[False, False, False], [True, False, False]] and not find_stragglers([])
     assert straggles([True] * 2 + [False] * 8) and not straggles([True] + [False] * 9)

@@ -41,9 +41,9 @@ async def talk(pilot: Pilot[None], *targets: str) -> ChatScreen:
     """A conversation of one question and its answer; the answer is selected."""
     screen = pilot.app.screen
     assert isinstance(screen, ChatScreen)
-    for at, target in enumerate(targets):
-        screen.load(target, beside=bool(at))
-        await until(pilot, lambda at=at: len(screen.targets) > at and screen.targets[at].loaded)
+    for number, target in enumerate(targets):
+        screen.load(target, beside=bool(number))
+        await until(pilot, lambda at=number: len(screen.targets) > at and screen.targets[at].loaded)
     await pilot.press(*"why", "enter")
     await until(pilot, lambda: len(screen.chat.turns) == 2 and screen.answer is None)
     await pilot.press("escape")
