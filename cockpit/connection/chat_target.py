@@ -52,6 +52,20 @@ class ChatTarget:
         answer: dict[str, Any] = await self._ask("generate", {"messages": messages} | settings)
         return answer
 
+    async def score(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The probabilities of the tokens of a `text`, or of a `reply` to `messages`. Raises ProblemError."""
+        if self.run:
+            raise ProblemError(
+                Problem(
+                    code="request.invalid",
+                    title="A run that is training scores no text",
+                    cause="its process answers questions alone",
+                    hint=f"ctrl+t picks a checkpoint of {self.run}",
+                )
+            )
+        answer: dict[str, Any] = await self._ask("score", arguments)
+        return answer
+
     async def cancel(self) -> None:
         """Cancel the current question, if there is one."""
         if self.request and self.run:

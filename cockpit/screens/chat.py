@@ -19,14 +19,15 @@ from cockpit.connection.drafts import PROMPT
 from cockpit.content import Content
 from cockpit.language.translate import tr_engine
 from cockpit.screens.chat_targets import READY
-from cockpit.screens.save import SaveScreen
+from cockpit.screens.reply_tools import ReplyToolsScreen
 from cockpit.state.chat_tree import ChatReply, ChatTree, Turn
 from cockpit.widgets.chat_input import ChatInput
 from cockpit.widgets.chat_turns import LETTERS, SIDES, Answer
 from cockpit.widgets.conversation import Conversation
 from cockpit.widgets.reply import Reply
 from cockpit.widgets.sampling import Sampling
-from engine.protocol.messages import Problem, ProblemError, ServiceChanged, ServiceEvent
+from engine.protocol.messages import Problem, ProblemError, Run, RunChanged, ServiceChanged, ServiceEvent
+from engine.protocol.states import ENDED
 
 if TYPE_CHECKING:
     from cockpit.state.app_state import AppState
@@ -38,7 +39,7 @@ EMPTY = Content.from_markup(
 )
 
 
-class ChatScreen(SaveScreen):
+class ChatScreen(ReplyToolsScreen):
     HELP_TEXT = """
     Talk to a run's checkpoint, to a run while it trains, or to a model. ctrl+b puts up to four side by side.
     Enter sends, ctrl+j starts a new line. Esc stops a reply, then leaves the input. After that, keys act on
@@ -47,6 +48,8 @@ class ChatScreen(SaveScreen):
     b hides the names of two targets until you vote: < left, > right, = both good, - both bad. s rates one reply.
     Votes and ratings are stored with the run; t shows their totals.
     d marks the words that differ, v shows the reply's raw text, Enter goes into its thinking or a tree.
+    p shows a reply's tokens with their probabilities, P those of a pasted text. a keeps a reply as a case: a probe, or
+    a row of your evaluation set. w shows what was sent: prompt, sampling, schema.
     """
     DEFAULT_CSS = """
     ChatScreen #body { height: 1fr; }
@@ -68,6 +71,9 @@ class ChatScreen(SaveScreen):
         Binding("ctrl+n", "clear", "New"),
         Binding("ctrl+s", "save", "Save"),
         Binding("ctrl+o", "open", "Open"),
+        Binding("S", "system", "System"),
+        Binding("w", "sent", "Sent"),
+        Binding("P", "perplexity", "Perplexity"),
         Binding("b", "blind", "Blind"),
         Binding("x", "remove", "Remove"),
         Binding("t", "tally", "Tally"),
@@ -94,6 +100,7 @@ class ChatScreen(SaveScreen):
         self.show_status("no model", "ctrl+t picks one")
         await self.conversation.clear(EMPTY)
         self.query_one(ChatInput).focus()
+        self.show_acting()
         await self.restore_draft()
         for left in await asyncio.to_thread(self.app.drafts.take_over, PROMPT, 1):
             box = self.query_one(ChatInput)
@@ -224,12 +231,23 @@ class ChatScreen(SaveScreen):
             for at, target in enumerate(self.targets):
                 if target.request and body.request == target.request:
                     self._show_event(at, body)
+        elif isinstance(body, RunChanged):
+            self._run_changed(body.run)
         elif isinstance(body, ServiceChanged) and body.service.state == "ended":
             for target in self.targets:
                 if target.worker.id == body.service.id and not target.run:
                     target.loaded = None
                     problem = body.service.problem or Problem(code="service.ended", title="The chat worker has ended")
                     self.show_status(target.target, tr_engine(problem.title), "the next message starts it again")
+
+    def _run_changed(self, run: Run) -> None:
+        """Say that a run that answers from its own process has ended, and who answers in its place."""
+        for target in self.targets:
+            if target.run == run.id and run.state in ENDED and target.loaded is not None:
+                target.loaded = None
+                self.show_status(
+                    target.target, f"the run is {run.state}", f"ctrl+t picks its last checkpoint: {run.id}"
+                )
 
     def _show_event(self, column: int, event: ServiceEvent) -> None:
         if event.kind == "tokens" and self.answer is not None:
@@ -251,6 +269,8 @@ class ChatScreen(SaveScreen):
         turn = event.turn
         if event.what == "rate":
             self.rate(turn, event.column)
+        elif event.what == "case":
+            self.keep_case(turn, event.column)
         elif event.what == "vote":
             self.vote(turn, event.word)
         elif self.refuse_while_busy():
@@ -260,6 +280,8 @@ class ChatScreen(SaveScreen):
             await self.conversation.show(self.chat, at=self.chat.chosen[turn.parent])
         elif event.what == "edit":
             self._edit(turn)
+        elif event.what == "tokens":
+            self.show_tokens(turn, event.column)
         elif event.what == "again" and self.targets:
             self.regenerate(self.chat.turns[turn.parent] if turn.is_answer else turn)
         elif event.what == "again":
@@ -288,6 +310,11 @@ class ChatScreen(SaveScreen):
         return True
 
     async def action_stop(self) -> None:
+        """Stop at once: what the worker still writes until it has heard of it is not shown."""
+        if self.answer is not None:
+            for reply in self.answer.replies:
+                reply.stopped = True
+            self.show_status(self._names([target.label for target in self.targets]), "stopped")
         await asyncio.gather(*(target.cancel() for target in self.targets if target.request))
 
     def interrupt(self) -> bool:

@@ -97,6 +97,7 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
         Binding("d", "why", "Diagnosis", show=False),
         Binding("E", "evaluations", "Results"),
         Binding("m", "metrics", "Metrics"),
+        Binding("D", "devices", "Devices", show=False),
         Binding("L", "log", "Log", show=False),
         Binding("F", "fork", "Fork", show=False),
         Binding("number_sign", "tags", "Tags", key_display="#", show=False),
@@ -341,6 +342,13 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
 
     def action_zoom(self, direction: int) -> None:
         self._chart().zoom_by(direction)
+
+    def action_devices(self) -> None:
+        """Show what the devices have done since the run began."""
+        if (run := self.app.state.run) is not None and len(self.app.screen_stack) == 1:
+            from cockpit.screens.device_history import DeviceHistoryScreen
+
+            self.app.push_screen(DeviceHistoryScreen(run.id))
 
     def action_maximise(self) -> None:
         """Let the chart with the focus have the screen, or give the others their room back."""

@@ -26,6 +26,7 @@ HELP: dict[str, Sentences] = {
             "replies": "Show how the sampled replies have changed during training.",
             "history": "Show the changes that were made to the run, and its warnings.",
             "metrics": "Show all metrics of the run in panels; other runs can be added.",
+            "devices": "Show what each device has done since the run began, below the loss.",
             "why": "Say why the run is slow or does not learn, and how a step's time is spent.",
             "evaluations": "Open the evaluations of this run.",
             "log": "Read the whole log: search, follow, wrap, levels, ranks.",
@@ -129,6 +130,16 @@ HELP: dict[str, Sentences] = {
             "zoom(-1)": "Zoom out.",
         },
     },
+    "DeviceHistoryScreen": {
+        "Devices": {
+            "quantity": "Put the next quantity at the top: utilisation, memory, power, temperature, host.",
+            "zoom(1)": "Zoom in, around the crosshair or on the newest steps.",
+            "zoom(-1)": "Zoom out.",
+            "page(1)": "Show further devices, where not all have room.",
+            "page(-1)": "Show the devices before.",
+            "leave": "Go back.",
+        },
+    },
     "EvaluationsScreen": {
         "Evaluations": {
             "open": "Show the replies, the worst first.",
@@ -181,6 +192,9 @@ HELP: dict[str, Sentences] = {
             "blind": "Hide the names of two models until you have voted.",
             "tally": "Show the totals of votes and ratings.",
             "settings": "Go to the sampling settings and the system prompt.",
+            "system": "Edit the system prompt.",
+            "sent": "Show what the model got for the selected reply, or gets for the input: prompt, sampling, schema.",
+            "perplexity": "Paste a text, and see how well the model expects each of its tokens.",
         },
         "The conversation": {
             "write": "Go to the input.",
@@ -191,6 +205,7 @@ HELP: dict[str, Sentences] = {
             "leave": "Stop the reply, else leave the settings or the input, else go back.",
         },
     },
+    "SystemField": {"Models": {"screen.system": "Edit the system prompt."}},
     "ChatInput": {"The conversation": {"screen.stop": "Stop the reply; the text so far is kept."}},
     "Conversation": {
         "The selected turn": {
@@ -207,6 +222,8 @@ HELP: dict[str, Sentences] = {
             "open": "Go into a part of the reply that folds, such as the thinking or a tree; Esc comes back.",
             "copy": "Copy the reply.",
             "rate": "Rate the reply.",
+            "tokens": "Show the reply's tokens with their probabilities and alternatives.",
+            "case": "Keep the question as a probe, or with the reply as a row of your evaluation set.",
             "vote('left')": "Vote for the left reply.",
             "vote('right')": "Vote for the right reply.",
             "vote('tie')": "Vote for neither: both are good.",

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from cockpit.state.tool_text import write_call, write_result
+
 ROOT = -1
 """The parent of first turns."""
 FORMAT = 2
@@ -208,13 +210,32 @@ def question_text(fields: Mapping[str, Any]) -> str:
     return str(fields.get("text") or fields.get("said") or "")
 
 
+def _write_calls(calls: Any) -> list[str]:
+    """The `tool_calls` of a message as text; what is none is left out."""
+    functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    return [
+        write_call(str(function.get("name")), function.get("arguments"))
+        for function in functions
+        if isinstance(function, dict)
+    ]
+
+
 def _tree_from_messages(messages: list[Any]) -> ChatTree:
     tree = ChatTree()
     for number, message in enumerate(messages, 1):
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        if calls := isinstance(message, dict) and message.get("tool_calls"):
+            content = "\n".join(filter(None, [content or "", *_write_calls(calls)]))
         if not isinstance(content, str):
             raise ValueError(f"message {number} has no text")
         path = tree.path
+        if role == "tool":
+            content = write_result(content)
+            if path and not path[-1].is_answer:  # one of several results
+                last = path[-1]
+                tree = tree._replace(replace(last, text=f"{last.text}\n{content}"))
+                continue
+            role = "user"
         if role == "system" and not path:
             tree = replace(tree, system=content)
         elif role == "user" and (not path or path[-1].is_answer):

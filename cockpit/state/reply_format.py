@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from cockpit.state.tool_text import Part, split_tools
 from engine.config.tasks import MARKS, Outline, Table, View, split_thoughts, task_views
 
 _FENCE = re.compile(r"\A\s*```(?:json|JSON)?[ \t]*\n(.*?)\n?[ \t]*```\s*\Z", re.DOTALL)
@@ -15,7 +16,8 @@ _OPENINGS = tuple(opening for opening, _ in MARKS)
 
 @dataclass(frozen=True)
 class ParsedReply:
-    """`kind`: `json`, with the parsed `value`, or `text`. `body` is the reply without its thinking."""
+    """`kind`: `json`, with the parsed `value`, `tools`, with tool calls or results in `parts`, or `text`. `body` is the
+    reply without its thinking."""
 
     kind: str
     body: str
@@ -24,11 +26,15 @@ class ParsedReply:
     thinking_ended: bool = True
     view: View | None = None
     """How a task draws the value; None if no task's drawing fits it."""
+    parts: tuple[Part, ...] = ()
 
 
 def parse_reply(text: str) -> ParsedReply:
     """Detect the format. One surrounding code fence is not part of JSON; whatever does not parse is text."""
     thinking, text, ended = split_thoughts(text)
+    parts = split_tools(text)
+    if any(not isinstance(part, str) for part in parts):
+        return ParsedReply("tools", text, thinking, None, ended, parts=tuple(parts))
     value = parse_json(text)
     if value is None:
         return ParsedReply("text", text, thinking, None, ended)

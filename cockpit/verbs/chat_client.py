@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cockpit.connection.submission import shell_environment
+from cockpit.state.token_scores import ScoredText, read_scores
 from cockpit.verbs.output import console, format_progress, say
 from engine.protocol.client import Client
 from engine.protocol.console import text
@@ -55,6 +56,10 @@ class Chat:
         if answer["reply"].startswith("".join(written)):
             write(answer["reply"][len("".join(written)) :], "")
         return answer
+
+    def score(self, arguments: dict[str, Any]) -> ScoredText:
+        """The probabilities of the tokens of a `text`, or of a `reply` to `messages`. Raises ProblemError."""
+        return read_scores(self._ask("score", arguments, lambda event: None))
 
     def _ask(self, question: str, arguments: dict[str, Any], on_event: Callable[[ServiceEvent], None]) -> Any:
         ask = Ask(service=self._service, request=uuid.uuid4().hex, question=question, arguments=arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cockpit.state.chat_tree import ChatReply, ChatTree, dump_tree, parse_tree
+from cockpit.state.token_scores import describe_scores, format_probability
 from cockpit.verbs.chat_client import Chat
 from cockpit.verbs.output import say, show_problem
 from engine.protocol.home import Home, make_private, write_private
@@ -18,6 +20,8 @@ LEAVE = ("exit", "quit", "q", "/exit", "/quit", "/q")
 CLEAR = ("clear", "/clear")
 HISTORY = 1000
 """Lines kept in the history of the input."""
+SURPRISES = 8
+"""Tokens that `/tokens` and `/perplexity` list."""
 FACTS = ("tokens", "tokens_per_second", "first_token_seconds", "finish")
 NUMBERS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram", "seed")
 SETTINGS = (*NUMBERS, "stop", "preset", "task", "constrained")
@@ -36,6 +40,8 @@ class ChatRepl:
                 self._set,
             ),
             "/regenerate": ("get another reply to the last question", self._regenerate),
+            "/tokens": ("show the tokens of the last reply that surprise the model", self._tokens),
+            "/perplexity": ("TEXT: how well the model expects a text, and which tokens surprise it", self._perplexity),
             "/save": ("NAME: save the conversation, under a path or a name in the home", self._save),
             "/load": ("NAME: continue a saved conversation", self._load),
             "/help": ("show this list", self._help),
@@ -120,6 +126,31 @@ class ChatRepl:
         if not self._chat.settings.get("temperature") and self._chat.settings.get("preset", "greedy") == "greedy":
             say("sampling is greedy, so the reply will be the same; /set preset=chat changes that", "dim")
         self._answer()
+
+    def _tokens(self, text: str) -> None:
+        answer = next((turn for turn in reversed(self._tree.path) if turn.is_answer), None)
+        if answer is None:
+            raise ValueError("there is no reply yet")
+        reply = answer.replies[0]
+        asked = {"messages": self._tree.messages(answer.parent), "reply": reply.text, "thinking": reply.thinking}
+        task = self._chat.settings.get("task")
+        self._show_scores(asked | ({"task": task} if task else {}))
+
+    def _perplexity(self, text: str) -> None:
+        if not text:
+            raise ValueError("give a text: /perplexity TEXT")
+        self._show_scores({"text": text})
+
+    def _show_scores(self, arguments: dict[str, Any]) -> None:
+        try:
+            scores = self._chat.score(arguments)
+        except KeyboardInterrupt:
+            say("(stopped)", "dim")
+            return
+        say(describe_scores(scores))
+        for token in scores.most_surprising(SURPRISES):
+            better = ", ".join(f"{text!r} {format_probability(math.exp(value))}" for text, value in token.likeliest[:3])
+            say(f"  {token.text!r} {format_probability(token.probability)}, where it expected {better}", "dim")
 
     def _save(self, text: str) -> None:
         path = self._path(text, "/save NAME")

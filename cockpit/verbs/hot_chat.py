@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cockpit.state.formatting import format_hot_cost
+from cockpit.state.token_scores import ScoredText
 from cockpit.verbs.chat_client import Chat, Message
 from cockpit.verbs.output import say
 from engine.protocol.client import Client
@@ -26,6 +27,10 @@ class HotChat(Chat):
         if any(options.values()):
             raise ValueError("--hot uses the weights as they are trained: leave out --dtype and --quantization")
         return {"label": f"{target} (training)", "template": True}
+
+    def score(self, arguments: dict[str, Any]) -> ScoredText:
+        """Raises ValueError: the run's process answers questions alone."""
+        raise ValueError("a run that is training scores no text: leave out --hot to have a checkpoint do it")
 
     def reply(self, messages: list[Message], write: Callable[[str, str], None] | None = None) -> dict[str, Any]:
         answer = super().reply(messages, write)

@@ -11,7 +11,8 @@ from textual.widgets import TextArea
 
 class ChatInput(TextArea):
     DEFAULT_CSS = """
-    ChatInput { height: auto; min-height: 3; max-height: 8; border: round $primary; padding: 0 1; }
+    ChatInput { height: auto; min-height: 3; max-height: 8; border: round $primary; padding: 0 1;
+        border-subtitle-color: $text-muted; }
     ChatInput:focus { border: round $accent; }
     """
     # In TextArea ctrl+x cuts; here it stops the reply, as everywhere on this screen.

@@ -13,6 +13,7 @@ from cockpit.language.translate import tr_engine
 from cockpit.state.chat_tree import Turn
 from cockpit.state.text_diff import are_similar
 from cockpit.widgets.reply import Reply
+from cockpit.widgets.tool_views import show_question
 from engine.protocol.messages import Problem
 
 SIDES = ("left", "right")
@@ -31,7 +32,7 @@ class Question(Static):
 
     def __init__(self, turn: Turn, position: Position) -> None:
         mark = f"\n{_format_position(position)}" if position[1] > 1 else ""
-        super().__init__(Content.assemble(turn.text, (mark, "$foreground-muted")))
+        super().__init__(Content.assemble(show_question(turn.text), (mark, "$foreground-muted")))
         self.turn, self.position = turn, position
 
 

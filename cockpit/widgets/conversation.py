@@ -48,12 +48,15 @@ class Conversation(VerticalScroll):
         Binding("v", "raw", "Raw"),
         Binding("d", "differences", "Differences"),
         Binding("s", "rate", "Rate"),
+        Binding("p", "tokens", "Tokens"),
+        Binding("a", "case", "Case"),
         Binding("enter,space", "open", "Fold", key_display="Enter"),
         Binding("c", "copy", "Copy"),
     ]
 
     class Act(Message):
-        """A key asks for an action on a turn: `edit`, `again`, `branch`, `rate`, `vote`."""
+        """A key asks for an action on a turn: `edit`, `again`, `branch`, `rate`, `vote`, `tokens`,
+        `case`."""
 
         def __init__(self, what: str, turn: Turn, column: int = 0, by: int = 0, word: str = "") -> None:
             super().__init__()
@@ -212,9 +215,15 @@ class Conversation(VerticalScroll):
                 return complete
             case "rate":
                 return complete and isinstance(row, Answer) and not row.hidden
+            case "tokens" | "case":
+                return complete and isinstance(row, Answer) and not row.hidden and self._has_text()
             case "open":
                 return bool(self.reply is not None and complete and self._foldable())
         return True
+
+    def _has_text(self) -> bool:
+        content = self.reply.content if self.reply else None
+        return content is not None and bool(content.text.strip()) and "problem" not in content.facts
 
     def _foldable(self) -> list[Widget]:
         found = self.reply.query("JsonTree, CollapsibleTitle") if self.reply else ()
@@ -237,6 +246,12 @@ class Conversation(VerticalScroll):
 
     def action_rate(self) -> None:
         self._act("rate")
+
+    def action_tokens(self) -> None:
+        self._act("tokens")
+
+    def action_case(self) -> None:
+        self._act("case")
 
     def action_vote(self, word: str) -> None:
         self._act("vote", word=word)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from statistics import median
 
@@ -19,6 +20,8 @@ STRAGGLING = 0.6
 """A device that is less busy than this share of the median is marked."""
 BAR = 6
 """Cells of a bar."""
+FORECAST = "┃"
+"""The mark of the forecast in a bar of memory."""
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -28,17 +31,24 @@ def table_height(devices: int, width: int, low: bool) -> int:
 
 
 def device_table(
-    devices: Sequence[Device], host: Host, own: Collection[int], width: int, *, low: bool = False
+    devices: Sequence[Device],
+    host: Host,
+    own: Collection[int],
+    width: int,
+    *,
+    low: bool = False,
+    forecast: float = 0.0,
 ) -> Content:
     """The devices from top to bottom, in one or two columns, and a last line about the host. `own` are the devices of
-    the run on the screen; of others it says who uses them."""
+    the run on the screen; of others it says who uses them. `forecast` are the bytes that the run was forecast to take
+    of each: a mark in the bars of memory."""
     busy = [device.utilisation for device in devices if device.utilisation is not None and device.index in own]
     usual = median(busy) if busy else 0.0
     columns = _columns(len(devices), width, low)
     rows, room = -(-len(devices) // columns), width // columns
     lines = []
     for at in range(rows):
-        parts = [_device(device, usual, device.index in own, room) for device in devices[at::rows]]
+        parts = [_device(device, usual, device.index in own, room, forecast) for device in devices[at::rows]]
         lines.append(Content("").join(part.pad_right(max(0, room - part.cell_length)) for part in parts))
     return Content("\n").join([*lines, _host(host)])
 
@@ -47,7 +57,7 @@ def _columns(devices: int, width: int, low: bool) -> int:
     return 2 if (low or devices > MANY) and width >= 2 * COLUMN else 1
 
 
-def _device(device: Device, usual: float, own: bool, room: int) -> Content:
+def _device(device: Device, usual: float, own: bool, room: int, forecast: float) -> Content:
     share = (device.utilisation or 0.0) / 100
     straggles = own and device.utilisation is not None and device.utilisation < STRAGGLING * usual
     busy = " –" if device.utilisation is None else f"{device.utilisation:3.0f}%"
@@ -61,7 +71,7 @@ def _device(device: Device, usual: float, own: bool, room: int) -> Content:
         (f"{device.index:>2} ", "$text-muted"),
         (_bar(share), "$warning" if straggles else "$success"),
         (f"{busy}{'▼' if straggles else ' '} ", "bold $warning" if straggles else "bold $text"),
-        (_bar(full), "$error" if full > 0.95 else "$primary"),
+        *memory_bar(full, forecast / total if own and total else 0.0),
         (f" {memory} ", "$text"),
         ("–" if heat is None else f"{heat:.0f}°{'!' if hot else ''}", f"bold {colour}" if hot else colour),
     )
@@ -73,13 +83,22 @@ def _device(device: Device, usual: float, own: bool, room: int) -> Content:
     return line
 
 
+def memory_bar(full: float, forecast: float = 0.0, cells: int = BAR) -> list[tuple[str, str]]:
+    """A bar of memory, with a mark in the cell up to which it was forecast to be full."""
+    bar, style = _bar(full, cells), "$error" if full > 0.95 else "$primary"
+    if forecast <= 0:
+        return [(bar, style)]
+    at = min(cells - 1, max(0, math.ceil(forecast * cells) - 1))
+    return [(bar[:at], style), (FORECAST, "bold $warning"), (bar[at + 1 :], style)]
+
+
 def _owners(device: Device) -> list[str]:
     return list(dict.fromkeys(process.user or "unknown" for process in device.processes or ()))
 
 
-def _bar(share: float) -> str:
-    eighths = round(max(0.0, min(1.0, share)) * BAR * 8)
-    return ("█" * (eighths // 8) + EIGHTHS[eighths % 8].strip()).ljust(BAR, "·")
+def _bar(share: float, cells: int = BAR) -> str:
+    eighths = round(max(0.0, min(1.0, share)) * cells * 8)
+    return ("█" * (eighths // 8) + EIGHTHS[eighths % 8].strip()).ljust(cells, "·")
 
 
 def _host(host: Host) -> Content:

@@ -13,7 +13,7 @@ from cockpit.content import Content
 from cockpit.state.app_state import AppState
 from cockpit.state.formatting import format_size
 from cockpit.widgets.chart import Graph
-from cockpit.widgets.device_table import MANY, device_table, table_height
+from cockpit.widgets.device_table import MANY, device_table, memory_bar, table_height
 from cockpit.widgets.line import Line, labelled
 from engine.protocol.messages import Device, Rank, Run, Telemetry
 from engine.protocol.states import LIVE
@@ -86,6 +86,7 @@ class RankPanel(Line):
 
 
 HOST = ("CPU", "Memory")
+OWN = "this run"
 MAX_BESIDE_HOST = 2
 """Accelerators up to which there is room for the host's panels too."""
 
@@ -111,8 +112,9 @@ class Devices(Widget):
         if sample is None:
             return
         live = run if run and run.state in LIVE else None
+        forecast = _read_forecast(state, live)
         if len(sample.devices) >= MANY:
-            self._show_table(sample, live)
+            self._show_table(sample, live, forecast)
             return
         titles = [f"GPU {device.index}" for device in sample.devices]
         titles += HOST if len(titles) <= MAX_BESIDE_HOST else ()
@@ -120,8 +122,10 @@ class Devices(Widget):
             self._mount(titles, with_ranks=not sample.devices)
         for device in sample.devices:
             values = state.device_history.get(f"device/{device.index}/utilisation", ())
-            user = "this run" if live and device.index in live.devices else _heaviest_process(device)
-            self._panels[f"GPU {device.index}"].show(_device_line(device), values, user)
+            user = OWN if live and device.index in live.devices else _heaviest_process(device)
+            self._panels[f"GPU {device.index}"].show(
+                _device_line(device, forecast if user == OWN else 0.0), values, user
+            )
         if "CPU" in self._panels:
             self._show_host(sample, state)
         if self._ranks:
@@ -130,7 +134,7 @@ class Devices(Widget):
     def on_reformat_size(self) -> None:
         self._arrange()
 
-    def _show_table(self, sample: Telemetry, live: Run | None) -> None:
+    def _show_table(self, sample: Telemetry, live: Run | None, forecast: float) -> None:
         """Many devices: a line each."""
         if self._table is None:
             self.remove_children()
@@ -142,7 +146,7 @@ class Devices(Widget):
         if self._table.styles.height is None or self._table.styles.height.value != height:
             self._table.styles.height = height
         own = live.devices if live else ()
-        self._table.show(device_table(sample.devices, sample.host, own, width, low=low))
+        self._table.show(device_table(sample.devices, sample.host, own, width, low=low, forecast=forecast))
 
     def _mount(self, titles: list[str], with_ranks: bool) -> None:
         self.remove_children()
@@ -169,14 +173,23 @@ class Devices(Widget):
         self._panels["Memory"].show(memory, history.get("host/memory_percent", ()), disk)
 
 
-def _device_line(device: Device) -> Content:
-    """The figures of a device; – for one that it does not report."""
+def _read_forecast(state: AppState, run: Run | None) -> float:
+    """The bytes that the run was forecast to take of a card; 0 where that is not known."""
+    entry = state.histories[run.id].memory.get("forecast") if run and run.id in state.histories else None
+    return float((entry or {}).get("device_bytes") or 0.0)
+
+
+def _device_line(device: Device, forecast: float = 0.0) -> Content:
+    """The figures of a device; – for one that it does not report. With a forecast of its memory, a bar with that
+    mark."""
     used, total = device.memory_used, device.memory_total
     memory = "–" if used is None or total is None else f"{format_size(used).removesuffix('G')}/{format_size(total)}"
     heat = "–" if device.temperature is None else f"{device.temperature:.0f}°C"
     power = "–" if device.power is None else f"{device.power:.0f}W"
     busy = "  –" if device.utilisation is None else f"{device.utilisation:3.0f}%"
-    return Content.assemble((busy, "bold $text"), " ", (f"{memory} {heat} {power}", "$text"))
+    bar = memory_bar(used / total, forecast / total) if forecast and used is not None and total else []
+    gap = " " if bar else ""
+    return Content.assemble((busy, "bold $text"), " ", *bar, (f"{gap}{memory} {heat} {power}", "$text"))
 
 
 def _heaviest_process(device: Device) -> str:

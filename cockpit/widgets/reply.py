@@ -18,6 +18,7 @@ from textual.widgets.markdown import MarkdownStream
 from cockpit.content import Content
 from cockpit.state.chat_tree import ChatReply
 from cockpit.state.formatting import format_hot_cost
+from cockpit.state.markdown_parts import MarkdownParts
 from cockpit.state.reply_format import ParsedReply, indent_json, parse_reply, split_partial_reply
 from cockpit.state.text_diff import mark_new_words
 from cockpit.widgets.reply_views import views
@@ -55,6 +56,8 @@ class Reply(Vertical):
         self.text, self.tokens = content.text if content else "", 0
         self.thinking = content.thinking if content else ""
         self.raw = False
+        self.stopped = False
+        """Whether the user has stopped it: nothing is added until it is complete."""
         self.against: str | None = None
         """The text that differences are marked against; None marks none."""
         self.plain = False
@@ -67,6 +70,7 @@ class Reply(Vertical):
         """How many words differ."""
         self._streamed, self._flushed, self._flushed_tokens = 0, time.monotonic(), 0
         self._stream: MarkdownStream | None = None
+        self._parts = MarkdownParts()
         self._writing = asyncio.Lock()
         self._log: Log | None = None
 
@@ -87,6 +91,8 @@ class Reply(Vertical):
     # ── while it arrives ──────────────────────────────────────────────────────────────────────────────────────────
 
     def write(self, text: str, tokens: int, thinking: str = "") -> None:
+        if self.stopped:
+            return
         self.text += text
         self.thinking += thinking
         self.tokens = tokens
@@ -97,7 +103,7 @@ class Reply(Vertical):
             await self._flush()
 
     async def _flush(self) -> None:
-        if self.content is not None or not (self.text or self.thinking):
+        if self.content is not None or not self.is_attached or not (self.text or self.thinking):
             return
         thinking, body = split_partial_reply(self.text)
         thinking = thinking or self.thinking
@@ -117,9 +123,13 @@ class Reply(Vertical):
         if self._log is not None:
             self._log.write(waiting)
             return
-        if self._stream is None:
-            self._stream = Markdown.get_stream(self.query_one(Markdown))
-        await self._stream.write(_fence_json(waiting) if first else waiting)
+        for piece, begins in self._parts.feed(_fence_json(waiting) if first else waiting):
+            if begins:
+                await self._stop_stream()
+                await self.query_one(".body").mount(Markdown(open_links=False))
+            if self._stream is None:
+                self._stream = Markdown.get_stream(self.query(Markdown).last())
+            await self._stream.write(piece)
 
     async def finish(self, content: ChatReply) -> None:
         """The reply is complete."""
@@ -129,6 +139,7 @@ class Reply(Vertical):
             streamed, self.content, self.text = self.text, content, content.text
         found = self._parse()
         plain = found.kind == "text" and not found.thinking and self._log is None and content.text == streamed
+        plain = plain and self._parts.exact
         if plain and content.text.strip() and not (self.raw or self.plain):
             self._show_facts()  # the text is on the screen already
         else:
@@ -139,7 +150,7 @@ class Reply(Vertical):
         if self._stream is not None:
             await self._stream.stop()
             self._stream = None
-            async with self.query_one(Markdown).lock:
+            async with self.query(Markdown).last().lock:
                 pass  # `stop` does not wait for the last write; the widget must not be removed before that is done
 
     # ── when it is complete ───────────────────────────────────────────────────────────────────────────────────────

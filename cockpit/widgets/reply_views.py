@@ -19,6 +19,7 @@ from textual.widgets.tree import TreeNode
 
 from cockpit.content import Content
 from cockpit.state.reply_format import ParsedReply
+from cockpit.widgets.tool_views import show_part
 from engine.config.tasks import Outline, Table
 from engine.protocol.terminal import show_controls
 
@@ -43,6 +44,12 @@ def views(reply: ParsedReply) -> Iterator[Widget]:
             yield OutlineView(reply.value, view)
         case "json", _:
             yield JsonTree(reply.value)
+        case "tools", _:
+            for part in reply.parts:
+                if isinstance(part, str):
+                    yield Markdown(show_controls(part), open_links=False)
+                else:
+                    yield Static(show_part(part))
         case _ if reply.body[:1] in ("[", "{"):
             yield Static(
                 Content(reply.body)

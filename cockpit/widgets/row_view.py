@@ -163,10 +163,14 @@ def tokens(pieces: Sequence[Mapping[str, Any]]) -> Content:
     """The tokens in order, the trained ones underlined, which is visible without colour too."""
     parts: list[tuple[str, str]] = []
     for at, piece in enumerate(pieces):
-        text = str(piece["text"]).replace("\n", "↵\n") or "◌"
         style = TRAINED if piece["trained"] else CONTEXT
-        parts.append((text, f"{style} {SHADE}" if at % 2 else style))
+        parts.append((write_token(str(piece["text"])), f"{style} {SHADE}" if at % 2 else style))
     return Content.assemble(*parts)
+
+
+def write_token(text: str) -> str:
+    """A token's text with the line ends and the parts of characters in it shown."""
+    return text.replace("\ufffd", "◌").replace("\n", "↵\n") or "◌"
 
 
 def facts(summary: Mapping[str, Any], stats: Mapping[str, Mapping[str, Any]]) -> Content:

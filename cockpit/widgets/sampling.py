@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from textual import events, on
 from textual.app import ComposeResult
+from textual.binding import Binding
 from textual.containers import Horizontal, VerticalScroll
 from textual.widgets import Input, Select, Static
 
@@ -36,9 +37,30 @@ HINTS = {
     "seed": "The same seed gives the same reply. Empty: another each time; targets side by side share it.",
     "task": "Prompts as in the task's training.",
     "json": "Replies are forced to fit the task's JSON schema.",
-    "system": "The system prompt, used from the next question on.",
+    "system": "The system prompt, used from the next question on. Enter edits it.",
 }
 HELP = "Tab goes to the next field. Empty: the model's default."
+
+
+class SystemField(Static, can_focus=True):
+    """The first line of the system prompt. It is edited in a dialog: a line is too short for it."""
+
+    DEFAULT_CSS = """
+    SystemField { width: 1fr; height: 1; text-wrap: nowrap; text-overflow: ellipsis; background: $surface; }
+    SystemField:focus { background: $accent 30%; }
+    """
+    BINDINGS = [Binding("enter,space", "screen.system", "Edit", key_display="Enter")]
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__("–", id=id)
+        self.text = ""
+
+    def show(self, text: str) -> None:
+        self.text = text.strip()
+        self.update(Content(" ".join(self.text.split())[:200] or "–"))
+
+    async def on_click(self) -> None:
+        await self.run_action("screen.system")
 
 
 class Sampling(VerticalScroll):
@@ -74,7 +96,7 @@ class Sampling(VerticalScroll):
             yield Select([("must fit", "fits")], id="json", prompt="free", compact=True, disabled=True)
         with Horizontal():
             yield Static("system", classes="label")
-            yield Input(id="system", compact=True, placeholder="–")
+            yield SystemField(id="system")
         yield Static(HELP, id="hint")
 
     # ── values ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -103,7 +125,11 @@ class Sampling(VerticalScroll):
 
     @property
     def system(self) -> str:
-        return self.query_one("#system", Input).value.strip()
+        return self.query_one("#system", SystemField).text
+
+    @system.setter
+    def system(self, text: str) -> None:
+        self.query_one("#system", SystemField).show(text)
 
     # ── filling ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -119,7 +145,7 @@ class Sampling(VerticalScroll):
             task = settings["task"]
             self.query_one("#task", Select).value = task if task in task_names() else Select.NULL
         if "system" in settings:
-            self.query_one("#system", Input).value = settings["system"]
+            self.system = settings["system"]
 
     @on(Select.Changed, "#preset")
     def _preset_changed(self, event: Select.Changed) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.inference.sampling import Sampling
-from engine.serving.logprobs import ScoredToken
+from engine.inference.token_scores import ScoredToken
 
 
 class Rejection(Exception):

@@ -19,10 +19,10 @@ from engine.inference import soft_prompt
 from engine.inference.detokenizer import StreamedReply, find_stop_tokens, find_thinking_end
 from engine.inference.generate import context_length
 from engine.inference.sampling import Row, choose, open_row
+from engine.inference.token_scores import ScoredToken, TokenScorer
 from engine.models import accelerator
 from engine.serving.jobs import Figures, Job, JobEnd, JobEvent, JobText, Rejection, choose_adapters
 from engine.serving.kv_cache import SlotCache, count_bytes
-from engine.serving.logprobs import ScoredToken, TokenScorer
 
 PREFILL_SECONDS = 0.1
 """Longest time of a chunk of a prompt, in seconds, before the active rows get their next token."""

@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from engine.inference.token_scores import ScoredToken
 from engine.serving.jobs import Job, JobEnd, JobEvent, JobText
-from engine.serving.logprobs import ScoredToken
 
 
 @dataclass

@@ -2,10 +2,13 @@
 cancelled at any token.
 
 Requests: `load {target, directory?, dtype?, quantization?}`, `generate {messages | text, task?, constrained?, preset?,
-…sampling}`, `unload {}`. `text` is continued as it is. The model's thinking is separate from its reply, in the result
-and in each event of the stream. With a task the result also has the reply as the task parses it (`parsed`, null where
-it does not fit the task's schema). The service is a process of its own, so that running out of memory in it never harms
-a run. After `idle_seconds` without a request it unloads the model, and stays.
+…sampling}`, `score {text | messages, reply, thinking?, task?; alternatives?}`, `unload {}`. `text` is continued as it
+is. The model's thinking is separate from its reply, in the result and in each event of the stream. With a task the
+result also has the reply as the task parses it (`parsed`, null where it does not fit the task's schema). `score`
+returns the tokens of a text, or of a reply to a conversation, with the probabilities that the model gives them (see
+`engine.inference.token_scores.summarize_scores`; `own`: they are those that it has generated itself). The service is a
+process of its own, so that running out of memory in it never harms a run. After `idle_seconds` without a request it
+unloads the model, and stays.
 """
 
 from __future__ import annotations
@@ -32,6 +35,10 @@ if TYPE_CHECKING:
 COALESCE = 0.03
 """Seconds for which pieces of text are collected before they are sent."""
 IDLE = 600.0
+ALTERNATIVES, MOST_ALTERNATIVES = 5, 20
+"""Likeliest tokens that are returned beside each: unless the request says how many, and at most."""
+REMEMBERED = 64
+"""Replies whose tokens are remembered: the text alone may be split into others."""
 
 
 class Chat:
@@ -42,6 +49,8 @@ class Chat:
         self.link, self.home, self.cancelled = link, home, cancelled
         self.loaded: LoadedModel | None = None
         self.last_load: dict[str, Any] | None = None
+        self._replies: dict[tuple[str, str, str], list[int]] = {}
+        """Target, thinking and text of the newest replies -> their tokens."""
 
     def load(self, instruction: Instruction) -> dict[str, Any]:
         """Swap the adapter when the loaded base serves the target, else load. Raises ProblemError."""
@@ -81,20 +90,13 @@ class Chat:
         from engine.inference.request import parse_reply, read_prompt, read_sampling
 
         arguments = instruction.arguments
-        if self.loaded is None:
-            if self.last_load is None:
-                raise ProblemError(
-                    Problem(code="service.nothing_open", title="No model is loaded", hint="choose a target first")
-                )
-            self.load(
-                Instruction(
-                    id=instruction.id, name="load", arguments=self.last_load | {"request": arguments["request"]}
-                )
-            )
-        assert self.loaded is not None
+        loaded = self._require_model(instruction)
         prompt, sampling = read_prompt(arguments), read_sampling(arguments)
-        self.link.send_status("busy", target=self.loaded.target.label, device=self.loaded.device, detail="generating")
+        self.link.send_status("busy", target=loaded.target.label, device=loaded.device, detail="generating")
         reply = self._stream(prompt, sampling, arguments["request"])
+        self._replies[loaded.target.label, reply.thinking, reply.text] = list(reply.ids)
+        while len(self._replies) > REMEMBERED:
+            del self._replies[next(iter(self._replies))]
         return {
             "reply": reply.text,
             "thinking": reply.thinking,
@@ -106,6 +108,49 @@ class Chat:
             "finish": reply.finish,
             **parse_reply(arguments, reply.text),
         }
+
+    def score(self, instruction: Instruction) -> dict[str, Any]:
+        """The probabilities of the tokens of a text or of a reply. Raises ProblemError, ValueError."""
+        from engine.inference.prefill import Cancelled
+        from engine.inference.request import read_prompt
+        from engine.inference.token_scores import ScoredToken, TokenScorer, score_tokens, summarize_scores
+
+        arguments = instruction.arguments
+        loaded = self._require_model(instruction)
+        self.link.send_status("busy", target=loaded.target.label, device=loaded.device, detail="scoring")
+        prompt = loaded.prompt(read_prompt(arguments))
+        named = loaded.target.label, arguments.get("thinking", ""), arguments.get("reply", "")
+        own = self._replies.get(named)
+        if "reply" in arguments:
+            given = own or loaded.tokenizer(arguments["reply"], add_special_tokens=False).input_ids
+            begin, ids = len(prompt), [*prompt, *given]
+        else:
+            begin, ids = 1, prompt
+        if begin < 1 or len(ids) <= begin:
+            raise ValueError("there is no token to score: the first one has nothing before it")
+        scorer = TokenScorer(loaded.tokenizer)
+        alternatives = min(max(int(arguments.get("alternatives", ALTERNATIVES)), 0), MOST_ALTERNATIVES)
+        try:
+            scored = score_tokens(
+                loaded.decoder, scorer, ids, begin, alternatives, lambda: arguments["request"] in self.cancelled
+            )
+        except Cancelled:
+            raise ProblemError(Problem(code="request.cancelled", title="Stopped")) from None
+        if "reply" not in arguments and ids[0] not in loaded.tokenizer.all_special_ids:
+            scored.insert(0, ScoredToken(scorer.first_text(ids[0]), None))
+        return {**summarize_scores(scored), "own": own is not None}
+
+    def _require_model(self, instruction: Instruction) -> LoadedModel:
+        """The model, loaded again if it was idle for long. Raises ProblemError."""
+        if self.loaded is None:
+            if self.last_load is None:
+                raise ProblemError(
+                    Problem(code="service.nothing_open", title="No model is loaded", hint="choose a target first")
+                )
+            again = self.last_load | {"request": instruction.arguments["request"]}
+            self.load(Instruction(id=instruction.id, name="load", arguments=again))
+        assert self.loaded is not None
+        return self.loaded
 
     def unload(self, instruction: Instruction) -> dict[str, Any]:
         """Unload the model; the next `generate` loads it again."""
@@ -145,7 +190,7 @@ class Chat:
 
 def answer_request(chat: Chat, instruction: Instruction) -> None:
     """Handle a request and answer it, whatever happens."""
-    questions = {"load": chat.load, "generate": chat.generate, "unload": chat.unload}
+    questions = {"load": chat.load, "generate": chat.generate, "score": chat.score, "unload": chat.unload}
     result, problem = None, None
     try:
         if instruction.name not in questions:

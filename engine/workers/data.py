@@ -2,9 +2,9 @@
 
 Requests: `open {profile, directory}`, `rows {part, start, count}`, `narrow {part, query}`, `tokens {part, index}`,
 `rendered {part, index}`, `stats {part}`, `stages {until}`, `prepare {}`, `batch {step}`, `decide {at, decision}`,
-`reread {}`, `draft {name}`, `worst {run, by, top[, drop, only, weight]}`. `open`, `narrow`, `stats`, `stages`,
-`prepare`, `reread` and `draft` send events `progress {phase, done, total}` and can be cancelled; what `prepare` has
-done by then is kept.
+`reread {}`, `draft {name}`, `worst {run, by, top[, drop, only, weight]}`, `keep_row {path, directory, messages[,
+run]}`. `open`, `narrow`, `stats`, `stages`, `prepare`, `reread` and `draft` send events `progress {phase, done, total}`
+and can be cancelled; what `prepare` has done by then is kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from engine.workers.service_loop import Cancelled, ErrorTexts, build_parser, ser
 
 QUESTIONS = (
     *("open", "rows", "narrow", "tokens", "rendered", "stats"),
-    *("prepare", "batch", "decide", "reread", "stages", "draft", "worst"),
+    *("prepare", "batch", "decide", "reread", "stages", "draft", "worst", "keep_row"),
 )
 _EVERY = 0.1
 """Seconds between two progress events."""
@@ -136,6 +136,13 @@ class Data:
 
         given = {"drop": None, "only": None, "weight": 0.0, **arguments}
         return worst.run(self.home, argparse.Namespace(**given), lambda *_: None)
+
+    def keep_row(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Append a conversation to a file of rows (see `engine.prep.keep_row`). Raises ValueError, OSError."""
+        from engine.prep.keep_row import keep_row
+
+        path = Path(arguments.get("directory") or Path.cwd(), Path(arguments["path"]).expanduser())
+        return keep_row(path, arguments["messages"], self.home, arguments.get("run", ""))
 
     def _require_browser(self) -> Browser:
         if self.browser is None:

@@ -51,6 +51,13 @@ class FakeServices(FakeEngine):
                 return {"label": arguments["target"], "template": True, "seconds": 0.1, "context": 2048, "note": text}
             case "generate":
                 return await self._generate(request)
+            case "score":
+                found = arguments.get("reply") or arguments["text"]
+                top = [[text, -0.1], [f"{text} {text}", -3.0]]
+                tokens = [[found, None, []], [f" {found}\n", -0.1, top], [found, -6.0, top]]
+                return {"tokens": tokens, "scored": 2, "nats": 3.05, "perplexity": 21.12, "own": "reply" in arguments}
+            case "keep_row":
+                return {"path": arguments["path"], "format": text, "added": True}
             case "open" | "reread":
                 return self._summary()
             case "rows":

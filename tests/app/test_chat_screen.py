@@ -46,9 +46,8 @@ def texts(screen: ChatScreen) -> list[str]:
     return [turn.replies[0].text.strip() if turn.is_answer else turn.text for turn in screen.chat.path]
 
 
-@SIZES
-async def test_pick_talk_stop_and_clear(size: tuple[int, int], engine: Engine) -> None:
-    async with run_app(RealEngine, size, home=engine.home, first="chat") as pilot:
+async def test_pick_talk_stop_and_clear(engine: Engine) -> None:
+    async with run_app(RealEngine, LOW, home=engine.home, first="chat") as pilot:
         screen = chat_of(pilot)
         assert "Nothing loaded yet" in screen_text(pilot) and "^t Target" in screen_text(pilot)
         assert_fits(pilot)
@@ -191,9 +190,8 @@ async def test_two_targets_side_by_side_differ_word_by_word(size: tuple[int, int
         assert screen.targets[0].target == "model-1" and "b Blind" not in screen_text(pilot)
 
 
-@SIZES
-async def test_blind_votes_and_ratings_are_kept(size: tuple[int, int], engine: Engine) -> None:
-    async with run_app(RealEngine, size, home=engine.home, first="chat") as pilot:
+async def test_blind_votes_and_ratings_are_kept(engine: Engine) -> None:
+    async with run_app(RealEngine, HIGH, home=engine.home, first="chat") as pilot:
         screen = await load(pilot, "model-1", "model-2")
         await pilot.press("escape", "b", "i")
         await say(pilot, *"it was said")

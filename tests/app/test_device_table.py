@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from cockpit.widgets.chart import Chart
-from cockpit.widgets.device_table import COLUMN, device_table, table_height
+from cockpit.widgets.device_table import COLUMN, FORECAST, device_table, memory_bar, table_height
 from engine.protocol.messages import DeviceProcess
 from tests.app.fake import FakeEngine, demo_run, telemetry
 from tests.app.screen import HIGH, LOW, assert_fits, run_app, screen_text, until
@@ -21,6 +21,15 @@ def test_the_straggler_and_the_hot_card_are_marked_without_colour_too() -> None:
     assert [at for at, line in enumerate(lines) if "▼" in line] == [3] and " 37%▼" in lines[3]
     assert [at for at, line in enumerate(lines) if "!" in line] == [5] and "103°!" in lines[5]
     assert "500W" in lines[0] and "W" not in lines[5] and "CPU 93%" in lines[8]
+
+
+def test_the_forecast_is_a_mark_in_the_bar_of_the_runs_own_cards() -> None:
+    sample = telemetry(8)
+    forecast = 0.75 * sample.devices[0].memory_total
+    lines = device_table(sample.devices, sample.host, (0, 1), 100, forecast=forecast).plain.splitlines()
+    assert [FORECAST in line for line in lines] == [True, True] + [False] * 7
+    bars = ["".join(text for text, _ in memory_bar(0.5, share, 8)) for share in (0.0, 0.01, 0.5, 0.75, 1.0, 3.0)]
+    assert bars == ["████····", "┃███····", "███┃····", "████·┃··", "████···┃", "████···┃"]
 
 
 def test_only_other_peoples_devices_are_named() -> None:

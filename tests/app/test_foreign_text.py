@@ -22,8 +22,10 @@ from tests.hostile import CONTROLS, EVIL
 
 TEXT = f"[/x] [bold]KEY {EVIL} 抽取三元组"
 SIZES = [(20, 10), (34, 24), (80, 24)]
+DIALOG_SIZES = [(20, 10), (80, 24)]
 if os.environ.get("COCKPIT_ALL_SIZES"):
     SIZES = [(width, height) for width in (20, 24, 30, 34, 36, 40, 59, 60, 100, 150, 220) for height in (10, 24, 60)]
+    DIALOG_SIZES = SIZES
 
 
 @asynccontextmanager
@@ -43,8 +45,9 @@ async def hostile_app(first: str, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         yield pilot
 
 
-async def assert_all_sizes(pilot: Pilot[None], what: str) -> None:
-    for size in SIZES:
+async def assert_all_sizes(pilot: Pilot[None], what: str, sizes: list[tuple[int, int]] = SIZES) -> None:
+    """The last size stays: each further one is the whole screen laid out anew."""
+    for size in sizes:
         await pilot.resize_terminal(*size)
         await until(pilot, lambda size=size: pilot.app.screen._compositor.size == size)  # laid out anew
         strips = pilot.app.screen._compositor.render_strips()
@@ -53,15 +56,13 @@ async def assert_all_sizes(pilot: Pilot[None], what: str) -> None:
         text = "".join(segment.text for strip in strips for segment in strip)
         assert not CONTROLS.findall(text), (what, size)
         assert pilot.app.faults == 0, (what, size)  # type: ignore[attr-defined]
-    await pilot.resize_terminal(*HIGH)
-    await pilot.pause(0.02)
 
 
 KEYS = {
     "dashboard": ["", "question_mark", "b", "a", "l", "x", "v", "w", "X", "colon", "E"],
     "runs": ["", "slash", "o", "d", "x", "E"],
     "profile": ["", "ctrl+s", "tab", "ctrl+l"],
-    "chat": ["", "ctrl+t", "ctrl+g", "ctrl+s", "ctrl+o", "question_mark"],
+    "chat": ["", "ctrl+t", "ctrl+g", "ctrl+s", "ctrl+o", "question_mark", "S"],
     "doctor": [""],
 }
 """Screen -> the keys that open something over it; each is closed with Esc."""
@@ -74,7 +75,7 @@ async def test_a_screen_and_what_opens_over_it(first: str, monkeypatch: pytest.M
             if key:
                 await pilot.press(key)
                 await pilot.pause(0.05)
-            await assert_all_sizes(pilot, f"{first} {key}")
+            await assert_all_sizes(pilot, f"{first} {key}", DIALOG_SIZES if key else SIZES)
             if key:
                 await pilot.press("escape")
 
@@ -91,7 +92,7 @@ async def test_rows_of_data_in_every_view(monkeypatch: pytest.MonkeyPatch, tmp_p
             if keys:
                 await pilot.press(keys)
             await pilot.pause(0.05)
-            await assert_all_sizes(pilot, f"data {keys}")
+            await assert_all_sizes(pilot, f"data {keys}", DIALOG_SIZES)
         await pilot.press("escape")
 
 
@@ -125,9 +126,10 @@ async def test_a_conversation_and_its_problems(monkeypatch: pytest.MonkeyPatch) 
             await assert_all_sizes(pilot, "chat")
         await screen.conversation.show_problem(Problem(code="x", title=TEXT, cause=TEXT, hint=TEXT))
         await assert_all_sizes(pilot, "chat with a problem")
-        await pilot.press("escape", "v")
-        await asyncio.sleep(0.1)
-        await assert_all_sizes(pilot, "chat raw")
+        for keys in (["escape", "v"], ["p"], ["escape", "a"], ["escape", "w"]):
+            await pilot.press(*keys)
+            await asyncio.sleep(0.1)
+            await assert_all_sizes(pilot, f"chat {keys}", DIALOG_SIZES)
 
 
 async def test_evaluations_their_replies_and_a_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,4 +139,4 @@ async def test_evaluations_their_replies_and_a_comparison(monkeypatch: pytest.Mo
         for keys in (["enter"], ["t"], ["escape", "o", "up", "o"], ["escape", "n"]):
             await pilot.press(*keys)
             await pilot.pause(0.2)
-            await assert_all_sizes(pilot, f"evaluations {keys}")
+            await assert_all_sizes(pilot, f"evaluations {keys}", DIALOG_SIZES)

@@ -12,11 +12,11 @@ from rich.text import Text
 from textual.color import Color
 from textual.content import Content
 from textual.pilot import Pilot
-from textual.widgets import Input
 
 from cockpit.control_filter import SHOW_CONTROLS
 from cockpit.screens.chat import ChatScreen
 from cockpit.state.chat_tree import ChatReply, ChatTree
+from cockpit.widgets.sampling import Sampling
 from engine.protocol.messages import Problem
 from tests.app import fake
 from tests.app.fake import FakeEngine
@@ -105,7 +105,7 @@ async def test_the_chat(monkeypatch: pytest.MonkeyPatch, parsed: list[str]) -> N
         await pilot.pause(0.3)
         assert "✗ [/x]" in screen_text(pilot)
         assert_harmless(pilot, parsed)
-        screen.query_one("#system", Input).value = EVIL
+        screen.query_one(Sampling).system = EVIL
         await pilot.pause(0.1)
         assert_harmless(pilot, parsed)
 

@@ -23,8 +23,7 @@ async def ready(pilot: Pilot[None]) -> None:
     await until(pilot, lambda: pilot.app.state.histories.get(pilot.app.state.selected or "") is not None)  # type: ignore[attr-defined]
 
 
-@SIZES
-async def test_a_setting_is_chosen_checked_and_set(size: tuple[int, int]) -> None:
+async def test_a_setting_is_chosen_checked_and_set(size: tuple[int, int] = LOW) -> None:
     run = demo_run()
     engine = FakeEngine(run)
     async with run_app(engine, size) as pilot:
@@ -44,8 +43,7 @@ async def test_a_setting_is_chosen_checked_and_set(size: tuple[int, int]) -> Non
         assert steered(engine) == [("set", Set(run=run.id, changes={"evaluation.every_steps": 10}))]
 
 
-@SIZES
-async def test_changes_are_marked_on_the_chart_and_thresholds_drawn(size: tuple[int, int]) -> None:
+async def test_changes_are_marked_on_the_chart_and_thresholds_drawn(size: tuple[int, int] = LOW) -> None:
     run = demo_run()
     engine = FakeEngine(run)
     async with run_app(engine, size) as pilot:
@@ -157,8 +155,7 @@ async def test_a_long_warning_is_whole_or_says_where_it_is(size: tuple[int, int]
         await until(pilot, lambda: "total)" in screen_text(pilot) and "memory too" in screen_text(pilot))
 
 
-@SIZES
-async def test_probes_and_kept_samples_are_one_key_away(size: tuple[int, int]) -> None:
+async def test_probes_and_kept_samples_are_one_key_away(size: tuple[int, int] = LOW) -> None:
     run = demo_run()
     engine = FakeEngine(run)
     async with run_app(engine, size) as pilot:

@@ -92,14 +92,19 @@ def typed(home: Home, *lines: str, **more: str) -> subprocess.CompletedProcess[s
 def test_the_commands_of_a_conversation(bare_home: Home, tmp_path: Path) -> None:
     kept = tmp_path / "kept.json"
     said = typed(
-        bare_home, "/system be brief", "one", "/regenerate", "/set temperature=0.5 stop='a b'", "/set temperature=",
-        "/set nothing=1", "/set top_k=many", f"/save {kept}", "/save short", "clear", "two", f"/load {kept}", "three",
-        "/nope", "quit",
+        bare_home, "/tokens", "/perplexity", "/system be brief", "one", "/tokens", "/perplexity a b c", "/regenerate",
+        "/set temperature=0.5 stop='a b'", "/set temperature=", "/set nothing=1", "/set top_k=many", f"/save {kept}",
+        "/save short", "clear", "two", f"/load {kept}", "three", "/nope", "quit",
     )  # fmt: skip
     assert said.returncode == 0
     replies = [line.removeprefix("you> ").removeprefix("you> ").strip() for line in said.stdout.splitlines()]
     assert replies[:2] == ["be brief | one", "be brief | one"]
     assert "be brief | two" in said.stdout and "be brief | one | be brief | one | three" in said.stdout
+    assert "there is no reply yet" in said.stderr and "give a text: /perplexity TEXT" in said.stderr
+    assert (
+        "3 tokens · perplexity 11.02" in said.stderr and "' c' 0.09 %, where it expected ' other' 90.5 %" in said.stderr
+    )
+    assert "4 tokens · perplexity" in said.stderr and "' one' 0.09 %" in said.stderr
     assert "temperature=0.5, stop=['a b']" in said.stderr and "stop=['a b']\n" in said.stderr
     for problem in ("nothing=1: write K=V", "top_k: 'many' is not a number", "there is no command /nope"):
         assert problem in said.stderr

@@ -96,6 +96,20 @@ def test_a_conversation(desk: Desk, adapters: list[Path], home: Home) -> None:
     )
     assert reply["finish"] == "stop" and reply["tokens"] == 8
     assert 0 < reply["first_token_seconds"] < reply["seconds"]
+    # Greedy: each of its tokens is the likeliest of all; nobody would have written another reply.
+    asked = {"messages": say("What is the capital of France?"), "alternatives": 2}
+    scored = desk.result("score", **asked, reply=reply["reply"])
+    assert scored["own"] and scored["scored"] == 8 and "".join(text for text, _, _ in scored["tokens"][:-1]) == (
+        reply["reply"]
+    )
+    assert all([text, value] == likeliest[0] and len(likeliest) == 2 for text, value, likeliest in scored["tokens"])
+    other = desk.result("score", **asked, reply="The capital of France is Bonn.")
+    worst = min(other["tokens"], key=lambda token: float(token[1]))
+    assert not other["own"] and worst[0] == " Bonn" and worst[2][0][0] == " Paris"
+    pasted = desk.result("score", text="The capital of France is Paris.")
+    assert pasted["tokens"][0][:2] == ["The", None] and 1 < pasted["perplexity"] < other["perplexity"]
+    nothing = desk.answered(desk.ask("score", text="A")).problem
+    assert nothing is not None and "no token to score" in nothing.cause
 
     # Cancelled while it is talking: it stops within a token, and what came is kept.
     request = desk.ask("generate", messages=say("Count from 1 to 1000."), max_new_tokens=1000)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 
 from engine.protocol.home import Home
@@ -98,7 +99,19 @@ def generate(question: Instruction) -> None:
     link.answer(question, result=result)
 
 
-ANSWERS = {"load": load, "generate": generate}
+def score(question: Instruction) -> None:
+    """The last word is a surprise."""
+    words = (question.arguments.get("reply") or question.arguments["text"]).split()
+    tokens = [[f" {word}", -0.1, [[f" {word}", -0.1]]] for word in words]
+    tokens[-1] = [f" {words[-1]}", -7.0, [[" other", -0.1]]]
+    nats = (7.0 + 0.1 * (len(words) - 1)) / len(words)
+    link.answer(
+        question,
+        result={"tokens": tokens, "scored": len(words), "nats": nats, "perplexity": math.exp(nats), "own": False},
+    )
+
+
+ANSWERS = {"load": load, "generate": generate, "score": score}
 
 while True:
     link.instructions_arrived.wait()

@@ -1,0 +1,51 @@
+"""The settings that act on the next question, in a line; and the messages that a model gets for a question. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cockpit.state.chat_tree import ChatTree, Message
+from cockpit.state.formatting import counted
+from engine.config.tasks import task_messages
+
+NAMES = {
+    "temperature": "temperature",
+    "top_k": "top-k",
+    "top_p": "top-p",
+    "min_p": "min-p",
+    "repetition_penalty": "repetition",
+    "no_repeat_ngram": "no-repeat n",
+    "seed": "seed",
+    "stop": "stop",
+}
+"""Setting -> its name in the line. Those that sample only are left out of a greedy one."""
+SAMPLES = ("temperature", "top_k", "top_p", "min_p", "seed")
+NEUTRAL = {"repetition_penalty": 1.0}
+
+
+def describe_acting(settings: Mapping[str, Any], system: str) -> str:
+    """What acts on the next question: the task, the system prompt, the sampling."""
+    parts = []
+    if task := settings.get("task"):
+        parts.append(f"task {str(task).replace('_', ' ')}: its prompt alone is sent")
+        parts.append("JSON must fit" if settings.get("constrained") else "JSON free")
+    elif system:
+        parts.append(f"system prompt of {counted(len(system.split()), 'word')}")
+    greedy = not settings.get("temperature")
+    parts += ["greedy"] if greedy else []
+    for key, name in NAMES.items():
+        value = settings.get(key)
+        if value in (None, [], "", NEUTRAL.get(key)) or (greedy and key in SAMPLES):
+            continue
+        parts.append(f"{name} {'|'.join(value) if isinstance(value, list) else f'{value:g}'}")
+    if most := settings.get("max_new_tokens"):
+        parts.append(f"at most {counted(most, 'token')}")
+    return " · ".join(parts)
+
+
+def sent_messages(tree: ChatTree, question: int, column: int, settings: Mapping[str, Any]) -> list[Message]:
+    """The messages that the target in `column` gets for a question: with a task, those of the task alone."""
+    if task := settings.get("task"):
+        return task_messages(str(task), tree.turns[question].text)
+    return tree.messages(question, column)

@@ -1,0 +1,135 @@
+"""Log-probabilities of tokens: from logits to each token's own and those of its likeliest alternatives; and of a whole
+text, in one pass over it.
+
+They are the model's own, before temperature, penalties and a schema change what is drawn, in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.inference import soft_prompt
+from engine.inference.generate import describe_no_room, room
+from engine.inference.prefill import CancellableForward, Cancelled
+
+SLAB = 64
+"""Positions whose distributions are in memory at the same time."""
+CHUNK = 256
+"""Positions of a text in one pass over it."""
+_LARGEST = 700.0
+"""Nats beyond which a perplexity is no finite number."""
+
+
+@dataclass(frozen=True)
+class ScoredToken:
+    """A token's text and log-probability, in nats; that of a prompt's first token is None. `top` has the likeliest
+    tokens of its place, the likeliest first."""
+
+    text: str
+    logprob: float | None
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass
+class TokenScorer:
+    """Scores tokens of one tokenizer. Used in the device's thread alone."""
+
+    tokenizer: Any
+    _texts: dict[int, str] = field(default_factory=dict)
+
+    def score(self, logits: Any, tokens: Sequence[int], alternatives: int) -> list[ScoredToken]:
+        """`logits` is [tokens, vocabulary]: the distribution from which each of `tokens` comes."""
+        scored: list[ScoredToken] = []
+        for begin in range(0, len(tokens), SLAB):
+            part = list(tokens[begin : begin + SLAB])
+            scored += self._score_slab(logits[begin : begin + len(part)], part, alternatives)
+        return scored
+
+    def _score_slab(self, logits: Any, tokens: list[int], alternatives: int) -> list[ScoredToken]:
+        import torch
+
+        values = logits.float().log_softmax(-1)
+        own = values.gather(1, torch.tensor(tokens, device=values.device)[:, None]).squeeze(1).tolist()
+        likeliest = values.topk(min(alternatives, values.shape[-1]), -1)
+        tops = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+        return [
+            ScoredToken(self.text(token), value, tuple(zip(map(self.text, ids), top, strict=True)))
+            for token, value, (ids, top) in zip(tokens, own, tops, strict=True)
+        ]
+
+    def first_text(self, token: int) -> str:
+        """The text of a token that begins a text."""
+        text: str = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        return text
+
+    def text(self, token: int) -> str:
+        """The text that a token adds behind others, special tokens too; U+FFFD for a part of a character."""
+        if token not in self._texts:
+            # Alone, a token of some tokenizers would lose the blank at its beginning.
+            before = self.tokenizer("a", add_special_tokens=False).input_ids
+            alone, both = (
+                self.tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (before, [*before, token])
+            )
+            self._texts[token] = both.removeprefix(alone)
+        return self._texts[token]
+
+
+def score_tokens(
+    model: Any,
+    scorer: TokenScorer,
+    ids: Sequence[int],
+    begin: int,
+    alternatives: int,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> list[ScoredToken]:
+    """Score the tokens of `ids` from the place `begin`, each behind those before it. `begin` is at least 1.
+
+    Logits of `CHUNK` positions are in memory at the same time. Raises ValueError for more tokens than the model's
+    context holds, Cancelled after `cancelled` has returned true.
+    """
+    import torch
+
+    with torch.inference_mode():
+        model, cache, before = soft_prompt.start_cache(model)
+        if room(model, len(ids), before) < 0:
+            raise ValueError(describe_no_room(model, len(ids)))
+        given = torch.tensor([[*ids]], device=model.device)
+        output = CancellableForward(model, cancelled)(given[:, :begin], cache)
+        scored = scorer.score(output.logits[0, -1:], ids[begin : begin + 1], alternatives)
+        # Behind a prompt that is read both ways, a reply is read as it is written: token by token.
+        chunk = 1 if getattr(model, "reads_both_ways", False) else CHUNK
+        for start in range(begin, len(ids) - 1, chunk):
+            if cancelled():
+                raise Cancelled
+            end = min(start + chunk, len(ids) - 1)
+            output = model(
+                input_ids=given[:, start:end],
+                past_key_values=output.past_key_values,
+                use_cache=True,
+                logits_to_keep=end - start,
+            )
+            scored += scorer.score(output.logits[0], ids[start + 1 : end + 1], alternatives)
+    return scored
+
+
+def summarize_scores(tokens: Sequence[ScoredToken]) -> dict[str, Any]:
+    """What a client gets: `tokens` as [text, log-probability, alternatives], how many have one (`scored`), and their
+    mean surprise in `nats` and as `perplexity`. Null where the model's numbers are not finite."""
+    values = [each.logprob for each in tokens if each.logprob is not None]
+    nats = -sum(values) / len(values) if values else math.nan
+    finite = math.isfinite(nats)
+    return {
+        "tokens": [
+            [each.text, _finite(each.logprob), [[text, _finite(value)] for text, value in each.top]] for each in tokens
+        ],
+        "scored": len(values),
+        "nats": nats if finite else None,
+        "perplexity": math.exp(min(nats, _LARGEST)) if finite else None,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is None or math.isfinite(value) else None

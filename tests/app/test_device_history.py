@@ -1,0 +1,119 @@
+"""The devices of a run over its steps: on the axis of the loss, the straggler and the hot card in sight."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from cockpit.screens.device_history import DeviceHistoryScreen
+from cockpit.state.device_history import HELD, Track, cells, find_stragglers, make_tracks, straggles
+from cockpit.widgets.chart import Chart
+from cockpit.widgets.chart_raster import GUTTER
+from cockpit.widgets.device_strips import DeviceStrips
+from engine.protocol.messages import CLOCK, Device, Host, Message, Series, SeriesReply, Telemetry, TelemetryHistory
+from tests.app.fake import GIGA, FakeEngine, demo_run, telemetry
+from tests.app.screen import HIGH, LOW, assert_fits, run_app, screen_text, until
+
+STEPS, PERIOD, AGO = 200, 60.0, 12_000.0
+
+
+class Past(FakeEngine):
+    """A run of 200 steps of a minute each on all cards; card 3 straggles from step 100 on, and card 5 is hot."""
+
+    def __init__(self, devices: int) -> None:
+        run = demo_run(step=STEPS, max_steps=STEPS, started=time.time() - AGO, devices=list(range(devices)))
+        super().__init__(run, devices=devices)
+        self.begun = time.time() - AGO
+
+    async def request(self, operation: str, message: Message | None = None, timeout: float = 30.0) -> Any:
+        if operation == "telemetry" and getattr(message, "first", None) is not None:
+            self.requests.append((operation, message))  # type: ignore[arg-type]
+            return TelemetryHistory(samples=[self.sample(at) for at in range(1, STEPS + 1)])
+        reply = await super().request(operation, message, timeout)
+        if operation == "series":
+            steps = list(range(1, STEPS + 1))
+            moments = [self.begun + PERIOD * step for step in steps]
+            clock = Series(name=CLOCK, first_step=steps, last_step=steps, low=moments, high=moments, last=moments,
+                           total=STEPS)  # fmt: skip
+            return SeriesReply(run=reply.run, series=[clock if each.name == CLOCK else each for each in reply.series])
+        return reply
+
+    def sample(self, step: int) -> Telemetry:
+        past = telemetry(self.devices)
+        for device in past.devices:
+            device.utilisation = 20.0 if device.index == 3 and step > 100 else 95.0
+            device.temperature = 96.0 if device.index == 5 else 60.0
+            device.power_limit = 700.0
+        past.time = self.begun + PERIOD * step - 1
+        return past
+
+
+@pytest.mark.parametrize(("devices", "size"), [(8, HIGH), (16, LOW), (0, LOW)])
+async def test_devices_over_the_steps_of_the_run(devices: int, size: tuple[int, int]) -> None:
+    engine = Past(devices)
+    async with run_app(engine, size) as pilot:
+        await pilot.press("D")
+        await until(pilot, lambda: isinstance(pilot.app.screen, DeviceHistoryScreen) and pilot.app.screen.quantity)
+        screen = pilot.app.screen
+        assert isinstance(screen, DeviceHistoryScreen)
+        await until(pilot, lambda: "mean of what is shown" in screen_text(pilot))
+        asked: Any = next(each for name, each in engine.requests if name == "telemetry" and each.first)  # type: ignore[attr-defined]
+        assert asked.first < engine.begun + PERIOD and 0 < asked.points <= 1000
+        assert_fits(pilot)
+        if not devices:
+            assert "host" in screen_text(pilot) and "CPU" in screen_text(pilot) and " 93%" in screen_text(pilot)
+            return
+        assert " 0  95%" in screen_text(pilot) and " 3▼ 58%" in screen_text(pilot)
+        # The bars of the straggler fall in the middle of the loss's axis.
+        chart, strip = screen.query_one(Chart), screen.query(DeviceStrips).first()
+        assert strip.content_region.x == chart.content_region.x and strip.size.width == chart.size.width
+        text = next(line for line, _ in strip._rows if line.startswith(" 3▼"))[GUTTER:]
+        drop = next(at for at, bar in enumerate(text) if bar == "▂")
+        first, last = chart.span()
+        assert abs(first + (last - first) * drop / len(text) - 100) < 2 * (last - first) / len(text) + 1
+        # The crosshair says what was at its moment, and a range is shared.
+        for _ in range(3):
+            await pilot.press("left")
+        await until(pilot, lambda: "at the crosshair" in screen_text(pilot) and " 3▼ 20%" in screen_text(pilot))
+        await pilot.press("escape", "home")
+        await pilot.press("plus", "i")
+        await until(pilot, lambda: "20%" in screen_text(pilot) or "▼" in screen_text(pilot))
+        await pilot.press("minus", "t")
+        await until(pilot, lambda: screen.quantity == "memory" and "60G" in screen_text(pilot))
+        await pilot.press("t", "t")
+        await until(pilot, lambda: " 5  96°" in screen_text(pilot))
+        if size == LOW:
+            assert "devices 0 to 11 of 16" in screen_text(pilot)
+            await pilot.press("pagedown")
+            await until(
+                pilot, lambda: "devices 4 to 15 of 16" in screen_text(pilot) and "15  60°" in screen_text(pilot)
+            )
+            await pilot.press("pageup")
+            await until(pilot, lambda: " 0  60°" in screen_text(pilot))
+        await pilot.press("q")
+        await until(pilot, lambda: pilot.app.screen is not screen)
+
+
+def test_a_cell_is_the_mean_of_its_samples_and_holds_the_newest() -> None:
+    track = Track("0")
+    for moment, value in ((10.0, 40.0), (11.0, 60.0), (11.0, 99.0), (100.0, 80.0)):
+        track.add(moment, value, value / 100)
+    found = cells(track, [0.0, 9.0, 20.0, 90.0, 110.0, 110.0 + HELD, 400.0])
+    assert [cell and cell[0] for cell in found] == [None, 50.0, 60.0, 80.0, 80.0, None]
+    assert track.at(12.0) == 60.0 and track.at(9.0) is None and track.at(101 + HELD) is None
+
+
+def test_what_a_device_does_not_report_is_no_sample() -> None:
+    cards = [Device(index=0, name="a"), Device(index=1, name="b", utilisation=5.0, memory_used=GIGA, memory_total=0)]
+    samples = [Telemetry(time=float(at), host=Host(), devices=cards) for at in range(3)]
+    assert [len(track.moments) for track in make_tracks(samples, "utilisation", [0, 1])] == [0, 3]
+    assert [track.label for track in make_tracks(samples, "memory", [1])] == ["1"]
+    assert [track.label for track in make_tracks(samples, "power", [7])] == ["0", "1"], "of another host: all"
+    rows: list[list[tuple[float, float] | None]] = [
+        [(90.0, 0.9), (90.0, 0.9), None],
+        [(20.0, 0.2), (90.0, 0.9), (1.0, 0.0)],
+    ]
+    assert find_stragglers(rows) == [[False, False, False], [True, False, False]] and not find_stragglers([])
+    assert straggles([True] * 2 + [False] * 8) and not straggles([True] + [False] * 9)
