@@ -218,7 +218,7 @@ def delete(server: Server, caller: Caller, message: RunRef) -> None:
 
 
 def reorder(server: Server, caller: Caller, message: Reorder) -> Run:
-    return server.queue.reorder(server.runs.find(message.run), message.position)
+    return server.queue.waiting.reorder(server.runs.find(message.run), message)
 
 
 def label(server: Server, caller: Caller, message: Label) -> Run:
