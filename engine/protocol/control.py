@@ -377,12 +377,17 @@ OPERATIONS: dict[str, Operation] = {
     "delete": Operation(
         RunRef, Nothing, "Delete the directory of a run that has ended.", (NO_RUN, "the run has not ended")
     ),
-    "reorder": Operation(Reorder, Run, "Move a run within the queue, or change its priority.", (NO_RUN, "the run is not queued", "the priority is out of range")),
+    "reorder": Operation(
+        Reorder,
+        Run,
+        "Move a run within the queue, or change its priority.",
+        (NO_RUN, "the run is not queued", "the priority is out of range"),
+    ),
     "label": Operation(
         Label,
         Run,
         "Change the tags, the note, the pin and the group of a run, which are kept in its directory.",
-        (NO_RUN, "a tag or the note is not valid", "it cannot be written"),
+        (NO_RUN, "a tag, the note or the group is not valid", "it cannot be written"),
     ),
     "series": Operation(SeriesQuery, SeriesReply, "Return metrics, reduced to a number of buckets.", (NO_RUN,)),
     "log": Operation(LogQuery, LogReply, "Return a part of a run's log.", (NO_RUN,)),

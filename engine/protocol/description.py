@@ -95,7 +95,7 @@ class Run(Message, kw_only=True):
     note: str = ""
     pinned: bool = False
     group: str = ""
-    """The runs of a grid, or of any other group. `tags`, `note`, `pinned` and `group` are the user's own, see `Label`."""
+    """`tags`, `note`, `pinned` and `group` are the user's own, see `Label`. The runs of a grid are a group."""
 
 
 class CheckpointInfo(Message, kw_only=True):

@@ -1,5 +1,5 @@
-"""The order of the queue: by priority, and within one by place. Each waiting run's journal holds both, so that the order
-is the same after the engine was killed.
+"""The order of the queue: by priority, and within one by place. Each waiting run's journal holds both, so that the
+order is the same after the engine was killed.
 
 A place is a number on the clock's scale, in seconds since the epoch: a run that is moved gets one between those of its
 new neighbours, so that only its own journal changes.
