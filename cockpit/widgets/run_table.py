@@ -147,8 +147,9 @@ def _group_cell(group: RunGroup, name: str, look: Look) -> Content:
             marks = "  ".join(
                 f"{STATES.get(state, ('·', ''))[0]} {states[state]}" for state in STATES if state in states
             )
-            title = cut(group.name, max(4, look.room - cell_len(marks) - 2))
-            return Content.assemble((title, "bold $foreground"), (f"  {marks}", "$foreground-muted"))
+            if cell_len(group.name) + 2 + cell_len(marks) > look.room:
+                return Content.styled(cut(group.name, look.room), "bold $foreground")
+            return Content.assemble((group.name, "bold $foreground"), (f"  {marks}", "$foreground-muted"))
         case "progress":
             done, last = sum(run.step for run in group.runs), sum(run.max_steps for run in group.runs)
             return _progress(Run(id="", step=done, max_steps=last), look)
