@@ -56,6 +56,7 @@ def _adopt_directory(
         if live:
             while monitor.read_journal(record):
                 backlog.index(record)
+                backlog.wait()
             backlog.describe(record)
             if not settle(record):
                 _adopt(record, launched, queue, monitor)
@@ -71,8 +72,9 @@ class Backlog:
     """Journals and profiles of ended runs that the registry does not know yet. They are read bit by bit while the
     supervisor has nothing else to do."""
 
-    def __init__(self, runs: Runs, index: Callable[[Record], None]) -> None:
-        self.runs, self.index = runs, index
+    def __init__(self, runs: Runs, index: Callable[[Record], None], wait: Callable[[], None] = lambda: None) -> None:
+        """`index` gives the registry what it lacks of a run, `wait` returns when it has room for more."""
+        self.runs, self.index, self.wait = runs, index, wait
         self._waiting: deque[Record] = deque()
 
     def add(self, record: Record) -> None:

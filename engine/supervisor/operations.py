@@ -306,6 +306,7 @@ def reindex(server: Server, caller: Caller, message: Nothing) -> RunList:
             with record.isolate():
                 _, more = record.read_events()
             server.index(record)
+            server.backlog.wait()
     return runs(server, caller, ListRuns())
 
 

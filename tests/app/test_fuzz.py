@@ -81,7 +81,9 @@ class Fuzz:
     def _runs(self) -> list[Any]:
         each = [self.random.choice(states.STATES) for _ in range(self.random.randrange(4))]
         return [
-            demo_run(id=f"run-{at}", name=self.random.choice(TEXTS), state=state, group=self.random.choice(("", "a", EVIL)))
+            demo_run(
+                id=f"run-{at}", name=self.random.choice(TEXTS), state=state, group=self.random.choice(("", "a", EVIL))
+            )
             for at, state in enumerate(each)
         ]
 
