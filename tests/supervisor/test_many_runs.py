@@ -125,7 +125,7 @@ def test_the_long_journal_of_a_live_run_waits_for_the_registry_instead_of_fillin
     with ThreadPoolExecutor(1) as thread:
 
         def store(points: list[Any]) -> None:
-            time.sleep(0.25)  # a slow disk
+            time.sleep(0.0 if stored else 1.0)  # the disk is slow at first
             stored.extend(points)
             unstored.remove()
 
@@ -139,8 +139,9 @@ def test_the_long_journal_of_a_live_run_waits_for_the_registry_instead_of_fillin
         queue = Queue(runs, Launcher(home, "tests.scripted", str, Devices(lambda: [])))
         nothing: Any = lambda *_: None  # noqa: E731
         adopt_runs(runs, queue, RunMonitor(runs, queue, *[nothing] * 3), {}, Backlog(runs, index, unstored.wait))
-    assert most[0] == 2
-    assert sum(name == "train/loss" for name, _, _ in stored) >= 30_000
+    assert most[0] <= 2
+    stored += runs.records[name].points  # the last part is stored with the run's next change
+    assert [step for name, step, _ in stored if name == "train/loss"] == [1, 2, 3, *range(4, 30_004)]
 
 
 def _list(start: _Start) -> list[Run]:
