@@ -36,6 +36,9 @@ START_VERBS = (
                 default=[],
                 help="a run for each value, and for each combination with those of other --grid",
             ),
+            option(
+                "--group", metavar="NAME", default="", help="the group that the run joins; a grid's name by default"
+            ),
         ),
     ),
     Verb(
@@ -121,6 +124,30 @@ RUN_VERBS = (
         "keep a run at the top of the list",
         "labels:pin",
         (RUN, option("--off", action="store_true", help="let it go")),
+    ),
+    Verb(
+        "group",
+        "put a run into a group, or print its group",
+        "labels:group",
+        (
+            RUN,
+            option("name", nargs="?", metavar="NAME", help="one word; the group is made by its first run"),
+            option("--leave", action="store_true", help="take the run out of its group"),
+        ),
+    ),
+    Verb(
+        "queue",
+        "list the waiting runs and what each waits for, or change their order",
+        "queue:queue",
+        (
+            option("run", metavar="RUN", nargs="?", help="the waiting run to move: " + str(RUN.settings["help"])),
+            option("--priority", type=int, metavar="N", help="from -100 to 100; higher ones start first"),
+            option("--first", action="store_true", help="before all others"),
+            option("--last", action="store_true", help="behind all others"),
+            option("--up", action="store_true", help="one place earlier"),
+            option("--down", action="store_true", help="one place later"),
+            option("--to", type=int, metavar="PLACE", help="to this place, from 1"),
+        ),
     ),
     Verb("watch", "follow a run until it ends, as `train` does", "train:watch", (RUN,)),
     Verb(

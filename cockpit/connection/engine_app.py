@@ -196,6 +196,8 @@ class EngineApp(FaultTolerantApp):
                         self.notify_problem(warning)
                 async for body in engine.client.follow():
                     engine.last_message = time.monotonic()
+                    if engine.state.connection == "lost" and not isinstance(body, Snapshot):
+                        self._set_connection(engine, "attached")  # it was silent, or this app stood still, for a moment
                     try:
                         self._take(engine, body)
                     except Exception as error:  # noqa: BLE001 - a body that cannot be shown must not end the following

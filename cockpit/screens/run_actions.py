@@ -44,6 +44,8 @@ OFFERED: dict[str, Collection[str]] = {
     "tags": STATES,
     "note": STATES,
     "pin": STATES,
+    "group": STATES,
+    "priority": (QUEUED,),
 }
 """Action -> the states of a run in which it has an effect. In others, and with `--readonly`, it is not offered."""
 BOUNDARY = 600.0
@@ -276,4 +278,5 @@ class RunActionsScreen(CockpitScreen):
         if run is None or not run.position:
             self.notify("only a queued run can be moved in the queue", severity="warning")
         elif moved := await self.app.ask("reorder", Reorder(run=run.id, position=max(1, run.position + by))):
-            self.notify(f"{run.id} is now number {moved.position}")
+            priority = f", with priority {moved.priority}" if moved.priority != run.priority else ""
+            self.notify(f"{run.id} is now number {moved.position}{priority}")

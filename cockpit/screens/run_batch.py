@@ -15,7 +15,7 @@ from cockpit.state.formatting import counted
 from cockpit.widgets.confirm import Confirm
 from engine.protocol.messages import Command, Continue, Resume, Run, RunRef, Stop
 
-BATCHED = ("pause", "continue", "stop", "resume", "delete", "tags", "pin")
+BATCHED = ("pause", "continue", "stop", "resume", "delete", "tags", "pin", "group", "priority")
 """Actions that concern all chosen runs; all others concern the run under the cursor."""
 NAMED = 8
 """Runs that a question names; of further ones it says how many."""

@@ -14,13 +14,15 @@ from textual.widgets import DataTable, Input, Static
 
 from cockpit.content import Content
 from cockpit.screens.base import opens_dialog
-from cockpit.screens.run_overlay import LOSS, RunOverlayScreen
+from cockpit.screens.run_groups import RunGroupsScreen
+from cockpit.screens.run_overlay import LOSS
 from cockpit.state.app_state import AppState
-from cockpit.state.formatting import STATES
+from cockpit.state.formatting import STATES, counted
 from cockpit.state.run_filter import FilterError, RunFilter, parse_filter
+from cockpit.state.run_groups import RunGroup
 from cockpit.widgets.chart import Chart
 from cockpit.widgets.run_preview import RunPreview
-from cockpit.widgets.run_table import COLUMNS, USUAL, Look, fit_columns, write_row
+from cockpit.widgets.run_table import COLUMNS, USUAL, Look, fit_columns, write_group, write_row
 from cockpit.widgets.servers import Servers
 from cockpit.widgets.throttle import Throttle
 from engine.protocol.messages import Points, Run, RunChanged, RunRemoved, ServiceChanged, Snapshot
@@ -38,11 +40,12 @@ WIDE, BESIDE = 150, 120
 """Cells from which on the preview is shown unless it is hidden, and from which on it is beside the list."""
 
 
-class RunsScreen(RunOverlayScreen):
+class RunsScreen(RunGroupsScreen):
     HELP_TEXT = """\
 All runs of this engine, and the servers of `cockpit serve`. Mark runs with o to draw their losses in one chart;
 m then draws all their metrics, C shows how they differ.
-/ filters by words and fields: state:failed,lost lr:>1e-4 tag:paper age:<7d -base:qwen eval/accuracy:>=0.9"""
+/ filters by words and fields: state:failed,lost lr:>1e-4 tag:paper group:sweep age:<7d -base:qwen eval/accuracy:>=0.9
+G shows them by group; Enter or z folds one."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "Open"),
         Binding("slash", "filter", "Filter", key_display="/"),
@@ -62,6 +65,11 @@ m then draws all their metrics, C shows how they differ.
         Binding("C", "compare", "Compare"),
         Binding("E", "evaluations", "Results"),
         Binding("g", "grids", "Grids"),
+        Binding("G", "by_group", "By group"),
+        Binding("z", "fold", "Fold"),
+        Binding("P", "priority", "Priority"),
+        Binding("u", "group", "Group", show=False),
+        Binding("Z", "fold_all", "Fold all", show=False),
         Binding("L", "log", "Log", show=False),
         Binding("F", "fork", "Fork", show=False),
         Binding("number_sign", "tags", "Tags", key_display="#", show=False),
@@ -109,7 +117,7 @@ m then draws all their metrics, C shows how they differ.
         self._wrong = ""
         """Why the filter is not understood; all runs are listed then."""
         self._rows: list[str] = []
-        """Run ids in the order of the table."""
+        """Run ids and the keys of groups, in the order of the table."""
         self._selected: str | None = None
         """The run of the dashboard when the cursor was last put on it."""
         self._names: list[str] = []
@@ -175,9 +183,22 @@ m then draws all their metrics, C shows how they differ.
             self.query_one(RunPreview).append(body.run, body.values[LOSS])
 
     @property
-    def current_run(self) -> Run | None:
+    def _current_line(self) -> str:
+        """The run's id or the group's key under the cursor; empty without one."""
         at = self.query_one(DataTable).cursor_row
-        return self.app.state.runs.get(self._rows[at]) if 0 <= at < len(self._rows) else None
+        return self._rows[at] if 0 <= at < len(self._rows) else ""
+
+    @property
+    def current_group(self) -> RunGroup | None:
+        return self.groups.get(self._current_line)
+
+    def show_line(self, key: str) -> None:
+        if key in self._rows:
+            self.query_one(DataTable).move_cursor(row=self._rows.index(key), animate=False)
+
+    @property
+    def current_run(self) -> Run | None:
+        return self.app.state.runs.get(self._current_line)
 
     # ── the list ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -187,7 +208,7 @@ m then draws all their metrics, C shows how they differ.
         shown = self.app.settings.get("runs.preview" if width >= WIDE else "runs.preview_narrow", width >= WIDE)
         self.set_class(shown, "-preview")
         self.query_one("#middle").set_class(width < BESIDE, "-below")
-        table, here = self.query_one(DataTable), self.current_run
+        table, here = self.query_one(DataTable), self._current_line
         table.clear(columns=True)
         room = width * 3 // 5 if shown and width >= BESIDE else width
         self._narrow = room < 100
@@ -200,8 +221,7 @@ m then draws all their metrics, C shows how they differ.
             table.add_column(name, width=cells or self._room, key=name)
         self._names, self._rows = list(columns), []
         self.show_list()
-        if here is not None and here.id in self._rows:
-            table.move_cursor(row=self._rows.index(here.id), animate=False)
+        self.show_line(here)
 
     def show_list(self) -> None:
         """Update the table: the changed cells, or all rows when the rows or their order have changed."""
@@ -211,20 +231,26 @@ m then draws all their metrics, C shows how they differ.
         everything = list(self.app.state.runs.values())
         order = SORTS[self._sort]
         runs = sorted(filter(self._filter.matches, everything), key=lambda run: (not run.pinned, order(run)))
-        ids = [run.id for run in runs]
+        lines = self.list_lines(runs)
+        ids = [line.key if isinstance(line, RunGroup) else line.id for line in lines]
         self.chosen &= {run.id for run in everything}
         self.forget_marks()
         look = Look(tuple(self.marked), frozenset(self.chosen), self._room, self._narrow, self.app.current_theme.dark)
-        cells = [write_row(run, self._names, look) for run in runs]
+        cells = [
+            write_group(line, self._names, look)
+            if isinstance(line, RunGroup)
+            else write_row(line, self._names, look, indent=self.by_group and bool(line.group))
+            for line in lines
+        ]
         if ids != self._rows:
-            selected = self.current_run
+            selected = self._current_line
             table.clear()
-            for run, row in zip(runs, cells, strict=True):
-                table.add_row(*row, key=run.id)
+            for key, row in zip(ids, cells, strict=True):
+                table.add_row(*row, key=key)
             first, self._rows = not self._rows, ids
             self.refresh_bindings()
-            if selected is not None and selected.id in ids:
-                table.move_cursor(row=ids.index(selected.id), animate=False)
+            if selected in ids:
+                table.move_cursor(row=ids.index(selected), animate=False)
             elif first:
                 self._follow_selection()
         else:
@@ -246,8 +272,9 @@ m then draws all their metrics, C shows how they differ.
         live = sum(run.state in ("preparing", "running", "paused", "stopping") for run in everything)
         count = f"{shown} of {len(everything)}" if self._filter.tests else f"{len(everything)}"
         chosen = f" · {len(self.chosen)} chosen" if self.chosen else ""
+        groups = f" in {counted(len(self.groups), 'group')}" if self.groups else ""
         text = Content(
-            f"{count} run{'' if len(everything) == 1 else 's'} · {live} live · sorted by {self._sort}{chosen}"
+            f"{count} run{'' if len(everything) == 1 else 's'}{groups} · {live} live · sorted by {self._sort}{chosen}"
         )
         if self._wrong:
             text = Content.styled(f"✗ {self._wrong}", "$error")
@@ -272,6 +299,8 @@ m then draws all their metrics, C shows how they differ.
         run = self.current_run
         if run is not None:
             await self.app.open_run(run.id)
+        elif self.current_group is not None:
+            self.action_fold()
 
     def action_cursor(self, by: int) -> None:
         table = self.query_one(DataTable)
@@ -304,17 +333,19 @@ m then draws all their metrics, C shows how they differ.
             self._layout()
 
     def action_choose(self) -> None:
-        """Choose the run under the cursor, or not, and go to the next."""
-        run = self.current_run
-        if run is not None:
-            self.chosen ^= {run.id}
+        """Choose the run under the cursor, or not, and go to the next. On a group's heading: all of its runs."""
+        run, group = self.current_run, self.current_group
+        if run is not None or group is not None:
+            ids = {each.id for each in group.runs} if group else {run.id} if run else set()
+            self.chosen = self.chosen - ids if self.chosen >= ids else self.chosen | ids
             self.action_cursor(1)
             self.show_list()
             self.refresh_bindings()
 
     def action_choose_all(self) -> None:
         """Choose all that are listed; none when they are chosen."""
-        self.chosen = set() if self.chosen >= set(self._rows) else set(self._rows)
+        listed = {run.id for group in self.groups.values() for run in group.runs} | set(self._rows) - set(self.groups)
+        self.chosen = set() if self.chosen >= listed else listed
         self.show_list()
         self.refresh_bindings()
 

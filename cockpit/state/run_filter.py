@@ -23,6 +23,7 @@ TEXTS: dict[str, Callable[[Run], list[str]]] = {
     "method": lambda run: [run.method],
     "adapter": lambda run: [run.adapter],
     "tag": lambda run: run.tags,
+    "group": lambda run: [run.group],
     "note": lambda run: [run.note],
     "profile": lambda run: [run.profile],
     "stage": lambda run: [run.stage],
@@ -39,6 +40,7 @@ NUMBERS: dict[str, Callable[[Run], float | None]] = {
     "steps": lambda run: run.max_steps or None,
     "epoch": lambda run: run.epoch,
     "attempt": lambda run: run.attempt,
+    "priority": lambda run: run.priority if run.position else None,
     "age": lambda run: time.time() - run.created,
 }
 """Field -> its number, compared as `>1e-4`; `age` takes units: `<2d`. Metrics with a `/` in their name are fields
@@ -87,7 +89,7 @@ def parse_filter(text: str) -> RunFilter:
 
 def _find_word(word: str) -> Test:
     sought = word.lower()
-    shown = ("id", "name", "state", "base", "method", "adapter", "tag", "note")
+    shown = ("id", "name", "state", "base", "method", "adapter", "tag", "group", "note")
     return lambda run: any(sought in text.lower() for name in shown for text in TEXTS[name](run))
 
 

@@ -58,13 +58,15 @@ def train_grid(options: argparse.Namespace, overrides: Sequence[str], exit_statu
     for note in list_notes(checked[0], home):
         say(note, "yellow")
     measure, rises = _choose_measure(checked[0])
-    title = grids.free_name(home, re.sub(r"[^\w.-]+", "-", path.stem) or "grid")
+    title = grids.free_name(home, re.sub(r"[^\w.-]+", "-", path.stem)[:32] or "grid")
     made = Grid(title, path.name, axes, measure, rises, runs=members)
     with Client(home) as client:
         try:
             for member, profile in zip(members, checked, strict=True):
                 output = profile.checkpoint.output or ""
-                member.run = client.request("submit", build_submission(profile, "train", str(path), output)).id
+                message = build_submission(profile, "train", str(path), output)
+                message.group = options.group or title
+                member.run = client.request("submit", message).id
         except ProblemError:
             made.runs = [member for member in members if member.run]
             if made.runs:

@@ -1,13 +1,14 @@
-"""The user's own words about runs: tags, a note, a pin."""
+"""The user's own words about runs: tags, a note, a pin, a group."""
 
 from __future__ import annotations
 
 import argparse
 
+from cockpit.state.formatting import counted
 from cockpit.verbs.output import emit
 from engine.protocol.client import Client
 from engine.protocol.home import Home
-from engine.protocol.messages import Label, Run
+from engine.protocol.messages import Label, ListRuns, Run
 
 
 def tag(options: argparse.Namespace) -> int:
@@ -22,6 +23,24 @@ def note(options: argparse.Namespace) -> int:
 
 def pin(options: argparse.Namespace) -> int:
     return _label(options, Label(run=options.run, pinned=not options.off))
+
+
+def group(options: argparse.Namespace) -> int:
+    """Put a run into a group, or with `--leave` take it out; without a name, print the group and its runs."""
+    if options.leave and options.name:
+        raise ValueError("give either a group's name or --leave")
+    name = "" if options.leave else options.name
+    with Client(Home.locate(options.home)) as client:
+        run: Run = client.request("label", Label(run=options.run, group=name))
+        runs = client.request("runs", ListRuns()).runs if run.group else []
+    members = [each.id for each in runs if each.group == run.group]
+    if options.json:
+        emit({"run": run.id, "group": run.group, "runs": members})
+    elif run.group:
+        print(f"{run.id} is in the group {run.group}, which has {counted(len(members), 'run')}")
+    else:
+        print(f"{run.id} is in no group")
+    return 0
 
 
 def _label(options: argparse.Namespace, message: Label) -> int:

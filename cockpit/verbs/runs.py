@@ -89,6 +89,8 @@ def _summary(run: Run) -> dict[str, Any]:
         "tags": run.tags,
         "note": run.note,
         "pinned": run.pinned,
+        "group": run.group,
+        "priority": run.priority,
         "learning_rate": run.learning_rate,
     }
 

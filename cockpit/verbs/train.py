@@ -56,6 +56,7 @@ def start(kind: str, profile: str, overrides: list[str], options: argparse.Names
     message = build_submission(checked, kind, str(path), checked.checkpoint.output or "")
     if kind == "train":
         message.first = first
+        message.group = options.group
         say(f"{path.name} is valid; its stages: {', '.join(stage_plan.list_stages(checked))}")
     for note in list_notes(checked, home):
         say(note, "yellow")

@@ -55,7 +55,8 @@ class RunHeader(Vertical):
 def _title(run: Run, place: str, width: int, waiting: Sequence[str] = ()) -> Content:
     phase = run.phase if run.state in LIVE and run.phase not in ("", run.state, "training") else ""
     if run.state == "queued" and run.position:
-        phase = f"place {run.position} in the queue"
+        priority = f", priority {run.priority}" if run.priority else ""
+        phase = f"place {run.position} in the queue{priority}"
     left = Content.assemble(format_state(run.state), "  ", (run.name or run.id, "bold $text"))
     if run.name not in ("", run.id):
         left = Content.assemble(left, "  ", (run.id, MUTED))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from textual import work
@@ -17,6 +18,7 @@ from cockpit.language.translate import tr_engine
 from cockpit.state.formatting import format_number, format_size, format_state
 from cockpit.state.run_diff import Difference, compare, find_parent
 from cockpit.state.run_history import format_value
+from cockpit.state.run_queue import describe_place, describe_wait, list_queue
 from cockpit.widgets.chart import Chart, curve_from_series
 from cockpit.widgets.chart_raster import Trace
 from cockpit.widgets.line import MUTED, Line
@@ -69,7 +71,14 @@ class RunPreview(Vertical):
         if not self.display:
             self._state = ()
             return
-        state = () if run is None else (run.id, run.attempt, run.state, run.tags, run.note, run.pinned)
+        state = (
+            ()
+            if run is None
+            else (
+                *(run.id, run.attempt, run.state, run.tags, run.note, run.pinned, run.group),
+                *((run.position, run.priority, run.reason) if run.position else ()),
+            )
+        )
         if state == self._state:
             return
         self._state = state
@@ -124,7 +133,8 @@ class RunPreview(Vertical):
         self._curve = bool(len(curve))
         self._arrange()
         chart.load({LOSS: Trace(curve)} if len(curve) else {}, run.max_steps)
-        self._write(Content("\n").join(describe(detail, parent, differences)))
+        lines = describe_queued(run, list_queue(self.app.state.runs.values())) if run.position else []
+        self._write(Content("\n").join([*lines, *describe(detail, parent, differences)]))
 
     def append(self, run: str, points: list[tuple[int, float]]) -> None:
         """New points of a run; those of the one that is shown extend its curve."""
@@ -145,6 +155,12 @@ class RunPreview(Vertical):
         self.query_one("#preview-text", Static).update(content)
 
 
+def describe_queued(run: Run, queue: Sequence[Run]) -> list[Content]:
+    """Its place in the queue, and what it waits for."""
+    wait = [] if run.reason else [Content.styled(describe_wait(run, queue), "$warning")]  # a reason is shown anyway
+    return [Content.styled(describe_place(run, queue), "$text"), *wait]
+
+
 def describe(detail: RunDetail, parent: Run | None, differences: list[Difference]) -> list[Content]:
     """The lines below the curve."""
     run, lines = detail.run, []
@@ -154,6 +170,8 @@ def describe(detail: RunDetail, parent: Run | None, differences: list[Difference
         lines += [Content.styled(f"→ {tr_engine(run.problem.hint)}", "$accent")] if run.problem.hint else []
     elif run.reason:
         lines.append(Content.styled(tr_engine(run.reason), "$warning"))
+    if run.group:
+        lines.append(Content.assemble(("group ", MUTED), (run.group, "$text")))
     if run.tags or run.pinned:
         lines.append(
             Content.assemble(

@@ -11,6 +11,7 @@ from rich.cells import cell_len
 from cockpit.content import Content
 from cockpit.language.translate import tr
 from cockpit.state.formatting import STATES, format_age, format_duration, format_number, format_percent
+from cockpit.state.run_groups import RunGroup
 from cockpit.widgets.canvas import RUN_COLOURS
 from cockpit.widgets.chart_raster import RUN_MARKS
 from engine.protocol.messages import Run
@@ -47,7 +48,11 @@ def _mark(run: Run, look: Look) -> Content:
 
 def _state(run: Run, look: Look) -> Content:
     mark, colour = STATES.get(run.state, ("·", "$text"))
-    return Content.styled(f"{mark} {tr(run.state)} {run.position or ''}".rstrip(), colour)
+    return Content.styled(
+        f"{mark} {tr(run.state)} {run.position or ''}{'↑' if run.position and run.priority > 0 else ''}"
+        f"{'↓' if run.position and run.priority < 0 else ''}".rstrip(),
+        colour,
+    )
 
 
 def _progress(run: Run, look: Look) -> Content:
@@ -80,6 +85,7 @@ COLUMNS: dict[str, Column] = {
     "lr": Column(7, lambda run, look: Content(format_number(run.learning_rate) if run.learning_rate else "–"),
                  "learning rate of the profile", "lr"),
     "tags": Column(16, _text(lambda run: " ".join(run.tags), 16), "your tags"),
+    "group": Column(16, _text(lambda run: run.group, 16), "the group that it is in"),
     "note": Column(24, _text(lambda run: " ".join(run.note.split()), 24), "the beginning of your note"),
     "base": Column(21, _text(lambda run: run.base.rsplit("/", 1)[-1], 21), "base model"),
     "method": Column(12, _text(lambda run: " ".join(filter(None, (run.method, run.adapter))), 12), "method, adapter"),
@@ -90,7 +96,7 @@ COLUMNS: dict[str, Column] = {
 USUAL = ["state", "run", "progress", "loss", "eval", "base", "age"]
 NARROW = {"state": 11, "progress": 12}
 """Widths where there is little room."""
-FIRST_TO_GO = ("host", "note", "method", "base", "lr", "time", "tags", "eval")
+FIRST_TO_GO = ("host", "group", "note", "method", "base", "lr", "time", "tags", "eval")
 """Columns that are left out first where there is too little room."""
 SHORTEST = 12
 """Cells that the id has at least."""
@@ -110,8 +116,50 @@ def fit_columns(chosen: Sequence[str], width: int, narrow: bool, longest: int) -
         names.remove(leaving.pop(0))
 
 
-def write_row(run: Run, names: Iterable[str], look: Look) -> list[Content]:
-    return [_mark(run, look), *(COLUMNS[name].write(run, look) for name in names)]
+INDENT = 2
+"""Cells by which a run is moved in below the heading of its group."""
+
+
+def write_row(run: Run, names: Iterable[str], look: Look, *, indent: bool = False) -> list[Content]:
+    """The cells of a run."""
+    cells = [_mark(run, look), *(COLUMNS[name].write(run, look) for name in names)]
+    if indent and "run" in names:
+        at = list(names).index("run") + 1
+        cells[at] = Content(" " * INDENT + cut(run.id, look.room - INDENT))
+    return cells
+
+
+def write_group(group: RunGroup, names: Iterable[str], look: Look) -> list[Content]:
+    """The cells of a group's heading: how many runs are in which state, and the lowest losses."""
+    chosen = bool(group.runs) and all(run.id in look.chosen for run in group.runs)
+    fold = Content.styled("▸" if group.folded else "▾", "bold $accent")
+    return [
+        Content.styled("✔", "bold $accent") if chosen else fold,
+        *(_group_cell(group, name, look) for name in names),
+    ]
+
+
+def _group_cell(group: RunGroup, name: str, look: Look) -> Content:
+    match name:
+        case "state":
+            return Content.styled(f"{len(group.runs)} run{'' if len(group.runs) == 1 else 's'}", "bold $accent")
+        case "run":
+            states = group.count_states()
+            marks = "  ".join(
+                f"{STATES.get(state, ('·', ''))[0]} {states[state]}" for state in STATES if state in states
+            )
+            if cell_len(group.name) + 2 + cell_len(marks) > look.room:
+                return Content.styled(cut(group.name, look.room), "bold $foreground")
+            return Content.assemble((group.name, "bold $foreground"), (f"  {marks}", "$foreground-muted"))
+        case "progress":
+            done, last = sum(run.step for run in group.runs), sum(run.max_steps for run in group.runs)
+            return _progress(Run(id="", step=done, max_steps=last), look)
+        case "loss" | "eval":
+            lowest = group.lowest({"loss": "train/loss", "eval": "eval/loss"}[name])
+            return Content("–" if lowest is None else format_number(lowest))
+        case "age":
+            return Content(f"{format_age(max(run.created for run in group.runs)):>6}")
+    return Content("")
 
 
 def cut(text: str, cells: int) -> str:

@@ -83,6 +83,9 @@ class LaunchOptions(Options):
     wait_for: WaitOptions | None = option(
         None, help="Wait in the queue until the devices have this much memory free; none: auto takes unused ones."
     )
+    priority: int = option(
+        0, help="Place in the queue: runs with a higher priority start earlier, whenever they came.", ge=-100, le=100
+    )
     strategy: Strategy = option(
         "ddp",
         help="How ranks share the optimiser: "

@@ -74,7 +74,8 @@ def read_first(source: SourceOptions, data: DataOptions, directory: Path, part: 
 
 def check_first_rows(profile: Any) -> Iterator[tuple[str, str]]:
     """Yields `(key, message)` for sources whose rows cannot be read, for parts with more bad rows than
-    `data.max_rejected` allows, and for held-out replies that the profile's evaluation cannot score."""
+    `data.max_rejected` allows, for training rows without a single label, and for held-out replies that the profile's
+    evaluation cannot score."""
     data = profile.data
     for part in PARTS:
         found = list(_read_part(profile, part))
@@ -83,6 +84,8 @@ def check_first_rows(profile: Any) -> Iterator[tuple[str, str]]:
                 yield f"data.{part}.{index}", rows.problem
         if len(found) == len(getattr(data, part)) and not any(rows.problem for rows in found):
             yield from _check_share(data, part, found)
+            if part == "train" and profile.method.rows == "tokens":
+                yield from _check_trained(found)
     if profile.evaluation.task and profile.evaluation.samples:
         yield from _check_references(profile)
 
@@ -175,6 +178,25 @@ def _check_share(data: DataOptions, part: str, found: list[FirstRows]) -> Iterat
             f"({percent(data.max_rejected)}): {'; '.join(first)}{more}; mend them, or raise data.max_rejected to go on "
             "without them",
         )
+
+
+def _check_trained(found: list[FirstRows]) -> Iterator[tuple[str, str]]:
+    """Whether all labels of all training rows will be masked: then no step would have a loss."""
+    rows = [row for each in found for row in each.rows]
+    if rows and all(each.whole for each in found) and not any(_is_trained(row.content) for row in rows):
+        yield (
+            "data.train",
+            f"no row has anything to train on: in all {len(rows)} rows each assistant turn has the weight 0 "
+            f"({rows[0].place} is the first); give the turns that are to be learnt the weight 1, or none",
+        )
+
+
+def _is_trained(content: Canonical) -> bool:
+    """Whether some of a row's labels can be other than masked. What is no conversation is trained as a whole."""
+    messages = content.get("messages")
+    if not messages:
+        return True
+    return any(turn.get("role") == "assistant" and turn.get("weight") != 0 for turn in messages)
 
 
 def percent(share: float) -> str:

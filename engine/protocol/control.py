@@ -58,6 +58,8 @@ class Submit(Message, kw_only=True):
     first: str = ""
     """The stage to start with; the results of earlier stages are taken from the newest run of the same profile. Empty:
     the first."""
+    group: str = ""
+    """The group that the run joins."""
 
 
 class RunRef(Message, kw_only=True):
@@ -126,18 +128,22 @@ class Resume(RunRef, kw_only=True):
 
 
 class Reorder(RunRef, kw_only=True):
-    """The new position of a queued run, from 1."""
+    """The new position of a queued run, from 1, and its new priority; 0 and null change nothing. With both, it is moved
+    after it has got the priority. A run that is moved among runs of another priority takes over theirs."""
 
-    position: int
+    position: int = 0
+    priority: int | None = None
 
 
 class Label(RunRef, kw_only=True):
-    """Tags to add and to remove; a note and a pin where they are not null."""
+    """Tags to add and to remove; a note, a pin and a group where they are not null. An empty group: it leaves its
+    group."""
 
     add: list[str] = []
     remove: list[str] = []
     note: str | None = None
     pinned: bool | None = None
+    group: str | None = None
 
 
 class SeriesQuery(RunRef, kw_only=True):
@@ -371,12 +377,17 @@ OPERATIONS: dict[str, Operation] = {
     "delete": Operation(
         RunRef, Nothing, "Delete the directory of a run that has ended.", (NO_RUN, "the run has not ended")
     ),
-    "reorder": Operation(Reorder, Run, "Move a run within the queue.", (NO_RUN, "the run is not queued")),
+    "reorder": Operation(
+        Reorder,
+        Run,
+        "Move a run within the queue, or change its priority.",
+        (NO_RUN, "the run is not queued", "the priority is out of range"),
+    ),
     "label": Operation(
         Label,
         Run,
-        "Change the tags, the note and the pin of a run, which are kept in its directory.",
-        (NO_RUN, "a tag or the note is not valid", "it cannot be written"),
+        "Change the tags, the note, the pin and the group of a run, which are kept in its directory.",
+        (NO_RUN, "a tag, the note or the group is not valid", "it cannot be written"),
     ),
     "series": Operation(SeriesQuery, SeriesReply, "Return metrics, reduced to a number of buckets.", (NO_RUN,)),
     "log": Operation(LogQuery, LogReply, "Return a part of a run's log.", (NO_RUN,)),

@@ -72,6 +72,8 @@ class Run(Message, kw_only=True):
     ended: float = 0.0
     position: int = 0
     """Position in the queue, from 1; 0 when not queued."""
+    priority: int = 0
+    """Of waiting runs, those with a higher one start first."""
     devices: list[int] = []
     holders: list[Holder] = []
     """Who holds the devices that it waits for, while it is queued."""
@@ -92,7 +94,8 @@ class Run(Message, kw_only=True):
     tags: list[str] = []
     note: str = ""
     pinned: bool = False
-    """`tags`, `note` and `pinned` are the user's own, see `Label`."""
+    group: str = ""
+    """`tags`, `note`, `pinned` and `group` are the user's own, see `Label`. The runs of a grid are a group."""
 
 
 class CheckpointInfo(Message, kw_only=True):

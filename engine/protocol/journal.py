@@ -187,6 +187,14 @@ class State(Entry, tag="state", kw_only=True):
     problem: Problem | None = None
 
 
+class Queued(Entry, tag="queued", kw_only=True):
+    """The run waits in the queue at another place. Runs with a higher `priority` come first, of the same priority those
+    with a lower `place`."""
+
+    priority: int = 0
+    place: float = 0.0
+
+
 class Launched(Entry, tag="launched", kw_only=True):
     """The first process of a stage was started. The pid and `identity` identify it, even when the pid is used again.
 
@@ -230,8 +238,8 @@ class Unknown(Entry, tag="unknown", kw_only=True):
 
 
 EventEntry = Start | Metrics | Phase | Checkpoint | Evaluation | Sample | Ledger | BadBatch | Warn | Memory | End
-LifecycleEntry = State | Launched | Adopted | Exit | Warn
-AnyEntry = EventEntry | State | Launched | Adopted | Exit | Unknown
+LifecycleEntry = State | Queued | Launched | Adopted | Exit | Warn
+AnyEntry = EventEntry | State | Queued | Launched | Adopted | Exit | Unknown
 
 
 class _Kind(msgspec.Struct):
@@ -246,7 +254,7 @@ _LATEST = 1e11
 _LARGEST = 2**53
 _KEPT = 4096
 """Bytes that are kept of a line that cannot be decoded."""
-_SYNCED = (Start, Checkpoint, Ledger, BadBatch, End, State, Launched, Adopted, Exit)
+_SYNCED = (Start, Checkpoint, Ledger, BadBatch, End, State, Queued, Launched, Adopted, Exit)
 
 
 def decode(line: bytes) -> AnyEntry:

@@ -33,8 +33,7 @@ def adopt_runs(
             _adopt_directory(runs, queue, monitor, directory, indexed, backlog)
         except Exception as error:  # noqa: BLE001 - whatever is in one directory must not cost the other runs
             print(f"{str(directory.path)!a} cannot be read: {type(error).__name__}: {error}", flush=True)
-    queue.order.sort(key=lambda run_id: runs.records[run_id].run.position or runs.records[run_id].run.created)
-    queue.renumber()
+    queue.waiting.sort()
 
 
 def _adopt_directory(
@@ -57,6 +56,7 @@ def _adopt_directory(
         if live:
             while monitor.read_journal(record):
                 backlog.index(record)
+                backlog.wait()
             backlog.describe(record)
             if not settle(record):
                 _adopt(record, launched, queue, monitor)
@@ -72,8 +72,9 @@ class Backlog:
     """Journals and profiles of ended runs that the registry does not know yet. They are read bit by bit while the
     supervisor has nothing else to do."""
 
-    def __init__(self, runs: Runs, index: Callable[[Record], None]) -> None:
-        self.runs, self.index = runs, index
+    def __init__(self, runs: Runs, index: Callable[[Record], None], wait: Callable[[], None] = lambda: None) -> None:
+        """`index` gives the registry what it lacks of a run, `wait` returns when it has room for more."""
+        self.runs, self.index, self.wait = runs, index, wait
         self._waiting: deque[Record] = deque()
 
     def add(self, record: Record) -> None:
@@ -134,6 +135,7 @@ def refresh_runs_of_other_hosts(runs: Runs, monitor: RunMonitor) -> None:
                 record.run.state, record.run.problem = fresh.run.state, fresh.run.problem
                 record.run.reason, record.run.code = fresh.run.reason, fresh.run.code
                 record.run.tags, record.run.note, record.run.pinned = fresh.run.tags, fresh.run.note, fresh.run.pinned
+                record.run.group = fresh.run.group
                 record.changed = True
                 monitor.read_journal(record)
 
@@ -146,7 +148,7 @@ def _adopt(record: Record, launched: journal.Launched | None, queue: Queue, moni
         _adopt_slurm_job(record, launched, queue, monitor)
         return
     if run.state == states.QUEUED:
-        queue.order.append(run.id)
+        queue.waiting.adopt(record)
     if run.state not in states.STARTED:
         return
     record.stop_requested = run.state == states.STOPPING
@@ -178,7 +180,7 @@ def _adopt_slurm_job(record: Record, launched: journal.Launched, queue: Queue, m
     if not launched.slurm and run.state in (states.QUEUED, states.PREPARING):
         if run.state == states.PREPARING:
             record.move("requeue")
-        queue.order.append(run.id)
+        queue.waiting.adopt(record)
         return
     if not launched.slurm and run.state == states.RUNNING:  # a stage after training
         monitor.start_next_stage(record)

@@ -1,4 +1,4 @@
-"""The user's own words about a run: tags, a note and a pin, in `labels.json` of its directory."""
+"""The user's own words about a run: tags, a note, a pin and a group, in `labels.json` of its directory."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Labels(msgspec.Struct, kw_only=True):
     tags: list[str] = []
     note: str = ""
     pinned: bool = False
+    group: str = ""
 
 
 def load(directory: RunDirectory) -> Labels:
@@ -38,6 +39,7 @@ def read(directory: RunDirectory, run: Run, warn: Callable[[str], object]) -> No
     except (OSError, msgspec.MsgspecError) as error:
         warn(f"labels.json cannot be read ({error})")
     run.tags, run.note, run.pinned = list(dict.fromkeys(labels.tags)), labels.note, labels.pinned
+    run.group = labels.group
 
 
 def change(directory: RunDirectory, run: Run, message: Label) -> None:
@@ -53,8 +55,9 @@ def change(directory: RunDirectory, run: Run, message: Label) -> None:
     except OSError as error:
         raise _failure(directory, error)
     for tag in message.add:
-        if not tag or len(tag) > LARGEST_TAG or "," in tag or tag.split() != [tag] or show_controls(tag) != tag:
+        if not _is_word(tag):
             raise _refusal(f"{tag!r} cannot be a tag", f"a tag is one word of at most {LARGEST_TAG} characters")
+    check_group(message.group or "")
     removed = set(message.remove)
     tags = [tag for tag in dict.fromkeys([*before.tags, *message.add]) if tag not in removed]
     if len(tags) > MOST_TAGS:
@@ -63,17 +66,29 @@ def change(directory: RunDirectory, run: Run, message: Label) -> None:
     if len(note) > LARGEST_NOTE:
         raise _refusal("The note is too long", f"it has {len(note):,} characters, and {LARGEST_NOTE:,} are kept")
     pinned = before.pinned if message.pinned is None else message.pinned
+    group = before.group if message.group is None else message.group
     try:
         if damaged:
             directory.labels.replace(directory.labels.with_name(f"{directory.labels.name}.damaged"))
-        if tags or note or pinned:
-            content = msgspec.json.encode(Labels(tags=tags, note=note, pinned=pinned))
+        if tags or note or pinned or group:
+            content = msgspec.json.encode(Labels(tags=tags, note=note, pinned=pinned, group=group))
             write_private(directory.labels, msgspec.json.format(content) + b"\n")
         else:
             directory.labels.unlink(missing_ok=True)
     except OSError as error:
         raise _failure(directory, error)
-    run.tags, run.note, run.pinned = tags, note, pinned
+    run.tags, run.note, run.pinned, run.group = tags, note, pinned, group
+
+
+def check_group(name: str) -> None:
+    """Raises ProblemError for what cannot be the name of a group."""
+    if name and not _is_word(name):
+        hint = f"a group's name is one word of at most {LARGEST_TAG} characters, without a comma"
+        raise _refusal(f"{name!r} cannot be a group", hint)
+
+
+def _is_word(text: str) -> bool:
+    return 0 < len(text) <= LARGEST_TAG and "," not in text and text.split() == [text] and show_controls(text) == text
 
 
 def _failure(directory: RunDirectory, error: OSError) -> ProblemError:

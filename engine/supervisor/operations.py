@@ -218,7 +218,7 @@ def delete(server: Server, caller: Caller, message: RunRef) -> None:
 
 
 def reorder(server: Server, caller: Caller, message: Reorder) -> Run:
-    return server.queue.reorder(server.runs.find(message.run), message.position)
+    return server.queue.waiting.reorder(server.runs.find(message.run), message)
 
 
 def label(server: Server, caller: Caller, message: Label) -> Run:
@@ -306,6 +306,7 @@ def reindex(server: Server, caller: Caller, message: Nothing) -> RunList:
             with record.isolate():
                 _, more = record.read_events()
             server.index(record)
+            server.backlog.wait()
     return runs(server, caller, ListRuns())
 
 

@@ -17,27 +17,29 @@ from engine.config import stage_plan
 from engine.config.profile import Profile, ProfileError, check_shell, parse, pin
 from engine.protocol import journal, stages, states
 from engine.protocol.home import RunDirectory, host_name, make_private, write_private
-from engine.protocol.messages import Holder, Problem, ProblemError, Resume, Run, Submit
-from engine.supervisor import admission, processes, room, start_stage
+from engine.protocol.messages import Holder, Label, Problem, ProblemError, Resume, Run, Submit
+from engine.supervisor import admission, labels, processes, room, start_stage
 from engine.supervisor.devices import Assigned
 from engine.supervisor.hang_detector import Heartbeats
 from engine.supervisor.launching import Launcher
 from engine.supervisor.run_record import Job, Record, replay
 from engine.supervisor.runs import HOST, Runs
 from engine.supervisor.slurm import SlurmJob
+from engine.supervisor.waiting import WaitingRuns
 
 
 class Queue:
-    """The waiting runs, in the user's order. `launcher` starts their workers."""
+    """Runs that are to be started. `waiting` has their order, `launcher` starts their workers."""
 
     def __init__(self, runs: Runs, launcher: Launcher) -> None:
         self.runs, self.launcher, self.devices = runs, launcher, launcher.devices
         self.home = runs.home
-        self.order: list[str] = []
+        self.waiting = WaitingRuns(runs)
         self._shown_wait: tuple[str, Assigned] | None = None
 
     def submit(self, message: Submit) -> Run:
         """Check the profile, freeze it and queue the run. Raises ProblemError, and leaves nothing on disk then."""
+        labels.check_group(message.group)
         directory = Path(message.directory or "/")
         rows = message.first not in (*stages.AFTER, stages.TRAIN)
         profile = self._check_profile(message.profile, message.source, directory, rows=rows)
@@ -90,6 +92,9 @@ class Queue:
         record.environment = message.environment
         self.runs.records[record.run.id] = record
         self.runs.remember_profile(record, profile)
+        if message.group:
+            labels.change(run_directory, record.run, Label(run=record.run.id, group=message.group))
+        record.run.priority = profile.launch.priority
         self.enqueue(record, "submitted")
         if near:
             record.write_lifecycle(room.warn_near(record.run.attempt, near))
@@ -106,6 +111,7 @@ class Queue:
         self.runs.remember_profile(record, profile)
         record.environment = message.environment or record.environment
         record.resume_step = None
+        record.run.priority = profile.launch.priority
         self.enqueue(record, "resume")
         return record.run
 
@@ -159,6 +165,7 @@ class Queue:
         record.environment = environment
         record.remade = False
         record.resume_step = message.step
+        record.run.priority = profile.launch.priority
         self.enqueue(record, "resume")
         return record.run
 
@@ -235,29 +242,13 @@ class Queue:
         run.attempt += 1
         run.started = run.ended = 0.0
         record.end, record.stop_requested, record.ranks, record.heartbeats = None, False, {}, Heartbeats()
-        self.order.append(run.id)
         record.move(event)
-        self.renumber()
+        self.waiting.add(record)
 
-    def renumber(self) -> None:
-        """Update the position of each waiting run."""
-        for position, run_id in enumerate(self.order, 1):
-            record = self.runs.records[run_id]
-            if record.run.position != position:
-                record.run.position, record.changed = position, True
-
-    def reorder(self, record: Record, position: int) -> Run:
-        """Move a queued run to a position in the queue, from 1. Raises ProblemError when it is not queued."""
-        if record.run.id not in self.order:
-            raise ProblemError(
-                Problem(
-                    code="run.not_queued", title=f"{record.run.id} is not queued", cause=f"it is {record.run.state}"
-                )
-            )
-        self.order.remove(record.run.id)
-        self.order.insert(max(0, position - 1), record.run.id)
-        self.renumber()
-        return record.run
+    @property
+    def order(self) -> list[str]:
+        """The ids of the waiting runs, the next one first."""
+        return self.waiting.order
 
     def schedule(self) -> None:
         """Start the runs at the head of the queue whose devices are free, and those that need none of this host's."""
@@ -331,22 +322,17 @@ class Queue:
         if own and self.runs.load_profile(record).launch.via in ("ssh", "none"):  # from here on it needs this host
             record.move("requeue")
             record.leader = None
-            self.order.insert(0, run.id)
-            self.renumber()
+            self.waiting.add(record, first=True)
         elif run.state == states.PREPARING and self.devices.find_taken(run, self.runs.load_profile(record)):
             record.move("requeue")
             run.devices, record.leader = [], None
-            self.order.insert(0, run.id)
-            self.renumber()
+            self.waiting.add(record, first=True)
         else:
             self.start(record, stage)
 
     def remove(self, record: Record) -> None:
         """Take a run out of the queue."""
-        self.order.remove(record.run.id)
-        record.run.position, record.run.holders = 0, []
-        record.changed = True
-        self.renumber()
+        self.waiting.remove(record)
 
     def find_next_stage(self, record: Record) -> str | None:
         """The first stage of the run that has no result yet; None when all have one."""

@@ -71,6 +71,8 @@ class Record:
     """Messages of the warnings that the supervisor itself has given about the run."""
     stop_requested: bool = False
     resume_step: int | None = None
+    place: float = 0.0
+    """Its place among waiting runs of the same priority: see `waiting`."""
     damage: list[str] = field(default_factory=list)
     """What is wrong with the run's files, one sentence each."""
     remade: bool = False
@@ -275,7 +277,7 @@ def replay(
     run = summary or Run(id=directory.id)
     run.kind, run.name, run.host, run.created = job.kind, job.name, job.host, job.created
     run.directory, run.profile = str(directory.path), job.source
-    run.state = ""
+    run.state, run.priority, place = "", 0, 0.0
     launched = None
     stage = ""
     warnings: list[str] = []
@@ -295,6 +297,8 @@ def replay(
         if isinstance(entry, journal.State):
             run.state, run.reason, run.code, run.problem = entry.state, entry.reason, entry.code, entry.problem
             run.ended = entry.time if entry.state in states.ENDED else 0.0
+        elif isinstance(entry, journal.Queued):
+            run.priority, place = entry.priority, entry.place
         elif isinstance(entry, journal.Launched):
             launched, stage, run.started = entry, entry.stage, entry.time
             run.devices = entry.devices
@@ -303,7 +307,7 @@ def replay(
         elif isinstance(entry, journal.Exit):
             launched = None
     record = Record(run=run, directory=directory, job=job, offset=offset if summary else 0, stage=stage)
-    record.warnings, record.damage = warnings, damage
+    record.warnings, record.damage, record.place = warnings, damage, place
     run.stage = stage
     labels.read(directory, run, record.warnings.append)
     return record, launched

@@ -55,6 +55,7 @@ from engine.supervisor.runs import Runs
 from engine.supervisor.services import Services
 from engine.supervisor.sockets import Sockets
 from engine.supervisor.telemetry import Sampler
+from engine.supervisor.unstored import Unstored
 
 FLUSH = 0.2
 """Seconds between readings of the journals, after each of which progress is published."""
@@ -82,7 +83,7 @@ class Server:
         self._closing_when_idle = False
         self._unread: set[str] = set()
         self._logged: set[str] = set()
-        self._indexing = 0
+        self._unstored = Unstored()
         """Parts of journals that wait for the registry's thread."""
         self._calls: deque[Callable[[], None]] = deque()
         self._index_thread = ThreadPoolExecutor(1, "registry")
@@ -102,7 +103,7 @@ class Server:
         self.services = Services(home, workers, address, devices, publish, self.instruct, self._pending.fail)
         self.runs = Runs(home)
         self.queue = Queue(self.runs, Launcher(home, workers, address, devices))
-        self.backlog = Backlog(self.runs, self.index)
+        self.backlog = Backlog(self.runs, self.index, self._unstored.wait)
         self.monitor = RunMonitor(self.runs, self.queue, publish, self.instruct, self.run_in_background)
         self.notices = Notices(home, self.runs, self.call_soon, self.monitor.warn)
         self.elsewhere = Elsewhere(self.runs, self.monitor, self.services, self._pending, self._take_answer)
@@ -129,7 +130,7 @@ class Server:
             wait = min(when for when, _, _ in due) - time.monotonic()
             if self.clients.waiting:
                 wait = min(wait, self.clients.retry)
-            reading = bool(self.backlog) and self._indexing < 8
+            reading = bool(self.backlog) and not self._unstored.full
             ready = dict(poller.poll(0 if reading else max(0, int(wait * 1000) + 1)))
             # Also now and then beside a client that asks without end.
             if reading and (not ready or time.monotonic() - advanced > FLUSH):
@@ -331,9 +332,8 @@ class Server:
     # ── timers ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _flush(self) -> None:
-        """Read the journals that have grown, notice ended workers, start queued runs, then publish and index all
-        changes."""
-        grown, self._unread = self._unread, set()
+        """Read the journals that have grown, notice ended workers, start queued runs, publish and index all changes."""
+        grown, self._unread = (set(), self._unread) if self._unstored.full else (self._unread, set())
         for job in grown:
             record = self.runs.records.get(job)
             if record is not None and self.monitor.read_journal(record):
@@ -358,7 +358,7 @@ class Server:
         run = msgspec.structs.replace(record.run, metrics=dict(record.run.metrics))
         points, entries = record.take_unindexed()
         if run.id in self.runs.records:
-            self._indexing += 1
+            self._unstored.add()
             self._index_thread.submit(self._store, run, record.offset, points, entries)
 
     def _store(self, run: Run, offset: int, points: list[Point], entries: list[tuple[int, bytes]]) -> None:
@@ -372,7 +372,7 @@ class Server:
         except Exception:  # noqa: BLE001 - an index that cannot be written (disk full) is rebuilt later; the journals hold all
             traceback.print_exc()
         finally:
-            self._indexing -= 1
+            self._unstored.remove()
 
     def _reread(self) -> None:
         """Read every run again: the registry has been replaced by an empty one."""

@@ -5,7 +5,20 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from engine.protocol.messages import Answer, Judgements, Message, Nothing, Run, Service, ServiceEvent
+from engine.protocol.messages import (
+    Answer,
+    CleanItem,
+    CleanReply,
+    Judgements,
+    Message,
+    Nothing,
+    Problem,
+    ProblemError,
+    Run,
+    RunChanged,
+    Service,
+    ServiceEvent,
+)
 from tests.app.fake import FakeEngine, demo_run
 
 PARTS = {"train": 5, "validation": 2, "test": 0, "rejected": 2}
@@ -37,12 +50,27 @@ class FakeServices(FakeEngine):
                 return Nothing()
             case "service_close" | "judge" | "set_telemetry":
                 return Nothing()
+            case "clean":
+                return CleanReply(items=[CleanItem(kind="cache", path=self.text, bytes=1, why=self.text)])
+            case "label" | "reorder":
+                self.requests.append((operation, asked))
+                return self._change(asked)
             case "judgements":
                 return Judgements(judgements=[])
             case "submit":
                 self.requests.append((operation, asked))
                 return demo_run(id="submitted", state="queued")
         return await super().request(operation, message, timeout)
+
+    def _change(self, asked: Any) -> Run:
+        if asked.run not in self.runs:
+            raise ProblemError(Problem(code="run.not_found", title="There is no such run"))
+        run = self.runs[asked.run]
+        for name in ("note", "pinned", "group", "priority"):
+            if getattr(asked, name, None) is not None:
+                setattr(run, name, getattr(asked, name))
+        self.say(RunChanged(run=run))
+        return run
 
     async def _answer(self, question: str, arguments: dict[str, Any], request: str) -> Any:
         text = self.text

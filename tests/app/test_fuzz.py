@@ -44,7 +44,7 @@ NAMED = [
     "backspace", "delete", "f1", "f3", "ctrl+s", "ctrl+l", "ctrl+g", "ctrl+t", "ctrl+b", "ctrl+n", "ctrl+o", "ctrl+x",
     "ctrl+c", "ctrl+p", "ctrl+z", "ctrl+u", "ctrl+a", "alt+1", "alt+2", "alt+3", "alt+4", "alt+5", "alt+6",
 ]  # fmt: skip
-CHARACTERS = "123456" + "abcdefghijklmnoprstuvwxyEXJK/[]<>=+-#?: 抽取"
+CHARACTERS = "123456" + "abcdefghijklmnoprstuvwxyzACDEFGHIJKLMNPSXZ/[]<>=+-#?: 抽取"
 TEXTS = ["words", EVIL, "[/x]", "抽取三元组 " * 9, "# heading\n\n- a\n- b", '[{"a": 1}]', "<think>so</think>yes", ""]
 SIZES = [(20, 8), (34, 24), (60, 18), (80, 24), (100, 30), (120, 40), (200, 50)]
 
@@ -80,7 +80,12 @@ class Fuzz:
 
     def _runs(self) -> list[Any]:
         each = [self.random.choice(states.STATES) for _ in range(self.random.randrange(4))]
-        return [demo_run(id=f"run-{at}", name=self.random.choice(TEXTS), state=state) for at, state in enumerate(each)]
+        return [
+            demo_run(
+                id=f"run-{at}", name=self.random.choice(TEXTS), state=state, group=self.random.choice(("", "a", EVIL))
+            )
+            for at, state in enumerate(each)
+        ]
 
     def _act(self, app: CockpitApp, engine: FakeServices) -> None:
         kind = self.random.random()
@@ -126,6 +131,7 @@ class Fuzz:
         state = self.random.choice(states.STATES)
         step = self.random.randrange(60)
         run = demo_run(id=name, name=text, state=state, reason=text, problem=problem, step=step, phase=text)
+        run.group, run.position = self.random.choice(("", "a", text)), int(state == "queued") * (step + 1)
         service = Service(id="service-1", kind="chat", state=self.random.choice(("ready", "busy", "ended")))
         event = self.random.randrange(5)
         if event == 0 and name in engine.runs:
@@ -185,6 +191,7 @@ def only_below(folder: Path, write: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
+@pytest.mark.timeout(300 + ACTIONS)
 async def test_random_actions_end_in_no_exception_and_no_lost_draft(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,18 @@ def test_a_small_source_with_too_many_bad_rows_is_refused_as_preparing_would(tmp
     assert refused("data: {train: empty.jsonl, clean: {}}", tmp_path) == []
 
 
+def test_rows_without_a_single_label_are_refused(tmp_path: Path) -> None:
+    masked = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]}
+    write(tmp_path / "t.jsonl", [masked] * 9)
+    ((key, message),) = refused("data: {train: t.jsonl}", tmp_path)
+    assert key == "data.train" and "in all 9 rows each assistant turn has the weight 0 (t.jsonl:1 " in message
+    assert refused("data: {train: t.jsonl}\nmethod: {kind: grpo, reward: {task: triples, metric: triples_f1}, generations: 2}\ntraining: {accumulation: 2}", tmp_path) == []
+    write(tmp_path / "t.jsonl", [*[masked] * 9, say("q", "a")])
+    assert refused("data: {train: t.jsonl}", tmp_path) == []
+    write(tmp_path / "t.jsonl", [{"text": "all of it is trained"}])
+    assert refused("data: {train: t.jsonl}", tmp_path) == []
+
+
 def test_rows_that_no_format_fits_are_refused_at_their_source(tmp_path: Path) -> None:
     write(tmp_path / "good.jsonl", [say("q", "a")])
     write(tmp_path / "odd.jsonl", [{"x": 1}])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from engine.supervisor.queue import Queue
 from engine.supervisor.registry import Registry
 from engine.supervisor.run_monitor import RunMonitor
 from engine.supervisor.runs import Runs
+from engine.supervisor.unstored import Unstored
 from tests.scripted.homes import make_finished_runs
 
 COUNT = 300
@@ -107,6 +110,38 @@ def test_a_journal_that_has_grown_or_shrunk_is_read_again(tmp_path: Path) -> Non
     assert again.runs.records[shrunk].run.step == 20
     assert any("events.jsonl has" in text for text in again.runs.records[shrunk].damage)
     again.registry.close()
+
+
+def test_the_long_journal_of_a_live_run_waits_for_the_registry_instead_of_filling_memory(tmp_path: Path) -> None:
+    home = Home(tmp_path).create()
+    (name,) = make_finished_runs(home, 1, steps=3)
+    directory = home.run(name)
+    lines = directory.lifecycle.read_bytes().splitlines(keepends=True)
+    directory.lifecycle.write_bytes(b"".join(lines[:-2]))  # it was still training
+    with open(directory.events, "ab") as file:
+        for step in range(4, 30_004):
+            file.write(b'{"kind":"metrics","time":1.0,"attempt":1,"step":%d,"values":{"train/loss":0.5}}\n' % step)
+    unstored, most, stored = Unstored(most=2), [0], []
+    with ThreadPoolExecutor(1) as thread:
+
+        def store(points: list[Any]) -> None:
+            time.sleep(0.0 if stored else 1.0)  # the disk is slow at first
+            stored.extend(points)
+            unstored.remove()
+
+        def index(record: Any) -> None:
+            points, _ = record.take_unindexed()
+            unstored.add()
+            most[0] = max(most[0], unstored._count)
+            thread.submit(store, points)
+
+        runs = Runs(home)
+        queue = Queue(runs, Launcher(home, "tests.scripted", str, Devices(lambda: [])))
+        nothing: Any = lambda *_: None  # noqa: E731
+        adopt_runs(runs, queue, RunMonitor(runs, queue, *[nothing] * 3), {}, Backlog(runs, index, unstored.wait))
+    assert most[0] <= 2
+    stored += runs.records[name].points  # the last part is stored with the run's next change
+    assert [step for name, step, _ in stored if name == "train/loss"] == [1, 2, 3, *range(4, 30_004)]
 
 
 def _list(start: _Start) -> list[Run]:

@@ -1,0 +1,31 @@
+"""The waiting runs, and what each waits for. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from engine.protocol.messages import Run
+from engine.protocol.states import QUEUED
+
+
+def list_queue(runs: Iterable[Run]) -> list[Run]:
+    """The runs that have a place in the queue, the next one first."""
+    return sorted((run for run in runs if run.state == QUEUED and run.position), key=lambda run: run.position)
+
+
+def describe_wait(run: Run, queue: Sequence[Run]) -> str:
+    """What a queued run waits for: the engine knows it of those that it has tried to start, the others wait for the one
+    before."""
+    if run.reason:
+        return run.reason
+    before = next((each for each in reversed(queue) if each.position < run.position), None)
+    if before is None:
+        return "starts next"
+    ahead = sum(each.position < run.position for each in queue)
+    return f"waits until {before.id} has started" + (f"; {ahead} runs are before it" if ahead > 1 else "")
+
+
+def describe_place(run: Run, queue: Sequence[Run]) -> str:
+    """The place in the queue, with the priority where it has one: `place 2 of 5, priority 3`."""
+    priority = f", priority {run.priority}" if run.priority else ""
+    return f"place {run.position} of {len(queue)}{priority}"
