@@ -13,20 +13,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from textual import work
+from textual import events, on, work
 from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
-from textual._compositor import ChopsUpdate
+from textual._compositor import ChopsUpdate, LayoutUpdate
 from textual.app import SystemCommand
 from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.command import CommandPalette
+from textual.driver import Driver
 from textual.screen import Screen
 from textual.widgets import Input
 
 from cockpit.connection.attachment import Attachment
 from cockpit.connection.engine_app import EngineApp, connect
 from cockpit.fault_guard import Fault, FaultPage
-from cockpit.partial_update import PartialUpdate
+from cockpit.frame import Frame, FrameUpdate
 from cockpit.screens import SCREENS
 from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.theme import COCKPIT, COCKPIT_LIGHT
@@ -105,12 +106,13 @@ class CockpitApp(EngineApp):
             for name, make in self.MODES.items():
                 self.add_mode(_mode_of(name, at), make)
         self._first = first
+        self.frame = Frame()
         self._visited: list[str] = []
         self._discarded: Screen[Any] | None = None
         """The last screen that could not be drawn. It is being removed, and fails until it is."""
         self.register_theme(COCKPIT)
         self.register_theme(COCKPIT_LIGHT)
-        theme = self.settings.read_theme("cockpit")
+        theme = self.settings.read_early("theme", "cockpit")
         self.theme = theme if theme in self.available_themes else "cockpit"
 
     async def on_mount(self) -> None:
@@ -149,9 +151,23 @@ class CockpitApp(EngineApp):
         last_resort.start()
 
     def _display(self, screen: Screen[Any], renderable: Any) -> None:
-        if isinstance(renderable, ChopsUpdate):
-            renderable = PartialUpdate(renderable.chops, renderable.spans, renderable.chop_ends)
+        if isinstance(renderable, (ChopsUpdate, LayoutUpdate)):
+            renderable = FrameUpdate(renderable, self.frame)
         super()._display(screen, renderable)
+
+    async def on_event(self, event: events.Event) -> None:
+        if isinstance(event, events.Resize):
+            self.frame.forget()  # a terminal that was attached again has the old size, perhaps, but other contents
+        await super().on_event(event)
+
+    def _resume_signal(self) -> None:
+        self.frame.forget()  # an editor has had the terminal
+        super()._resume_signal()
+
+    @on(Driver.SignalResume)
+    def _resume_process(self) -> None:
+        self.frame.forget()
+        self.refresh(layout=True)
 
     def show_message(self, engine: Attachment, body: object) -> None:
         """Pass `body` to every mounted screen of this engine and update the top bar."""

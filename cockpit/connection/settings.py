@@ -31,9 +31,9 @@ class Settings:
         self._document: dict[str, Any] | None = None
         self._text = ""
 
-    def read_theme(self, default: str) -> str:
-        """The theme, before the first paint, which cannot wait for a YAML parser to be imported."""
-        found = re.search(r"^theme:\s*[\"']?([\w-]+)", self._read_text(), re.MULTILINE)
+    def read_early(self, key: str, default: str = "") -> str:
+        """A word at the top level, before the first paint, which cannot wait for a YAML parser to be imported."""
+        found = re.search(rf"^{key}:\s*[\"']?([\w-]+)", self._read_text(), re.MULTILINE)
         return found[1] if found else default
 
     def load(self) -> dict[str, Any]:
