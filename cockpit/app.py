@@ -13,24 +13,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from textual import events, on, work
+from textual import work
 from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
-from textual._compositor import ChopsUpdate, LayoutUpdate
 from textual.app import SystemCommand
 from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
-from textual.command import CommandPalette
-from textual.driver import Driver
+from textual.command import CommandPalette, Provider
 from textual.screen import Screen
 from textual.widgets import Input
 
 from cockpit.connection.attachment import Attachment
-from cockpit.connection.engine_app import EngineApp, connect
+from cockpit.connection.engine_app import connect
 from cockpit.fault_guard import Fault, FaultPage
-from cockpit.frame import Frame, FrameUpdate
+from cockpit.keymap import named
+from cockpit.painted_app import PaintedApp
 from cockpit.screens import SCREENS
 from cockpit.screens.base import CockpitScreen, opens_dialog
-from cockpit.theme import COCKPIT, COCKPIT_LIGHT
 from cockpit.widgets.chat_input import ChatInput
 from cockpit.widgets.confirm import LeaveDialog
 from cockpit.widgets.top_bar import TopBar
@@ -48,6 +46,13 @@ def load_screen(reference: str) -> Screen[Any]:
     return screen
 
 
+def load_finder() -> type[Provider]:
+    """What `:` searches. Imported when it is first opened."""
+    from cockpit.screens.finder import Finder
+
+    return Finder
+
+
 def forget_mac_characters() -> None:
     """Read Esc and a digit that arrive together as alt and that digit. Textual takes them for what the Option key
     types on some Macs, so that Esc and then 4, typed fast, would write `¢` into a text."""
@@ -56,7 +61,8 @@ def forget_mac_characters() -> None:
             cast(dict[str, Any], ANSI_SEQUENCES_KEYS).pop(sequence)
 
 
-class CockpitApp(EngineApp):
+@named
+class CockpitApp(PaintedApp):
     """Leaving the app only detaches: it sends nothing to any job."""
 
     TITLE = "cockpit"
@@ -67,6 +73,7 @@ class CockpitApp(EngineApp):
     }
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-normal"), (150, "-wide")]
     VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high"), (50, "-tall")]
+    COMMANDS: ClassVar[set[Any]] = {load_finder}
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
             Binding(str(key), f"go('{name}')", title, show=False)
@@ -106,14 +113,9 @@ class CockpitApp(EngineApp):
             for name, make in self.MODES.items():
                 self.add_mode(_mode_of(name, at), make)
         self._first = first
-        self.frame = Frame()
         self._visited: list[str] = []
         self._discarded: Screen[Any] | None = None
         """The last screen that could not be drawn. It is being removed, and fails until it is."""
-        self.register_theme(COCKPIT)
-        self.register_theme(COCKPIT_LIGHT)
-        theme = self.settings.read_early("theme", "cockpit")
-        self.theme = theme if theme in self.available_themes else "cockpit"
 
     async def on_mount(self) -> None:
         loop = asyncio.get_running_loop()
@@ -121,7 +123,6 @@ class CockpitApp(EngineApp):
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         if self._first != self.current_mode:
             await self.action_go(self._first)
-        self.theme_changed_signal.subscribe(self, lambda theme: self.settings.set("theme", theme.name))
         driver = self._driver
         if (
             driver is not None
@@ -149,25 +150,6 @@ class CockpitApp(EngineApp):
         last_resort = threading.Timer(HANG_UP, os._exit, (1,))
         last_resort.daemon = True
         last_resort.start()
-
-    def _display(self, screen: Screen[Any], renderable: Any) -> None:
-        if isinstance(renderable, (ChopsUpdate, LayoutUpdate)):
-            renderable = FrameUpdate(renderable, self.frame)
-        super()._display(screen, renderable)
-
-    async def on_event(self, event: events.Event) -> None:
-        if isinstance(event, events.Resize):
-            self.frame.forget()  # a terminal that was attached again has the old size, perhaps, but other contents
-        await super().on_event(event)
-
-    def _resume_signal(self) -> None:
-        self.frame.forget()  # an editor has had the terminal
-        super()._resume_signal()
-
-    @on(Driver.SignalResume)
-    def _resume_process(self) -> None:
-        self.frame.forget()
-        self.refresh(layout=True)
 
     def show_message(self, engine: Attachment, body: object) -> None:
         """Pass `body` to every mounted screen of this engine and update the top bar."""
@@ -254,6 +236,10 @@ class CockpitApp(EngineApp):
             at = await self.push_screen_wait(HostsDialog(_engine_of(self.current_mode)))
             if at is not None:
                 await self._go_to(_mode_of(self.screen_name, at))
+
+    async def go_to_host(self, at: int) -> None:
+        """Show this screen of the engine with this index."""
+        await self._go_to(_mode_of(self.screen_name, at))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "hosts" and not self.engines[0].name:
@@ -352,7 +338,7 @@ class CockpitApp(EngineApp):
         if isinstance(self.screen, CommandPalette):
             self.screen.dismiss()
         elif not any(isinstance(screen, CommandPalette) for stack in self._screen_stacks.values() for screen in stack):
-            super().action_command_palette()
+            self.push_screen(CommandPalette(placeholder="an action, run, profile, setting, checkpoint or host"))
 
     def action_help(self) -> None:
         from cockpit.screens.help import HelpScreen
@@ -371,7 +357,8 @@ class CockpitApp(EngineApp):
             own = active.node is screen and isinstance(screen, CockpitScreen) and "." not in binding.action
             if own and active.enabled and binding.description:
                 command = partial(self.run_action, binding.action, default_namespace=screen)
-                yield SystemCommand(binding.description, f"key {self.get_key_display(binding)}", command)
+                named = f" · {binding.id}" if binding.id else ""
+                yield SystemCommand(binding.description, f"key {self.get_key_display(binding)}{named}", command)
         if self.engines[0].name:
             yield SystemCommand("Hosts", "choose the host that the screens show", self.action_hosts)
         yield SystemCommand("Theme", "choose the colours", self.action_change_theme)

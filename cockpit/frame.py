@@ -48,15 +48,15 @@ class Frame:
         if not 0 <= y < len(self._rows) or x < 0:
             return
         row = self._rows[y]
-        cells = list(_cells(strip))[: self._width - x]
+        styles: list[Style | None] = []
+        cells = list(_cells(strip, styles))[: self._width - x]
         before = row[x : x + len(cells)]
         if cells == before:
             return
         row[x : x + len(cells)] = cells
         for start, stop in _changed(before, cells):
             yield Control.move_to(x + start, y).segment.text
-            part = strip if (start, stop) == (0, strip.cell_length) else strip.crop(start, stop)
-            yield part.render(console)
+            yield Strip(_segments(cells, styles, start, stop)).render(console)
 
 
 class FrameUpdate(CompositorUpdate):
@@ -83,27 +83,42 @@ class FrameUpdate(CompositorUpdate):
                 start, stop = max(x, left), min(end, right)
                 if strip is not None and start < stop:
                     whole = (start, stop) == (x, x + strip.cell_length)
-                    yield from self.frame.write(
-                        start, y, strip if whole else strip.crop(start - x, stop - x), console
-                    )
+                    yield from self.frame.write(start, y, strip if whole else strip.crop(start - x, stop - x), console)
 
 
 def _size(update: ChopsUpdate) -> tuple[int, int]:
     return max((ends[-1] for ends in update.chop_ends if ends), default=0), len(update.chops)
 
 
-def _cells(strip: Iterable[Segment]) -> Iterator[Cell]:
+def _segments(cells: list[Cell], styles: list[Style | None], start: int, stop: int) -> list[Segment]:
+    """These cells as text. A blank has the style of what it stands in, so that words are not taken apart."""
+    found = []
+    at = start
+    while at < stop:
+        end = at + 1
+        while end < stop and styles[end] is styles[at]:
+            end += 1
+        found.append(Segment("".join(text for text, _ in cells[at:end]), styles[at]))
+        at = end
+    return found
+
+
+def _cells(strip: Iterable[Segment], styles: list[Style | None]) -> Iterator[Cell]:
+    """The cells of a strip; the style of each goes into `styles`."""
     for text, style, control in strip:
         if control:
             continue
         look, bare = _looks(style)
         if text.isascii():
+            styles += [style] * len(text)
             for character in text:
                 yield (character, bare if character == " " else look)
             continue
         for character in _clusters(text):
+            styles.append(style)
             yield (character, bare if character == " " else look)
             if cell_len(character) > 1:
+                styles.append(style)
                 yield ("", look)
 
 

@@ -224,7 +224,10 @@ def has_colour(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def choose_filters(
-    environment: Mapping[str, str], colours: str | None, ascii_only: bool, background: Callable[[], tuple[int, int, int]]
+    environment: Mapping[str, str],
+    colours: str | None,
+    ascii_only: bool,
+    background: Callable[[], tuple[int, int, int]],
 ) -> Iterator[LineFilter]:
     """The filters for a terminal with this environment and Rich's name of its colours."""
     if not has_colour(environment):

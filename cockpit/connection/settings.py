@@ -72,6 +72,13 @@ class Settings:
             return default
         return found if default is None or type(found) is type(default) else default
 
+    def get_mapping(self, key: str) -> dict[str, Any]:
+        """A section of the top level; empty unless it is a mapping."""
+        if not re.search(rf"^[\"']?{key}\b", self._read_text(), re.MULTILINE):
+            return {}  # no need to import a parser
+        found = self.load().get(key)
+        return found if isinstance(found, dict) else {}
+
     def set(self, key: str, value: str | bool | int | float | list[str]) -> None:
         """Keep a value. Another app's changes to other keys stay."""
         self._document = None

@@ -39,9 +39,12 @@ class KeyBar(Line):
     def _draw(self) -> None:
         everywhere: list[Content] = []
         here: list[Content] = []
+        shown: set[tuple[str, str]] = set()
         for active in self.screen.active_bindings.values():
             binding = active.binding
-            if binding.show and binding.description and active.enabled:
+            said = (binding.key, binding.description)  # a dialog and what lies under it may both have Esc
+            if binding.show and binding.description and active.enabled and said not in shown:
+                shown.add(said)
                 key = Content.assemble(
                     (f" {self.app.get_key_display(binding)} ", "bold $accent"), f"{binding.description} "
                 )

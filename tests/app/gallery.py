@@ -1,6 +1,6 @@
 """Captures of every screen in every look: for a test of what they show, and for the pictures of the documentation.
 
-    python -m tests.app.gallery [FOLDER]     every capture as SVG, else the best ones into docs/gallery
+python -m tests.app.gallery [FOLDER]     every capture as SVG, else the best ones into docs/gallery
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+from rich.terminal_theme import TerminalTheme
 from textual import events
 from textual.geometry import Size
 from textual.pilot import Pilot
@@ -68,6 +69,15 @@ CHECKS = json.dumps(
         ]
     }
 )
+
+
+XTERM = TerminalTheme(
+    (0, 0, 0),
+    (229, 229, 229),
+    [(0, 0, 0), (205, 0, 0), (0, 205, 0), (205, 205, 0), (0, 0, 238), (205, 0, 205), (0, 205, 205), (229, 229, 229)],
+    [(127, 127, 127), (255, 0, 0), (0, 255, 0), (255, 255, 0), (92, 92, 255), (255, 0, 255), (0, 255, 255), (255,) * 3],
+)
+"""The sixteen colours as xterm has them."""
 
 
 class Shot(NamedTuple):
@@ -165,6 +175,7 @@ def dressed(look: str, home: Home) -> Iterator[None]:
     with (
         patch.dict(os.environ, kept | environment | {"TERM": "xterm-256color"}, clear=True),
         patch("textual.constants.COLOR_SYSTEM", system),
+        patch("rich.console.SVG_EXPORT_THEME", XTERM),
         patch.object(chat_targets, "find_local_models", no_models),
         patch.object(DoctorScreen, "action_examine", lambda screen: screen._show(CHECKS, "")),
     ):
