@@ -378,7 +378,7 @@ def run(
     app.run()
     if app.return_code:
         print(f"The app had to end. The report is in {app.fault_log}", file=sys.stderr)
-    for engine in app.engines:
+    for engine in app.engines if not app.is_web else ():
         live = [run.id for run in engine.state.runs.values() if run.state in LIVE and run.state != "stopping"]
         if live:
             goes = "goes" if len(live) == 1 else "go"

@@ -16,7 +16,21 @@ VERBS = (
     *("demo", "train", "prepare", "chat", "generate", "eval", "export", "serve", "runs", "show", "watch", "metrics"),
     *("logs", "plot", "stop", "pause", "continue", "set", "resume", "delete", "profile", "data", "tokenizer"),
     *("model", "engine", "doctor", "forecast", "fit", "launch-file", "completion", "merge", "push"),
-    *("compare", "explain", "report", "why", "profile-step", "grid", "tag", "note", "pin", "fork", "clean"),
+    *(
+        "compare",
+        "explain",
+        "report",
+        "why",
+        "profile-step",
+        "grid",
+        "tag",
+        "note",
+        "pin",
+        "fork",
+        "clean",
+        "web",
+        "man",
+    ),
 )
 """The verbs of the command line."""
 

@@ -21,8 +21,13 @@ def is_interactive() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
+def in_browser() -> bool:
+    """Whether `cockpit web` has started this app, which then has pipes for a terminal."""
+    return os.environ.get("TEXTUAL_DRIVER", "").endswith(":WebDriver")
+
+
 def open_app(options: argparse.Namespace) -> int:
-    if not is_interactive():
+    if not is_interactive() and not in_browser():
         raise ProblemError(
             Problem(
                 code="app.needs_terminal",

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -182,10 +182,13 @@ def dressed(look: str, home: Home) -> Iterator[None]:
         yield
 
 
-async def captures(
-    look: str, sizes: tuple[tuple[int, int], ...] = SIZES, shots: tuple[Shot, ...] = SHOTS
-) -> AsyncIterator[tuple[Shot, tuple[int, int], Pilot[None]]]:
-    """Every screen at every size, in one app."""
+async def capture(
+    look: str,
+    take: Callable[[Shot, tuple[int, int], Pilot[None]], object],
+    sizes: tuple[tuple[int, int], ...] = SIZES,
+    shots: tuple[Shot, ...] = SHOTS,
+) -> None:
+    """Call `take` at every screen in every size, in one app."""
     runs = [
         demo_run(),
         demo_run(id="poems-1120-2210-77aa", name="poems", state="completed", step=50),
@@ -200,7 +203,7 @@ async def captures(
                     await shot.open(pilot)
                     for size in sizes:
                         await resize(pilot, size)
-                        yield shot, size, pilot
+                        take(shot, size, pilot)
                     await resize(pilot, sizes[0])
 
 
@@ -216,9 +219,12 @@ async def resize(pilot: Pilot[None], size: tuple[int, int]) -> None:
 async def write(folder: Path, looks: Any = LOOKS, sizes: Any = SIZES, shots: Any = SHOTS) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for look in looks:
-        async for shot, (width, height), pilot in captures(look, sizes, shots):
-            name = f"{shot.name}-{width}x{height}-{look.replace(' ', '-')}.svg"
+
+        def take(shot: Shot, size: tuple[int, int], pilot: Pilot[None], look: str = look) -> None:
+            name = f"{shot.name}-{size[0]}x{size[1]}-{look.replace(' ', '-')}.svg"
             (folder / name).write_text(pilot.app.export_screenshot(simplify=True), encoding="utf-8")
+
+        await capture(look, take, sizes, shots)
 
 
 if __name__ == "__main__":

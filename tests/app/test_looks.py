@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from rich.console import Console
 from rich.segment import Segment
 from textual.color import Color
 from textual.pilot import Pilot
@@ -15,7 +12,7 @@ from textual.pilot import Pilot
 from cockpit.looks import READABLE, TABLE, contrast, needs_ascii
 from cockpit.verbs import open_app
 from engine.protocol.messages import ProblemError
-from tests.app.gallery import LOOKS, captures
+from tests.app.gallery import LOOKS, SHOTS, SIZES, Shot, capture
 from tests.app.screen import assert_fits, screen_text
 
 FEW = ("16 colours light", "ASCII")
@@ -27,38 +24,44 @@ def segments(pilot: Pilot[None]) -> Iterator[Segment]:
         yield from strip
 
 
-def assert_readable(pilot: Pilot[None], name: str) -> None:
-    for text, style, _ in segments(pilot):
+def examine(look: str, shot: Shot, size: tuple[int, int], pilot: Pilot[None]) -> Iterator[object]:
+    """What is wrong with a capture."""
+    text = screen_text(pilot)
+    yield from (f"{word!r} is missing in:\n{text}" for word in shot.says if word not in text)
+    assert_fits(pilot)
+    drawn = [each for each in segments(pilot) if each.style and each.text.strip()]
+    if look in ("dark", "light"):
+        yield from unreadable(drawn)
+    if look == "NO_COLOR":
+        yield from (each for each in segments(pilot) if each.style and (each.style.color or each.style.bgcolor))
+    if look.startswith("16"):
+        for each in drawn:
+            assert each.style is not None
+            numbers = [color.number for color in (each.style.color, each.style.bgcolor) if color]
+            if None in numbers or numbers[:1] == numbers[1:]:
+                yield each
+    if look == "ASCII":
+        yield from {odd for odd in text if not odd.isascii() and not odd.isalnum() and odd not in "：，"}
+
+
+def unreadable(drawn: list[Segment]) -> Iterator[object]:
+    for text, style, _ in drawn:
         if style and style.color and style.bgcolor and any(map(str.isalnum, text)):
             fore, back = (Color.from_rich_color(each).rgb for each in (style.color, style.bgcolor))
-            assert contrast(fore, back) >= READABLE, (name, text, fore, back, round(contrast(fore, back), 2))
+            if (found := contrast(fore, back)) < READABLE:
+                yield text, fore, back, round(found, 2)
 
 
 @pytest.mark.parametrize("look", LOOKS)
 async def test_every_screen_at_every_size(look: str) -> None:
-    sizes = {"sizes": ((120, 40),)} if look in FEW else {}
-    seen = set()
-    async for shot, size, pilot in captures(look, **sizes):
-        text = screen_text(pilot)
-        seen.add((shot.name, size))
-        for word in shot.says:
-            assert word in text, (shot.name, size, text)
-        assert_fits(pilot)
-        if look in ("dark", "light"):
-            assert not any(type(each).__name__ == "Ascii" for each in pilot.app.get_line_filters())
-            assert_readable(pilot, f"{shot.name} {size}")
-        if look == "NO_COLOR":
-            coloured = [each for each in segments(pilot) if each.style and (each.style.color or each.style.bgcolor)]
-            assert not coloured, (shot.name, coloured[:3])
-        if look.startswith("16"):
-            for each in segments(pilot):
-                if each.style and each.style.color and each.style.bgcolor and each.text.strip():
-                    numbers = each.style.color.number, each.style.bgcolor.number
-                    assert None not in numbers and numbers[0] != numbers[1], (shot.name, each)
-        if look == "ASCII":
-            odd = {character for character in text if not character.isascii() and not character.isalnum()}
-            assert odd <= set("：，"), (shot.name, odd)
-    assert len(seen) == 9 * (1 if look in FEW else 4)
+    wrong: dict[tuple[str, tuple[int, int]], list[object]] = {}
+
+    def take(shot: Shot, size: tuple[int, int], pilot: Pilot[None]) -> None:
+        wrong[shot.name, size] = list(examine(look, shot, size, pilot))[:4]
+
+    await capture(look, take, ((120, 40),) if look in FEW else SIZES)
+    assert len(wrong) == len(SHOTS) * (1 if look in FEW else len(SIZES))
+    assert not {place: found for place, found in wrong.items() if found}
 
 
 def test_a_plain_character_is_as_wide_as_what_it_stands_for() -> None:
