@@ -36,6 +36,7 @@ SIZES = ((120, 40), (60, 18), (80, 24), (200, 60))
 LOOKS: dict[str, dict[str, str]] = {
     "dark": {},
     "light": {"theme": "cockpit-light"},
+    "solarized": {"theme": "solarized-light"},
     "16 colours": {"TEXTUAL_COLOR_SYSTEM": "standard"},
     "16 colours light": {"TEXTUAL_COLOR_SYSTEM": "standard", "theme": "cockpit-light"},
     "NO_COLOR": {"NO_COLOR": "1"},
@@ -106,7 +107,7 @@ async def _profile(pilot: Pilot[None]) -> None:
 
 async def _runs(pilot: Pilot[None]) -> None:
     await _go(pilot, "runs")
-    await until(pilot, lambda: "triples-qlora" in screen_text(pilot))
+    await until(pilot, lambda: "poems" in screen_text(pilot))
 
 
 async def _chat(pilot: Pilot[None]) -> None:
@@ -146,8 +147,8 @@ async def _go(pilot: Pilot[None], name: str) -> None:
 SHOTS = (
     Shot("dashboard", _dashboard, ("triples-qlora", "loss")),
     Shot("data", _data, ("rows",)),
-    Shot("profile", _profile, ("training",)),
-    Shot("runs", _runs, ("triples-qlora",)),
+    Shot("profile", _profile, ("model",)),
+    Shot("runs", _runs, ("poems", "loss")),
     Shot("chat", _chat, ("model",)),
     Shot("doctor", _doctor, ("Doctor",)),
     Shot("metrics", _metrics, ("loss",)),

@@ -2,71 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from rich.cells import cell_len
 from rich.segment import Segment
 from textual.color import Color
+from textual.filter import LineFilter
 from textual.pilot import Pilot
 
-from cockpit.looks import READABLE, TABLE, contrast, needs_ascii
+from cockpit.looks import READABLE, TABLE, Ascii, Colourless, Sixteen, contrast, needs_ascii
 from cockpit.verbs import open_app
 from engine.protocol.messages import ProblemError
-from tests.app.gallery import LOOKS, SHOTS, SIZES, Shot, capture
+from tests.app.gallery import SHOTS, SIZES, Shot, capture
 from tests.app.screen import assert_fits, screen_text
 
-FEW = ("16 colours light", "ASCII")
-"""Looks that differ from another only in a filter: one size is enough."""
+Drawn = list[list[Segment]]
 
 
-def segments(pilot: Pilot[None]) -> Iterator[Segment]:
-    for strip in pilot.app.screen._compositor.render_strips():
-        yield from strip
+def draw(pilot: Pilot[None], look: LineFilter | None = None) -> Drawn:
+    """The lines of the screen, passed through one more filter."""
+    strips = [list(strip) for strip in pilot.app.screen._compositor.render_strips()]
+    return [look.apply(strip, pilot.app.screen.background_colors[1]) for strip in strips] if look else strips
 
 
-def examine(look: str, shot: Shot, size: tuple[int, int], pilot: Pilot[None]) -> Iterator[object]:
-    """What is wrong with a capture."""
-    text = screen_text(pilot)
-    yield from (f"{word!r} is missing in:\n{text}" for word in shot.says if word not in text)
-    assert_fits(pilot)
-    drawn = [each for each in segments(pilot) if each.style and each.text.strip()]
-    if look in ("dark", "light"):
-        yield from unreadable(drawn)
-    if look == "NO_COLOR":
-        yield from (each for each in segments(pilot) if each.style and (each.style.color or each.style.bgcolor))
-    if look.startswith("16"):
-        for each in drawn:
-            assert each.style is not None
-            numbers = [color.number for color in (each.style.color, each.style.bgcolor) if color]
-            if None in numbers or numbers[:1] == numbers[1:]:
-                yield each
-    if look == "ASCII":
-        yield from {odd for odd in text if not odd.isascii() and not odd.isalnum() and odd not in "：，"}
-
-
-def unreadable(drawn: list[Segment]) -> Iterator[object]:
-    for text, style, _ in drawn:
+def unreadable(drawn: Drawn) -> Iterator[object]:
+    for text, style, _ in (each for line in drawn for each in line):
         if style and style.color and style.bgcolor and any(map(str.isalnum, text)):
             fore, back = (Color.from_rich_color(each).rgb for each in (style.color, style.bgcolor))
             if (found := contrast(fore, back)) < READABLE:
                 yield text, fore, back, round(found, 2)
 
 
-@pytest.mark.parametrize("look", LOOKS)
-async def test_every_screen_at_every_size(look: str) -> None:
-    wrong: dict[tuple[str, tuple[int, int]], list[object]] = {}
+def coloured(drawn: Drawn) -> Iterator[object]:
+    yield from (each for line in drawn for each in line if each.style and (each.style.color or each.style.bgcolor))
+
+
+def beyond_sixteen(drawn: Drawn) -> Iterator[object]:
+    """What has no colour of the sixteen, or text in the colour that it stands on."""
+    for each in (each for line in drawn for each in line if each.style and each.text.strip()):
+        assert each.style is not None
+        numbers = [color.number for color in (each.style.color, each.style.bgcolor) if color]
+        if any(number is None or number > 15 for number in numbers) or len(set(numbers)) < len(numbers):
+            yield each
+
+
+def beyond_ascii(drawn: Drawn) -> Iterator[object]:
+    said = {letter for line in drawn for each in line for letter in each.text}
+    yield from (letter for letter in said if not letter.isascii() and not letter.isalnum() and letter not in "：，")
+
+
+async def test_every_screen_at_every_size_in_every_look() -> None:
+    """The looks that are filters are applied to what one app has drawn; the test below has an app for each."""
+    wrong: dict[tuple[str, object, str], list[object]] = {}
 
     def take(shot: Shot, size: tuple[int, int], pilot: Pilot[None]) -> None:
-        wrong[shot.name, size] = list(examine(look, shot, size, pilot))[:4]
+        text, drawn = screen_text(pilot), draw(pilot)
+        ground = pilot.app.screen.background_colors[1].rgb
+        found = {
+            "words": iter([text] if any(word not in text for word in shot.says) else []),
+            "dark": unreadable(drawn),
+            "NO_COLOR": coloured(draw(pilot, Colourless(lambda: ground))),
+            "16 colours": beyond_sixteen(draw(pilot, Sixteen())),
+            "ASCII": beyond_ascii(draw(pilot, Ascii())),
+        }
+        if shot.name != "help":  # it scrolls
+            assert_fits(pilot)
+        wrong.update({(shot.name, size, look): list(each)[:4] for look, each in found.items()})
 
-    await capture(look, take, ((120, 40),) if look in FEW else SIZES)
-    assert len(wrong) == len(SHOTS) * (1 if look in FEW else len(SIZES))
+    await capture("dark", take)
+    assert len(wrong) == len(SHOTS) * len(SIZES) * 5
     assert not {place: found for place, found in wrong.items() if found}
 
 
-def test_a_plain_character_is_as_wide_as_what_it_stands_for() -> None:
-    from rich.cells import cell_len
+async def test_text_can_be_read_in_the_light_theme_and_in_others() -> None:
+    wrong: dict[tuple[str, str], list[object]] = {}
 
+    def take(shot: Shot, size: tuple[int, int], pilot: Pilot[None]) -> None:
+        wrong[shot.name, pilot.app.theme] = list(unreadable(draw(pilot)))[:4]
+        wrong[shot.name, f"{pilot.app.theme}, 16 colours"] = list(beyond_sixteen(draw(pilot, Sixteen())))[:4]
+
+    await capture("light", take, ((120, 40),))
+    await capture("solarized", take, ((120, 40),), SHOTS[2:4])
+    assert not {place: found for place, found in wrong.items() if found}
+
+
+@pytest.mark.parametrize(
+    ("look", "check"), [("NO_COLOR", coloured), ("16 colours", beyond_sixteen), ("ASCII", beyond_ascii)]
+)
+async def test_the_environment_and_the_settings_choose_the_look(
+    look: str, check: Callable[[Drawn], Iterator[object]]
+) -> None:
+    wrong: list[object] = []
+    await capture(look, lambda shot, size, pilot: wrong.extend(check(draw(pilot))), ((120, 40),), SHOTS[:1])
+    assert not wrong[:3]
+
+
+def test_a_plain_character_is_as_wide_as_what_it_stands_for() -> None:
     assert not [chr(mark) for mark, plain in TABLE.items() if cell_len(chr(mark)) != len(plain) or not plain.isascii()]
 
 
