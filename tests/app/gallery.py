@@ -29,7 +29,8 @@ from cockpit.screens.doctor import DoctorScreen
 from cockpit.screens.profile import ProfileScreen
 from engine.protocol.home import Home
 from tests.app.fake import demo_run
-from tests.app.screen import run_app, screen_text, until
+from tests.app.screen import run_app, screen_text
+from tests.app.screen import until as wait_until
 from tests.app.services import FakeServices
 
 SIZES = ((120, 40), (60, 18), (80, 24), (200, 60))
@@ -79,6 +80,11 @@ XTERM = TerminalTheme(
     [(127, 127, 127), (255, 0, 0), (0, 255, 0), (255, 255, 0), (92, 92, 255), (255, 0, 255), (0, 255, 255), (255,) * 3],
 )
 """The sixteen colours as xterm has them."""
+
+
+async def until(pilot: Pilot[None], condition: Callable[[], Any]) -> None:
+    """As the tests wait, but for as long as a screen with all its parts may take on a busy machine."""
+    await wait_until(pilot, condition, 30)
 
 
 class Shot(NamedTuple):
@@ -228,5 +234,17 @@ async def write(folder: Path, looks: Any = LOOKS, sizes: Any = SIZES, shots: Any
         await capture(look, take, sizes, shots)
 
 
+BEST = {"dark": ("dashboard", "profile", "runs", "metrics"), "light": ("dashboard", "help")}
+"""The captures in docs/gallery, at 120×40."""
+
+
+async def write_best(folder: Path) -> None:
+    for look, names in BEST.items():
+        await write(folder, (look,), SIZES[:1], tuple(shot for shot in SHOTS if shot.name in names))
+
+
 if __name__ == "__main__":
-    asyncio.run(write(Path(sys.argv[1])))
+    if sys.argv[1:]:
+        asyncio.run(write(Path(sys.argv[1])))
+    else:
+        asyncio.run(write_best(Path(__file__).parents[2] / "docs/gallery"))

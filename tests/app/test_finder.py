@@ -46,9 +46,9 @@ async def test_things_are_found_and_recent_ones_come_first(home: Home, monkeypat
         await until(pilot, lambda: isinstance(app.screen, ProfileScreen) and app.screen.file)
         screen = app.screen
         assert isinstance(screen, ProfileScreen)
-        await until(pilot, lambda: screen.file and screen.file.name == "poems")
+        await until(pilot, lambda: screen.file and screen.file.name == "poems" and screen.form.fields, 20)
         await find("learning_rate", "setting ·")
-        await until(pilot, lambda: screen.form.current == "training.learning_rate")
+        await until(pilot, lambda: screen.form.current == "training.learning_rate", 20)
         await find("caf25", r"checkpoint ·")
         await until(pilot, lambda: talked == ["triples-qlora-1121-0526-0caf@25"])
         await pilot.press("ctrl+p")
