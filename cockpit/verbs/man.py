@@ -15,7 +15,12 @@ ENVIRONMENT = {
     "NO_COLOR": "if set, neither the app nor a verb writes a colour",
     "EDITOR, VISUAL": "what the app edits profiles and rows with",
 }
-STATUS = {"0": "done", "130": "ctrl+c", "1": "the run or the check failed", "2": "wrong use, or a problem that was explained"}
+STATUS = {
+    "0": "done",
+    "130": "ctrl+c",
+    "1": "the run or the check failed",
+    "2": "wrong use, or a problem that was explained",
+}
 
 
 def man(options: argparse.Namespace) -> int:

@@ -122,7 +122,7 @@ async def make_application(command: str, url: str, token: str) -> web.Applicatio
     """textual-serve's application for the page at `url`, behind the checks of each request."""
     from textual_serve.server import Server
 
-    class Page(Server):
+    class Page(Server):  # type: ignore[misc]
         async def on_startup(self, app: web.Application) -> None:
             """Print nothing: `open_web` has said where the page is."""
 
@@ -143,7 +143,7 @@ def make_guard(url: str, token: str) -> Any:
     socket = f"{'wss' if address.scheme == 'https' else 'ws'}://{address.netloc}"
     headers = {name: value.format(socket=socket) for name, value in HEADERS.items()}
 
-    @web.middleware
+    @web.middleware  # type: ignore[untyped-decorator]
     async def guard(request: web.Request, handler: Any) -> web.StreamResponse:
         host = request.headers.get("Host", "").lower()
         if host not in names | aliases:
