@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from textual.command import CommandPalette
 
+from cockpit.app import CockpitApp
 from cockpit.keymap import check_keys
 from cockpit.screens.chat import ChatScreen
 from cockpit.screens.profile import ProfileScreen
@@ -58,14 +59,16 @@ async def test_things_are_found_and_recent_ones_come_first(home: Home, monkeypat
         assert listed == sorted(listed)
 
 
-async def test_the_user_chooses_keys_and_is_told_of_conflicts(home: Home) -> None:
+async def test_the_user_chooses_keys_and_is_told_of_conflicts(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(CockpitApp, "notify", lambda app, message, **options: told.append(message))
     home.settings.write_text("keys:\n  runs.filter: ctrl+f\n  runs.pause: P\n  runs.stop: q\n  runs.fitler: f\n")
     async with run_app(FakeServices(demo_run()), (200, 40), home=home, first="runs") as pilot:
-        await until(pilot, lambda: "did you mean runs.filter?" in screen_text(pilot))
-        assert "q is runs.stop and also app.detach" in screen_text(pilot)
+        await until(pilot, lambda: told)
+        assert "did you mean runs.filter?" in told[0] and "q is runs.stop and also app.detach" in told[0]
         screen = pilot.app.screen
         assert isinstance(screen, RunsScreen)
-        assert " P  Pause" in screen_text(pilot).splitlines()[-1]
+        assert " P Pause" in screen_text(pilot).splitlines()[-1]
         await pilot.press("ctrl+f")
         await until(pilot, lambda: screen.query_one("#filter").has_class("-open"))
         await pilot.press("escape", "f1")

@@ -98,4 +98,4 @@ async def test_a_terminal_shows_the_screen_and_a_dialog_costs_its_own_cells(monk
         assert whole > 8_000
         help_opens, help_closes, asks, closes, *_ = costs.values()
         assert max(help_opens, help_closes) < 12_000, costs
-        assert max(asks, closes) < 6_500, costs
+        assert max(asks, closes) < 8_000, costs
