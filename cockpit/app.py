@@ -15,22 +15,21 @@ from typing import Any, ClassVar, cast
 
 from textual import work
 from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
-from textual._compositor import ChopsUpdate
 from textual.app import SystemCommand
 from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
-from textual.command import CommandPalette
+from textual.command import CommandPalette, Provider
 from textual.screen import Screen
 from textual.widgets import Input
 
 from cockpit.connection.attachment import Attachment
-from cockpit.connection.engine_app import EngineApp, connect
+from cockpit.connection.engine_app import connect
 from cockpit.fault_guard import Fault, FaultPage
+from cockpit.keymap import named
 from cockpit.language.translate import LANGUAGES, current_language, read_language, set_language, tr
-from cockpit.partial_update import PartialUpdate
+from cockpit.painted_app import PaintedApp
 from cockpit.screens import SCREENS
 from cockpit.screens.base import CockpitScreen, opens_dialog
-from cockpit.theme import COCKPIT, COCKPIT_LIGHT
 from cockpit.widgets.chat_input import ChatInput
 from cockpit.widgets.confirm import LeaveDialog
 from cockpit.widgets.top_bar import TopBar
@@ -50,6 +49,13 @@ def load_screen(reference: str) -> Screen[Any]:
     return screen
 
 
+def load_finder() -> type[Provider]:
+    """What `:` searches. Imported when it is first opened."""
+    from cockpit.screens.finder import Finder
+
+    return Finder
+
+
 def forget_mac_characters() -> None:
     """Read Esc and a digit that arrive together as alt and that digit. Textual takes them for what the Option key
     types on some Macs, so that Esc and then 4, typed fast, would write `¢` into a text."""
@@ -58,7 +64,8 @@ def forget_mac_characters() -> None:
             cast(dict[str, Any], ANSI_SEQUENCES_KEYS).pop(sequence)
 
 
-class CockpitApp(EngineApp):
+@named
+class CockpitApp(PaintedApp):
     """Leaving the app only detaches: it sends nothing to any job."""
 
     TITLE = "cockpit"
@@ -69,6 +76,7 @@ class CockpitApp(EngineApp):
     }
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-normal"), (150, "-wide")]
     VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high"), (50, "-tall")]
+    COMMANDS: ClassVar[set[Any]] = {load_finder}
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
             Binding(str(key), f"go('{name}')", title, show=False)
@@ -112,10 +120,6 @@ class CockpitApp(EngineApp):
         self._visited: list[str] = []
         self._discarded: Screen[Any] | None = None
         """The last screen that could not be drawn. It is being removed, and fails until it is."""
-        self.register_theme(COCKPIT)
-        self.register_theme(COCKPIT_LIGHT)
-        theme = self.settings.read_theme("cockpit")
-        self.theme = theme if theme in self.available_themes else "cockpit"
 
     async def on_mount(self) -> None:
         loop = asyncio.get_running_loop()
@@ -123,7 +127,6 @@ class CockpitApp(EngineApp):
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         if self._first != self.current_mode:
             await self.action_go(self._first)
-        self.theme_changed_signal.subscribe(self, lambda theme: self.settings.set("theme", theme.name))
         driver = self._driver
         if (
             driver is not None
@@ -151,11 +154,6 @@ class CockpitApp(EngineApp):
         last_resort = threading.Timer(HANG_UP, os._exit, (1,))
         last_resort.daemon = True
         last_resort.start()
-
-    def _display(self, screen: Screen[Any], renderable: Any) -> None:
-        if isinstance(renderable, ChopsUpdate):
-            renderable = PartialUpdate(renderable.chops, renderable.spans, renderable.chop_ends)
-        super()._display(screen, renderable)
 
     def show_message(self, engine: Attachment, body: object) -> None:
         """Pass `body` to every mounted screen of this engine and update the top bar."""
@@ -258,6 +256,10 @@ class CockpitApp(EngineApp):
             self.drafts.flush()
             self.exit(return_code=REOPEN)
 
+    async def go_to_host(self, at: int) -> None:
+        """Show this screen of the engine with this index."""
+        await self._go_to(_mode_of(self.screen_name, at))
+
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "hosts" and not self.engines[0].name:
             return False  # there is only this one
@@ -355,7 +357,7 @@ class CockpitApp(EngineApp):
         if isinstance(self.screen, CommandPalette):
             self.screen.dismiss()
         elif not any(isinstance(screen, CommandPalette) for stack in self._screen_stacks.values() for screen in stack):
-            super().action_command_palette()
+            self.push_screen(CommandPalette(placeholder="an action, run, profile, setting, checkpoint or host"))
 
     def action_help(self) -> None:
         from cockpit.screens.help import HelpScreen
@@ -374,7 +376,8 @@ class CockpitApp(EngineApp):
             own = active.node is screen and isinstance(screen, CockpitScreen) and "." not in binding.action
             if own and active.enabled and binding.description:
                 command = partial(self.run_action, binding.action, default_namespace=screen)
-                yield SystemCommand(tr(binding.description), f"key {self.get_key_display(binding)}", command)
+                where = f" · {binding.id}" if binding.id else ""
+                yield SystemCommand(tr(binding.description), f"key {self.get_key_display(binding)}{where}", command)
         if self.engines[0].name:
             yield SystemCommand("Hosts", "choose the host that the screens show", self.action_hosts)
         yield SystemCommand("Theme", "choose the colours", self.action_change_theme)
@@ -401,7 +404,7 @@ def run(
         print("The language has been changed: open the app again.")
     elif app.return_code:
         print(f"The app had to end. The report is in {app.fault_log}", file=sys.stderr)
-    for engine in app.engines:
+    for engine in app.engines if not app.is_web else ():
         live = [run.id for run in engine.state.runs.values() if run.state in LIVE and run.state != "stopping"]
         if live:
             goes = "goes" if len(live) == 1 else "go"

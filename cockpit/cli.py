@@ -19,6 +19,7 @@ from cockpit.command_line.help_verbs import HELP_VERBS
 from cockpit.command_line.model_verbs import BASE_MODEL_VERBS, CHAT, EVAL, EXPORT, GENERATE, MERGE, PUSH, SERVE
 from cockpit.command_line.options import Verb, option
 from cockpit.command_line.run_verbs import ENGINE_VERBS, PROFILE_VERBS, RUN_VERBS, START_VERBS
+from cockpit.command_line.web_verbs import WEB_VERBS
 from cockpit.exit_status import DONE, INTERRUPTED, WRONG
 from cockpit.language.translate import read_language, set_language, tr
 from cockpit.remote_names import HANG_UP, HERE
@@ -60,12 +61,7 @@ VERBS = (
         ),
     ),
     *HELP_VERBS,
-    Verb(
-        "completion",
-        "print what completes cockpit's verbs and options in a shell",
-        "completion:completion",
-        (option("shell", choices=("bash", "zsh"), help="add its output to the shell's start-up file"),),
-    ),
+    *WEB_VERBS,
 )
 
 

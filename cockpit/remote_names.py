@@ -17,7 +17,7 @@ VERBS = (
     *("logs", "plot", "stop", "pause", "continue", "set", "resume", "delete", "profile", "data", "tokenizer"),
     *("model", "engine", "doctor", "forecast", "fit", "launch-file", "completion", "merge", "push"),
     *("compare", "explain", "report", "why", "profile-step", "grid", "tag", "note", "pin", "fork", "clean"),
-    *("group", "queue"),
+    *("group", "queue", "web", "man"),
 )
 """The verbs of the command line."""
 

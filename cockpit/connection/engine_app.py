@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from textual._context import active_message_pump
 from textual.app import ScreenStackError
 from textual.dom import DOMNode, NoScreen
 from textual.events import Event, InputEvent, Paste
-from textual.filter import LineFilter
+from textual.filter import LineFilter, Monochrome
 from textual.screen import Screen
 from textual.worker import NoActiveWorker, get_current_worker
 
@@ -36,6 +37,7 @@ from cockpit.control_filter import SHOW_CONTROLS
 from cockpit.fault_guard import FaultTolerantApp, guard_handlers
 from cockpit.key_queue import KeyQueue
 from cockpit.language.translate import tr_engine
+from cockpit.looks import choose_filters, has_colour
 from cockpit.state.app_state import AppState, reduce, select_run
 from engine.protocol.console import GuardedConsole
 from engine.protocol.home import Home
@@ -90,6 +92,16 @@ class EngineApp(FaultTolerantApp):
         """`home` is this host's, where the user's own profiles and conversations are."""
         self.engines = list(engines) or [Attachment(partial(connect, home), selected=selected)]
         self.settings = Settings(home)
+        self.no_color = not has_colour(os.environ)
+        self._looks = [
+            *choose_filters(
+                os.environ,
+                self.console.color_system,
+                self.settings.read_early("ascii") == "true",
+                lambda: self.screen.background_colors[1].rgb,
+            ),
+            SHOW_CONTROLS,
+        ]
         self.settings.failed = lambda reason: self.notify(reason, title="Settings", severity="warning", timeout=8)
         self.drafts = Drafts(home, lambda seconds, call: self.set_timer(seconds, call))
         self.drafts.failed = self._report_drafts
@@ -149,7 +161,7 @@ class EngineApp(FaultTolerantApp):
         raise NotImplementedError
 
     def get_line_filters(self) -> Sequence[LineFilter]:
-        return [*super().get_line_filters(), SHOW_CONTROLS]
+        return [*(each for each in super().get_line_filters() if not isinstance(each, Monochrome)), *self._looks]
 
     def notify(self, message: str, *, markup: bool = False, **options: Any) -> None:
         """Notifications name runs, files and errors, so their text is never markup. There are none while the app is

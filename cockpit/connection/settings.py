@@ -31,9 +31,9 @@ class Settings:
         self._document: dict[str, Any] | None = None
         self._text = ""
 
-    def read_theme(self, default: str) -> str:
-        """The theme, before the first paint, which cannot wait for a YAML parser to be imported."""
-        found = re.search(r"^theme:\s*[\"']?([\w-]+)", self._read_text(), re.MULTILINE)
+    def read_early(self, key: str, default: str = "") -> str:
+        """A word at the top level, before the first paint, which cannot wait for a YAML parser to be imported."""
+        found = re.search(rf"^{key}:\s*[\"']?([\w-]+)", self._read_text(), re.MULTILINE)
         return found[1] if found else default
 
     def load(self) -> dict[str, Any]:
@@ -71,6 +71,13 @@ class Settings:
         if isinstance(default, list) and isinstance(found, list) and not all(isinstance(each, str) for each in found):
             return default
         return found if default is None or type(found) is type(default) else default
+
+    def get_mapping(self, key: str) -> dict[str, Any]:
+        """A section of the top level; empty unless it is a mapping."""
+        if not re.search(rf"^[\"']?{key}\b", self._read_text(), re.MULTILINE):
+            return {}  # no need to import a parser
+        found = self.load().get(key)
+        return found if isinstance(found, dict) else {}
 
     def set(self, key: str, value: str | bool | int | float | list[str]) -> None:
         """Keep a value. Another app's changes to other keys stay."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from textual.app import ComposeResult
 from textual.screen import Screen
 from textual.worker import Worker
 
 from cockpit.connection.engine_app import EngineApp
+from cockpit.keymap import named
 from cockpit.screens import SCREENS
 from cockpit.widgets.key_bar import KeyBar
 from cockpit.widgets.top_bar import TopBar
@@ -48,6 +49,10 @@ class CockpitScreen(Screen[None]):
 
     HELP_TEXT = ""
     """A few lines for `?`, above the keys."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        named(cls)
 
     OVER = ""
     """The title of a screen that has no key and lies on another one."""

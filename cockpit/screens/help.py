@@ -17,6 +17,7 @@ from textual.widgets import Static
 
 from cockpit.content import Content
 from cockpit.language.translate import tr
+from cockpit.keymap import names_of
 from cockpit.screens import SCREENS
 from cockpit.screens.key_help import HELP
 
@@ -75,6 +76,9 @@ def collect(screen: Screen[Any]) -> Iterator[tuple[str, str, str, bool]]:
         keys: dict[str, list[str]] = {}
         for binding in own_bindings(node):
             keys.setdefault(binding.action, []).append(screen.app.get_key_display(binding))
+        for action, name in names_of(node).items():
+            if action in keys and (chosen := screen.app._keymap.get(name)):
+                keys[action] = [screen.app.get_key_display(Binding(key, action)) for key in chosen.split(",")]
         for group, sentences in sentences_of(node).items():
             for action, sentence in sentences.items():
                 if action in keys and (group, sentence) not in seen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -20,14 +21,28 @@ def is_interactive() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
+def in_browser() -> bool:
+    """Whether `cockpit web` has started this app, which then has pipes for a terminal."""
+    return os.environ.get("TEXTUAL_DRIVER", "").endswith(":WebDriver")
+
+
 def open_app(options: argparse.Namespace) -> int:
-    if not is_interactive():
+    if not is_interactive() and not in_browser():
         raise ProblemError(
             Problem(
                 code="app.needs_terminal",
                 title="The app needs a terminal",
                 cause="stdin or stdout is a pipe or a file",
                 hint="use a verb instead: cockpit --help",
+            )
+        )
+    if os.environ.get("TERM", "") in ("dumb", "unknown"):
+        raise ProblemError(
+            Problem(
+                code="app.needs_terminal",
+                title="This terminal cannot show the app",
+                cause=f"TERM is {os.environ['TERM']}: it moves no cursor",
+                hint="use a verb instead, such as `cockpit watch last`, or set TERM to what the terminal is",
             )
         )
     from cockpit.app import run

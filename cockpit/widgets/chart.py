@@ -12,6 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 
 from cockpit.content import Content
+from cockpit.keymap import named
 from cockpit.state.formatting import format_number
 from cockpit.widgets import chart_axes as axes
 from cockpit.widgets import chart_notes as notes
@@ -35,6 +36,7 @@ def curve_from_series(series: Series) -> Curve:
     return Curve([Bucket(*column) for column in columns])
 
 
+@named
 class Chart(Canvas, can_focus=True):
     """Curves by name. `load` and `mark` set them, `append` extends one; the picture is redrawn automatically, at most
     four times a second."""

@@ -11,6 +11,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from cockpit.content import Content
+from cockpit.keymap import named
 from cockpit.state.chat_tree import ChatTree, Turn
 from cockpit.widgets.chat_turns import Answer, ProblemPanel, Question
 from cockpit.widgets.reply import TICK, Reply
@@ -24,6 +25,7 @@ LINES = 4
 Row = Question | Answer
 
 
+@named
 class Conversation(VerticalScroll):
     """The turns of a tree's path. Stays at the end unless the user scrolls up."""
 

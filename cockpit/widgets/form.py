@@ -22,6 +22,7 @@ from textual.widgets.option_list import Option
 
 from cockpit.content import Content
 from cockpit.language.translate import tr_engine
+from cockpit.keymap import named
 from cockpit.profiles.yaml_edit import to_flow_yaml, value_at
 from cockpit.widgets.completion import LineSuggester
 
@@ -33,6 +34,7 @@ HINTS = {"group": "Enter unfolds, → switches it on, ← off", "sources": "Ente
 """Kind of setting -> how its value is changed."""
 
 
+@named
 class Form(Vertical):
     """The list of settings, the help, and the input for a value."""
 
@@ -78,6 +80,7 @@ class Form(Vertical):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.fields: dict[str, Field] = {}
+        self._wanted = ""
         self._folded: dict[str, bool] = {}
         """Group -> whether the user has folded or unfolded it; others are unfolded where the file has them."""
         self._listed: list[str] = []
@@ -102,6 +105,8 @@ class Form(Vertical):
         self.fields = {field.key: field for field in fields}
         self.document, self.problems = document, problems
         self._refresh_rows()
+        if self._wanted in self.fields:
+            self.go_to(self._wanted)
 
     def _refresh_rows(self) -> None:
         listed = self._choose_rows()
@@ -210,6 +215,20 @@ class Form(Vertical):
     @on(OptionList.OptionSelected)
     def _setting_selected(self) -> None:
         self.action_edit()
+
+    def go_to(self, key: str) -> None:
+        """Highlight a setting, in an unfolded group. Before the settings are known it waits for them."""
+        if key not in self.fields:
+            self._wanted = key
+            return
+        self._wanted, group = "", self.fields[key].group
+        while group:
+            self._folded[group], group = False, self.fields[group].group
+        self.query_one("#search", Input).value = ""
+        self._refresh_rows()
+        if key in self._listed:
+            self.settings.highlighted = self.settings.get_option_index(key)
+            self.settings.focus()
 
     def action_edit(self) -> None:
         """Toggle a switch, step through a choice, or open the input for any other value."""

@@ -6,6 +6,7 @@ whole screen for it. Keys without room are left out rather than cut.
 
 from __future__ import annotations
 
+from textual import events
 from textual.screen import Screen
 from textual.style import Style
 
@@ -18,11 +19,7 @@ class KeyBar(Line):
     """Keys can be clicked. The app's own keys come last, and are left out last."""
 
     DEFAULT_CSS = """
-    KeyBar {
-        dock: bottom; height: 1; background: $panel; text-wrap: nowrap;
-        link-style: none; link-background: transparent; link-color: $text; link-style-hover: bold;
-        link-background-hover: $primary 40%; link-color-hover: $text;
-    }
+    KeyBar { dock: bottom; height: 1; background: $panel; text-wrap: nowrap; }
     """
 
     def on_mount(self) -> None:
@@ -32,6 +29,10 @@ class KeyBar(Line):
     def on_resize(self) -> None:
         self._draw()
 
+    async def on_click(self, event: events.Click) -> None:
+        if key := event.style.meta.get("key"):
+            await self.run_action(f"app.simulate_key({key!r})")
+
     def _changed(self, screen: Screen[object]) -> None:
         if screen.is_active:
             self._draw()
@@ -39,13 +40,16 @@ class KeyBar(Line):
     def _draw(self) -> None:
         everywhere: list[Content] = []
         here: list[Content] = []
+        shown: set[tuple[str, str]] = set()
         for active in self.screen.active_bindings.values():
             binding = active.binding
-            if binding.show and binding.description and active.enabled:
+            said = (binding.key, binding.description)  # a dialog and what lies under it may both have Esc
+            if binding.show and binding.description and active.enabled and said not in shown:
+                shown.add(said)
                 key = Content.assemble(
                     (f" {self.app.get_key_display(binding)} ", "bold $accent"), f"{tr(binding.description)} "
                 )
-                click = Style.from_meta({"@click": ("app.simulate_key", (binding.key,))})
+                click = Style.from_meta({"key": binding.key})  # a link would have one colour for key and word
                 (everywhere if active.node is self.app else here).append(key.stylize(click))
         room = self.size.width - sum(key.cell_length for key in everywhere)
         fitting: list[Content] = []

@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from cockpit.cli import VERBS, UsageError, build_parser, main
 from cockpit.command_line.options import Verb
+from cockpit.verbs.man import build_page
 from tests.cli.conftest import Cockpit
 
 
@@ -123,3 +125,12 @@ def test_completion_knows_every_verb(shell: str, capsys: pytest.CaptureFixture[s
         )
         answer = subprocess.run(["bash", "-c", f"{written}\n{asked}"], capture_output=True, text=True, check=True)
         assert answer.stdout.strip() == "train"
+
+
+def test_the_manual_page_is_that_of_this_parser() -> None:
+    """`cockpit man > docs/cockpit.1` makes it."""
+    page = build_page()
+    assert (Path(__file__).parents[2] / "docs/cockpit.1").read_text(encoding="utf-8") == page
+    for verb in leaves(VERBS):
+        assert f"{verb.name.replace('-', chr(92) + '-')}" in page
+    assert not [line for line in page.splitlines() if line.startswith("'")]

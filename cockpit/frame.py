@@ -1,0 +1,173 @@
+"""Writes only the cells that differ from what the terminal shows.
+
+Textual repaints whole widgets, and the whole screen when a dialog opens or closes or another screen is shown. Over SSH
+that takes as long as hundreds of keys. The frame remembers what was written and sends the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.control import Control
+from rich.segment import Segment
+from rich.style import Style
+from textual._compositor import ChopsUpdate, CompositorUpdate, LayoutUpdate
+from textual.strip import Strip
+
+Look = tuple[object, ...]
+Cell = tuple[str, Look]
+"""A cell's character and its look. The right half of a wide character has none."""
+
+UNKNOWN: Cell = ("\0", ())
+JOIN = 6
+"""Unchanged cells between two changed ones that are cheaper to write than to skip."""
+_INKED = sum(1 << bit for bit in (3, 4, 5, 6, 8, 9, 10, 11, 12))
+"""Attributes that show on a blank, too: underline, blink, reverse, strike, frame, overline."""
+
+
+class Frame:
+    """The cells that the terminal shows, as far as they are known."""
+
+    def __init__(self) -> None:
+        self._rows: list[list[Cell]] = []
+        self._width = 0
+
+    def forget(self) -> None:
+        """Somebody else has written to the terminal, or its size has changed: the next update writes all cells."""
+        self._rows, self._width = [], 0
+
+    def resize(self, width: int, height: int) -> None:
+        if width != self._width or height != len(self._rows):
+            self._width, self._rows = width, [[UNKNOWN] * width for _ in range(height)]
+
+    def write(self, x: int, y: int, strip: Strip, console: Console) -> Iterator[str]:
+        """The sequences that bring the cells of `strip`, which begins at (x, y), onto the terminal."""
+        if not 0 <= y < len(self._rows) or x < 0:
+            return
+        row = self._rows[y]
+        styles: list[Style | None] = []
+        cells = list(_cells(strip, styles))[: self._width - x]
+        before = row[x : x + len(cells)]
+        if cells == before:
+            return
+        row[x : x + len(cells)] = cells
+        for start, stop in _changed(before, cells):
+            yield Control.move_to(x + start, y).segment.text
+            yield Strip(_segments(cells, styles, start, stop)).render(console)
+
+
+class FrameUpdate(CompositorUpdate):
+    """An update of Textual's that writes only what differs from the frame. Nothing is compared before it is written:
+    an update that Textual drops leaves the frame as it is."""
+
+    def __init__(self, update: LayoutUpdate | ChopsUpdate, frame: Frame) -> None:
+        self.update, self.frame = update, frame
+
+    def render_segments(self, console: Console) -> str:
+        return "".join(self._write(console))
+
+    def _write(self, console: Console) -> Iterator[str]:
+        if isinstance(self.update, LayoutUpdate):
+            region = self.update.region
+            self.frame.resize(region.right, region.bottom)
+            for y, strips in enumerate(self.update.strips, region.y):
+                yield from self.frame.write(region.x, y, Strip.join(list(strips)), console)
+            return
+        self.frame.resize(*_size(self.update))
+        for y, left, right in self.update.spans:
+            ends = self.update.chop_ends[y]
+            for end, (x, strip) in zip(ends, self.update.chops[y].items(), strict=False):
+                start, stop = max(x, left), min(end, right)
+                if strip is not None and start < stop:
+                    whole = (start, stop) == (x, x + strip.cell_length)
+                    yield from self.frame.write(start, y, strip if whole else strip.crop(start - x, stop - x), console)
+
+
+def _size(update: ChopsUpdate) -> tuple[int, int]:
+    return max((ends[-1] for ends in update.chop_ends if ends), default=0), len(update.chops)
+
+
+def _segments(cells: list[Cell], styles: list[Style | None], start: int, stop: int) -> list[Segment]:
+    """These cells as text. A blank has the style of what it stands in, so that words are not taken apart."""
+    found = []
+    at = start
+    while at < stop:
+        end = at + 1
+        while end < stop and styles[end] is styles[at]:
+            end += 1
+        found.append(Segment("".join(text for text, _ in cells[at:end]), styles[at]))
+        at = end
+    return found
+
+
+def _cells(strip: Iterable[Segment], styles: list[Style | None]) -> Iterator[Cell]:
+    """The cells of a strip; the style of each goes into `styles`."""
+    for text, style, control in strip:
+        if control:
+            continue
+        look, bare = _looks(style)
+        if text.isascii():
+            styles += [style] * len(text)
+            for character in text:
+                yield (character, bare if character == " " else look)
+            continue
+        for character in _clusters(text):
+            styles.append(style)
+            yield (character, bare if character == " " else look)
+            if cell_len(character) > 1:
+                styles.append(style)
+                yield ("", look)
+
+
+def _clusters(text: str) -> Iterator[str]:
+    """The characters of a text, each with those that take no cell of their own behind it."""
+    found = ""
+    for character in text:
+        if found and cell_len(character):
+            yield found
+            found = character
+        else:
+            found += character
+    if found:
+        yield found
+
+
+@lru_cache(4096)
+def _looks(style: Style | None) -> tuple[Look, Look]:
+    """How a style looks on a character and on a blank, where its colour does not show. What a click on it does is no
+    part of the look."""
+    if style is None:
+        return (), ()
+    attributes = style._attributes & style._set_attributes
+    look = (style.color, style.bgcolor, attributes, style.link)
+    inked = attributes & _INKED or style.link
+    return look, look if inked else (None, style.bgcolor, 0, None)
+
+
+def _changed(before: list[Cell], now: list[Cell]) -> Iterator[tuple[int, int]]:
+    """Start and stop of each part that differs; parts close to each other are joined, and no wide character is cut."""
+    size = len(now)
+    start = stop = -1
+    for at in range(size):
+        if at < len(before) and before[at] == now[at]:
+            continue
+        if start >= 0 and at - stop > JOIN:
+            yield _whole(start, stop, before, now)
+            start = at
+        elif start < 0:
+            start = at
+        stop = at + 1
+    if start >= 0:
+        yield _whole(start, stop, before, now)
+
+
+def _whole(start: int, stop: int, before: list[Cell], now: list[Cell]) -> tuple[int, int]:
+    """The part, with both halves of the wide characters at its ends."""
+    while start > 0 and (not now[start][0] or not before[start][0]):
+        start -= 1
+    while stop < len(now) and (not now[stop][0] or not before[stop][0]):
+        stop += 1
+    return start, stop

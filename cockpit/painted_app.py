@@ -1,0 +1,68 @@
+"""What an app looks like, and by which keys it is used: themes, the cells that are written, and the user's keymap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from textual import events, on
+from textual._compositor import ChopsUpdate, LayoutUpdate
+from textual.driver import Driver
+from textual.screen import Screen
+
+from cockpit.connection.attachment import Attachment
+from cockpit.connection.engine_app import EngineApp
+from cockpit.frame import Frame, FrameUpdate
+from cockpit.keymap import check_keys, read_keys
+from cockpit.theme import COCKPIT, COCKPIT_LIGHT
+from engine.protocol.home import Home
+
+
+class PaintedApp(EngineApp):
+    """The theme is the one that was chosen last. Only cells that differ from what the terminal shows are written."""
+
+    def __init__(
+        self,
+        home: Home,
+        *,
+        readonly: bool,
+        selected: str | None,
+        connect: Callable[[Home], Any],
+        engines: Sequence[Attachment] = (),
+    ) -> None:
+        super().__init__(home, readonly=readonly, selected=selected, connect=connect, engines=engines)
+        self.frame = Frame()
+        self.register_theme(COCKPIT)
+        self.register_theme(COCKPIT_LIGHT)
+        theme = self.settings.read_early("theme", "cockpit")
+        self.theme = theme if theme in self.available_themes else "cockpit"
+
+    async def on_mount(self) -> None:
+        self.theme_changed_signal.subscribe(self, lambda theme: self.settings.set("theme", theme.name))
+        self.set_timer(0.02, self._take_keys)
+
+    def _take_keys(self) -> None:
+        """Use the keys that the user has chosen, and say which of them cannot be."""
+        if keys := read_keys(self.settings.get_mapping("keys")):
+            self.set_keymap(keys)
+            if wrong := list(check_keys(keys)):
+                self.notify("\n".join(wrong[:6]), title="Keys in settings.yaml", severity="warning", timeout=12)
+
+    def _display(self, screen: Screen[Any], renderable: Any) -> None:
+        if isinstance(renderable, (ChopsUpdate, LayoutUpdate)):
+            renderable = FrameUpdate(renderable, self.frame)
+        super()._display(screen, renderable)
+
+    async def on_event(self, event: events.Event) -> None:
+        if isinstance(event, events.Resize):
+            self.frame.forget()  # a terminal that was attached again has the old size, perhaps, but other contents
+        await super().on_event(event)
+
+    def _resume_signal(self) -> None:
+        self.frame.forget()  # an editor has had the terminal
+        super()._resume_signal()
+
+    @on(Driver.SignalResume)
+    def _resume_process(self) -> None:
+        self.frame.forget()
+        self.refresh(layout=True)

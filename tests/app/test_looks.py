@@ -1,0 +1,125 @@
+"""Every screen in every look: what it says, at which contrast, and without colours or beyond ASCII where asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from rich.cells import cell_len
+from rich.segment import Segment
+from textual.color import Color
+from textual.filter import LineFilter
+from textual.pilot import Pilot
+
+from cockpit.looks import READABLE, TABLE, Ascii, Colourless, Sixteen, contrast, needs_ascii
+from cockpit.verbs import open_app
+from engine.protocol.messages import ProblemError
+from tests.app.gallery import SHOTS, SIZES, Shot, capture
+from tests.app.screen import assert_fits, screen_text
+
+Drawn = list[list[Segment]]
+
+
+def draw(pilot: Pilot[None], look: LineFilter | None = None) -> Drawn:
+    """The lines of the screen, passed through one more filter."""
+    strips = [list(strip) for strip in pilot.app.screen._compositor.render_strips()]
+    return [look.apply(strip, pilot.app.screen.background_colors[1]) for strip in strips] if look else strips
+
+
+def unreadable(drawn: Drawn) -> Iterator[object]:
+    for text, style, _ in (each for line in drawn for each in line):
+        if style and style.color and style.bgcolor and any(map(str.isalnum, text)):
+            fore, back = (Color.from_rich_color(each).rgb for each in (style.color, style.bgcolor))
+            if (found := contrast(fore, back)) < READABLE:
+                yield text, fore, back, round(found, 2)
+
+
+def coloured(drawn: Drawn) -> Iterator[object]:
+    yield from (each for line in drawn for each in line if each.style and (each.style.color or each.style.bgcolor))
+
+
+def beyond_sixteen(drawn: Drawn) -> Iterator[object]:
+    """What has no colour of the sixteen, or text in the colour that it stands on."""
+    for each in (each for line in drawn for each in line if each.style and each.text.strip()):
+        assert each.style is not None
+        numbers = [color.number for color in (each.style.color, each.style.bgcolor) if color]
+        if any(number is None or number > 15 for number in numbers) or len(set(numbers)) < len(numbers):
+            yield each
+
+
+def beyond_ascii(drawn: Drawn) -> Iterator[object]:
+    said = {letter for line in drawn for each in line for letter in each.text}
+    yield from (letter for letter in said if not letter.isascii() and not letter.isalnum() and letter not in "：，")
+
+
+async def test_every_screen_at_every_size_in_every_look() -> None:
+    """The looks that are filters are applied to what one app has drawn; the test below has an app for each."""
+    wrong: dict[tuple[str, object, str], list[object]] = {}
+
+    def take(shot: Shot, size: tuple[int, int], pilot: Pilot[None]) -> None:
+        text, drawn = screen_text(pilot), draw(pilot)
+        ground = pilot.app.screen.background_colors[1].rgb
+        found = {
+            "words": iter([text] if any(word not in text for word in shot.says) else []),
+            "dark": unreadable(drawn),
+            "NO_COLOR": coloured(draw(pilot, Colourless(lambda: ground))),
+            "16 colours": beyond_sixteen(draw(pilot, Sixteen())),
+            "ASCII": beyond_ascii(draw(pilot, Ascii())),
+        }
+        if shot.name != "help":  # it scrolls
+            assert_fits(pilot)
+        wrong.update({(shot.name, size, look): list(each)[:4] for look, each in found.items()})
+
+    await capture("dark", take)
+    assert len(wrong) == len(SHOTS) * len(SIZES) * 5
+    assert not {place: found for place, found in wrong.items() if found}
+
+
+async def test_text_can_be_read_in_the_light_theme_and_in_others() -> None:
+    wrong: dict[tuple[str, str], list[object]] = {}
+
+    def take(shot: Shot, size: tuple[int, int], pilot: Pilot[None]) -> None:
+        wrong[shot.name, pilot.app.theme] = list(unreadable(draw(pilot)))[:4]
+        wrong[shot.name, f"{pilot.app.theme}, 16 colours"] = list(beyond_sixteen(draw(pilot, Sixteen())))[:4]
+
+    await capture("light", take, ((120, 40),))
+    await capture("solarized", take, ((120, 40),), SHOTS[2:4])
+    assert not {place: found for place, found in wrong.items() if found}
+
+
+@pytest.mark.parametrize(
+    ("look", "check"), [("NO_COLOR", coloured), ("16 colours", beyond_sixteen), ("ASCII", beyond_ascii)]
+)
+async def test_the_environment_and_the_settings_choose_the_look(
+    look: str, check: Callable[[Drawn], Iterator[object]]
+) -> None:
+    wrong: list[object] = []
+    await capture(look, lambda shot, size, pilot: wrong.extend(check(draw(pilot))), ((120, 40),), SHOTS[:1])
+    assert not wrong[:3]
+
+
+def test_a_plain_character_is_as_wide_as_what_it_stands_for() -> None:
+    assert not [chr(mark) for mark, plain in TABLE.items() if cell_len(chr(mark)) != len(plain) or not plain.isascii()]
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        ({}, False),
+        ({"LANG": "en_GB.UTF-8"}, False),
+        ({"LC_ALL": "zh_CN.utf8"}, False),
+        ({"LC_ALL": "C", "LANG": "en_GB.UTF-8"}, True),
+        ({"LANG": "zh_CN.GBK"}, True),
+        ({"TERM": "linux", "LANG": "en_GB.UTF-8"}, True),
+    ],
+)
+def test_ascii_where_braille_is_missing(environment: dict[str, str], wanted: bool) -> None:
+    assert needs_ascii(environment) is wanted
+
+
+def test_a_terminal_that_moves_no_cursor_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_app, "is_interactive", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
+    with pytest.raises(ProblemError, match="cannot show the app") as refused:
+        open_app.open_app(None)  # type: ignore[arg-type]
+    assert "TERM is dumb" in refused.value.problem.cause and "cockpit watch" in refused.value.problem.hint

@@ -1,0 +1,101 @@
+"""What is written to the terminal: a terminal that gets it shows the screen, and it is no more than what changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyte
+import pytest
+from rich.console import Console
+from rich.segment import Segment
+from textual._compositor import ChopsUpdate, LayoutUpdate
+from textual.geometry import Region
+from textual.pilot import Pilot
+from textual.strip import Strip
+
+from cockpit.app import CockpitApp
+from cockpit.frame import Frame, FrameUpdate
+from tests.app.fake import demo_run
+from tests.app.screen import run_app, screen_text, until
+from tests.app.services import FakeServices
+
+
+def test_only_the_cells_of_a_span_are_written_and_none_twice() -> None:
+    row = {0: Strip([Segment("abcdef"), Segment("ghij")]), 10: None, 15: Strip([Segment("klmno")])}
+    frame = Frame()
+
+    def write() -> str:
+        update = ChopsUpdate([row], [(0, 4, 7), (0, 9, 17), (0, 19, 20)], [[10, 15, 20]])
+        return FrameUpdate(update, frame).render_segments(Console())
+
+    assert write() == "\x1b[1;5Hefg\x1b[1;10Hj\x1b[1;16Hkl\x1b[1;20Ho"
+    assert write() == ""
+    frame.forget()
+    assert write() != ""
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "written"),
+    [
+        ("抽取三元组", "抽取二元组", "\x1b[1;5H二"),
+        ("ab抽取", "ab x取", "\x1b[1;3H x"),
+        ("ab x取", "ab抽取", "\x1b[1;3H抽"),
+        ("e\u0301tude", "e\u0300tude", "\x1b[1;1He\u0300"),
+        ("same", "same", ""),
+    ],
+)
+def test_no_half_of_a_wide_character_is_written(before: str, now: str, written: str) -> None:
+    frame = Frame()
+    for text in (before, now):
+        strip = Strip([Segment(text)])
+        update = LayoutUpdate([[strip]], Region(0, 0, strip.cell_length, 1))
+        found = FrameUpdate(update, frame).render_segments(Console())
+    assert found == written
+
+
+class Terminal:
+    """A terminal of pyte's that gets what the app writes, and counts it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, width: int, height: int) -> None:
+        self.screen = pyte.Screen(width, height)
+        self.stream = pyte.Stream(self.screen)
+        self.written = 0
+        self.text = ""
+        console = Console(color_system="truecolor", force_terminal=True)
+        display = CockpitApp._display
+
+        def write(app: CockpitApp, screen: Any, renderable: Any) -> None:
+            display(app, screen, renderable)
+            if isinstance(renderable, (ChopsUpdate, LayoutUpdate)):
+                text = FrameUpdate(renderable, app.frame).render_segments(console)
+                self.written += len(text.encode())
+                self.text += text
+                self.stream.feed(text)
+
+        monkeypatch.setattr(CockpitApp, "_display", write)
+
+    async def settle(self, pilot: Pilot[None]) -> None:
+        """Wait until it shows what the app shows."""
+        await until(pilot, lambda: self._lines() == [line.rstrip() for line in screen_text(pilot).splitlines()], 8)
+
+    def _lines(self) -> list[str]:
+        return [line.rstrip() for line in self.screen.display]
+
+
+async def test_a_terminal_shows_the_screen_and_a_dialog_costs_its_own_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal(monkeypatch, 120, 40)
+    engine = FakeServices(demo_run(), demo_run(id="other", name="抽取三元组", state="failed"), devices=1)
+    async with run_app(engine) as pilot:
+        await terminal.settle(pilot)
+        whole = terminal.written
+        costs: dict[str, int] = {}
+        for keys in (["f1"], ["escape"], ["x"], ["escape"], ["colon"], ["escape"], ["4"], ["x"], ["escape"], ["1"]):
+            before = terminal.written
+            await pilot.press(*keys)
+            await pilot.pause(0.4)
+            await terminal.settle(pilot)
+            costs[f"{len(costs)} {keys[0]}"] = terminal.written - before
+        assert whole > 8_000
+        help_opens, help_closes, asks, closes, *_ = costs.values()
+        assert max(help_opens, help_closes) < 12_000, costs
+        assert max(asks, closes) < 8_000, costs
