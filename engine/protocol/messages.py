@@ -53,6 +53,7 @@ from engine.protocol.description import (
     CleanItem,
     Device,
     DeviceProcess,
+    Health,
     Holder,
     Host,
     LedgerLine,
