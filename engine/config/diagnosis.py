@@ -171,7 +171,11 @@ FLAT, LONG, EARLY = 0.03, 100, 20
 """A relative change of the loss that is none, in so many points or more, compared with the first of them."""
 LEARNT = 0.05
 """A loss that need not fall further."""
-MASKED = 0.02
+MASKED, CUT = 0.2, 0.5
+"""The share of rows without a token that is trained, and the share of rows that `data.max_length` cuts."""
+STUB = 1.5
+"""Trained tokens of a row: fewer are no reply, which has at least a token and the end of the turn. What share of all
+tokens is trained says nothing: a template must mask prompts, however long they are."""
 DUPLICATES = 0.1
 STILL = 0.01
 """The share of weights that have another value than at the beginning."""
@@ -199,12 +203,20 @@ def diagnose(evidence: Evidence) -> list[Finding]:
 
 
 def _check_masked(evidence: Evidence) -> Iterator[Finding]:
-    tokens, trained = evidence.fact("tokens") or 0, evidence.start.get("trained_tokens") or 0
-    if tokens and 0 < trained / tokens < MASKED:
+    rows, trained = evidence.start.get("rows") or 0, evidence.start.get("trained_tokens") or 0
+    masked, cut = evidence.fact("rows_masked") or 0, evidence.fact("rows_truncated") or 0
+    every = rows + masked
+    if masked and masked >= MASKED * every:
         yield Finding(
             "learning.masked",
-            f"only {trained:,} of {tokens:,} tokens are trained ({100 * trained / tokens:.2g} %)",
+            f"{masked:,} of {every:,} rows have no token that is trained ({100 * masked / every:.0f} %), and are left out",
             "raise data.max_length, so that replies are not cut off; look at a row on the data screen",
+        )
+    elif rows and cut >= CUT * every and 0 < trained < STUB * rows:
+        yield Finding(
+            "learning.masked",
+            f"{trained / rows:.1f} tokens of a row are trained: {cut:,} of {every:,} rows are cut off in their replies",
+            "raise data.max_length; look at a row on the data screen",
         )
 
 

@@ -572,7 +572,7 @@ CODES: dict[str, str] = {
     "slow.saving": "Much of the time is spent saving checkpoints. Raise `checkpoint.every_steps`.",
     "slow.padding": "Much of each batch is padding. Set `data.packing`, or `training.tokens_per_batch`.",
     "learning.masked": (
-        "Fewer than 2 % of the tokens are trained, so there is little to learn from. Raise `data.max_length`."
+        "Many rows have no token that is trained, or hardly one: their replies are cut off. Raise `data.max_length`."
     ),
     "learning.not_finite": (
         "The loss is not finite any more. Resume from a checkpoint before that, with a lower learning rate."
