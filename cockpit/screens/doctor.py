@@ -158,7 +158,7 @@ class DoctorScreen(CockpitScreen):
     async def action_stress(self) -> None:
         """Test the cards after a question."""
         text = (
-            f"Every card that nobody uses computes for {STRESS_SECONDS} s, and its free memory is filled with patterns. "
+            f"Every card that nobody uses computes for {STRESS_SECONDS} s, and its free memory is filled. "
             "Without a card, the CPU is tested. What else runs here becomes slower meanwhile."
         )
         if await self.app.push_screen_wait(Confirm("Test the cards", text, {"y": "test them"})):

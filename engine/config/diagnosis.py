@@ -209,7 +209,7 @@ def _check_masked(evidence: Evidence) -> Iterator[Finding]:
     if masked and masked >= MASKED * every:
         yield Finding(
             "learning.masked",
-            f"{masked:,} of {every:,} rows have no token that is trained ({100 * masked / every:.0f} %), and are left out",
+            f"{masked:,} of {every:,} rows have no token that is trained ({100 * masked / every:.0f} %)",
             "raise data.max_length, so that replies are not cut off; look at a row on the data screen",
         )
     elif rows and cut >= CUT * every and 0 < trained < STUB * rows:

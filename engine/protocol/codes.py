@@ -563,7 +563,7 @@ CODES: dict[str, str] = {
     # ── findings about a run: `cockpit why` ──
     "slow.data": "Much of a step is spent waiting for data. Set `training.workers` as the line says.",
     "slow.copy": "Much of a step is spent copying batches to the device. Set `training.workers` as the line says.",
-    "slow.rank": "One rank is slower than the others, which wait for it. Look at its card with `cockpit doctor health`.",
+    "slow.rank": "One rank is slower than the others, which wait. Look at its card with `cockpit doctor health`.",
     "slow.throttled": "A card is throttled by heat or by its power supply. Check its cooling and its power.",
     "slow.link": "A card's PCIe link is narrower or slower than it could be. Seat it again, or use another slot.",
     "slow.reduction": "Much of a step is spent summing gradients over the ranks. Raise `training.accumulation`.",

@@ -120,6 +120,7 @@ __all__ = [
     "DeviceProcess",
     "Event",
     "FromWorker",
+    "Health",
     "Heartbeat",
     "Holder",
     "Host",

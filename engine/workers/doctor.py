@@ -236,9 +236,8 @@ def read_targets(targets: Sequence[str]) -> tuple[list[str], Path | None]:
         return [], Path(targets[0])
     for target in targets:
         if target not in known:
-            raise ValueError(
-                f"there is no check or folder {target}{did_you_mean(target, known) or '.'} The checks are {', '.join(known)}"
-            )
+            close = did_you_mean(target, known) or "."
+            raise ValueError(f"there is no check or folder {target}{close} The checks are {', '.join(known)}")
     return list(targets), None
 
 

@@ -19,7 +19,7 @@ from engine.protocol.messages import Device
 from engine.workers.device_checks import Check
 from engine.workers.probes import last_line
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds that a test may take beyond what was asked for: importing torch, and the first kernels."""
 SLOWER = 0.8
 """A card is marked that reaches less than this share of the speed of the best card of its name."""

@@ -26,7 +26,7 @@ AMPLITUDES = {torch.float32: 63, torch.bfloat16: 1, torch.float16: 1}
 sums of ±1 stay far below 2⁸."""
 INNER = 1024
 """Terms of each sum."""
-TILE = 256
+TILE = 128
 """Rows and columns of the part whose product is computed on the CPU; the matrices consist of copies of it."""
 PATTERNS = (0, -1, 0x5555555555555555, -0x5555555555555556, None)
 """64-bit words that memory must keep; None for a different one in each place."""

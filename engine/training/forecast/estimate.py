@@ -184,6 +184,7 @@ def _list_device_terms(
 ) -> list[dict[str, Any]]:
     """The parts of the phase that takes the most device memory of a rank; on a CPU, of a rank's host memory."""
     peaks = {phase: getattr(traced, phase) for phase in PHASES}
+    held = traced.held if host.kind == "cpu" else {}  # a card's allocator uses what is freed for blocks of any size
     if host.kind != "cpu":  # weights are read one by one, and of a divided model a rank gets its shares
         peaks["load"] = traced.weights + traced.largest
     elif sharded:  # rank 0 makes the whole model, and the others their shares
@@ -197,7 +198,7 @@ def _list_device_terms(
     for phase in peaks:
         gone = away.get("weights", 0) if phase == "load" else sum(away.values())
         peaks[phase] = max(0, peaks[phase] - gone)
-    phase = max(peaks, key=lambda name: peaks[name])
+    phase = max(peaks, key=lambda name: peaks[name] + held.get(name, 0))
     found = {"weights": traced.weights - away.get("weights", 0)}
     if phase != "load":
         found["optimizer states"] = traced.states - away["states"]
@@ -207,6 +208,7 @@ def _list_device_terms(
         found["attention workspace"] = workspace
     rest = peaks[phase] - sum(found.values())
     found[_REST[phase]] = rest
+    found["freed blocks"] = held.get(phase, 0)
     found["context"] = terms.context(host.kind)
     found["allocator slack"] = terms.slack(host.kind, peaks[phase])
     return [{"name": name, "bytes": size, "phase": phase, "place": "device"} for name, size in found.items() if size]
