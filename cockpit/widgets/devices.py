@@ -15,6 +15,7 @@ from cockpit.state.formatting import format_size
 from cockpit.widgets.chart import Graph
 from cockpit.widgets.device_table import MANY, device_table, table_height
 from cockpit.widgets.line import Line, labelled
+from engine.config import card_health
 from engine.protocol.messages import Device, Rank, Run, Telemetry
 from engine.protocol.states import LIVE
 
@@ -121,6 +122,7 @@ class Devices(Widget):
         for device in sample.devices:
             values = state.device_history.get(f"device/{device.index}/utilisation", ())
             user = "this run" if live and device.index in live.devices else _heaviest_process(device)
+            user = card_health.describe_flags(card_health.encode(device)) or user
             self._panels[f"GPU {device.index}"].show(_device_line(device), values, user)
         if "CPU" in self._panels:
             self._show_host(sample, state)

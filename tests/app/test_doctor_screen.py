@@ -37,7 +37,7 @@ def test_checks_are_replaced_in_their_places() -> None:
 async def test_keys_run_the_check_under_the_cursor_again_and_mend_it(
     bare_home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The doctor's process is another here: it says what it is asked, and that the model is there once it was mended."""
+    """The doctor's process is another here: it says what it is asked, and the model is there once it was mended."""
     asked: list[tuple[str, ...]] = []
     disk = {"name": "disk", "ok": True, "detail": "60 GB free"}
     driver = {"name": "driver", "ok": False, "detail": "too old", "mend": "install NVIDIA driver 580", "fix": []}
