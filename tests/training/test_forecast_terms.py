@@ -47,7 +47,7 @@ def test_resizing_moves_a_storage_between_both_kinds() -> None:
 
 
 def make_profile(launch: str, folder: Path) -> Profile:
-    (folder / "a.jsonl").write_text("")
+    (folder / "a.jsonl").write_text('{"text": "a"}\n')
     lines = ("name: mine", "model: {base: smollm2-135m-instruct}", "data: {train: [{source: a.jsonl}]}")
     return parse("\n".join((*lines, f"launch: {launch}\n")), "profile", folder, forecast=True)
 
