@@ -100,11 +100,9 @@ def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
     world = host.cards
     found_zero = _check_strategy(profile, world)
     named = profile.launch.strategy if world > 1 else "single"
-    options = profile.launch.model_copy(update={"processes": world})
-    profile = replace(profile, launch=options)
-    if found_zero:
-        profile = zero.replace_strategy(profile, found_zero)
-        options = profile.launch
+    profile = replace(profile, launch=profile.launch.model_copy(update={"processes": world}))
+    profile = zero.replace_strategy(profile, found_zero) if found_zero else profile
+    options = profile.launch
     known = calibration.read(given.home, host.label, host.kind)
     if host.kind != "cpu":
         profile = _replace_float16(profile)
