@@ -43,10 +43,22 @@ VERBS = (
     Verb("engine", "control the background engine of this home", verbs=ENGINE_VERBS),
     Verb(
         "doctor",
-        "check this machine, or a model folder",
+        "check this machine, or a model folder; mend it, or test its cards",
         "tools:doctor",
         (
-            option("folder", nargs="?", metavar="FOLDER", help="check this model folder"),
+            option(
+                "targets", nargs="*", metavar="CHECK|FOLDER", help="run these checks alone, or check this model folder"
+            ),
+            option("--fix", action="store_true", help="run the command that mends what fails, where that is safe"),
+            option("--yes", action="store_true", help="with --fix: do not ask; for scripts"),
+            option(
+                "--stress",
+                nargs="?",
+                type=float,
+                const=30.0,
+                metavar="SECONDS",
+                help="test each card for so long (30), or the CPU: wrong results, memory, speed, heat",
+            ),
             option("--hosts", metavar="A,B", help="measure whether these hosts can train together, over ssh"),
             option(
                 "--ssh-option",

@@ -10,31 +10,50 @@ import signal
 import sys
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-from textual import work
+from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding
-from textual.containers import VerticalScroll
-from textual.widgets import Static
+from textual.widgets import OptionList, Static
 
 from cockpit.content import Content
 from cockpit.language.translate import tr_engine
-from cockpit.screens.base import CockpitScreen
+from cockpit.screens.base import CockpitScreen, opens_dialog
+from cockpit.widgets.confirm import Confirm
 from engine.protocol.client import build_engine_environment
 from engine.protocol.messages import ProblemError
 
-MARKS = {True: Text("✓", "bold green"), False: Text("✗", "bold red"), None: Text("–", "yellow")}
+Found = dict[str, Any]
+"""A check as the doctor prints it."""
+
+MARKS = {True: ("✓", "bold $text-success"), False: ("✗", "bold $text-error"), None: ("–", "$text-warning")}
 """Result -> mark. None is for information that no job depends on."""
+STRESS_SECONDS = 30
+NAME = 11
+"""Cells of a check's name."""
 
 
-def report(checks: list[dict[str, Any]]) -> Table:
-    """A row for each check: mark, name, result, and below it how to fix the problem."""
-    table = Table.grid(padding=(0, 1))
+def describe(check: Found) -> Content:
+    """Mark, name and result of a check, and below it how to fix the problem."""
+    mark, style = MARKS[check["ok"]]
+    name = f"{check['name']:<{NAME}} "
+    parts: list[Any] = [(mark, style), " ", (name, "bold"), check["detail"]]
+    if check.get("mend"):
+        parts += ["\n  ", " " * (NAME + 1), (f"→ {check['mend']}", "bold $text-warning")]
+    return Content.assemble(*parts)
+
+
+def replace(checks: list[Found], names: set[str], fresh: list[Found]) -> list[Found]:
+    """The checks with those of these names replaced, in their places; those of new names at the end."""
+    found: list[Found] = []
+    left = list(fresh)
     for check in checks:
-        fix = f"\n→ {check['mend']}" if check.get("mend") else ""
-        table.add_row(MARKS[check["ok"]], Text(check["name"], "bold"), Text(check["detail"]) + Text(fix, "bold yellow"))
-    return table
+        if check["name"] not in names:
+            found.append(check)
+            continue
+        same = [each for each in left if each["name"] == check["name"]]
+        found += same
+        left = [each for each in left if each not in same]
+    return found + left
 
 
 class DoctorScreen(CockpitScreen):
@@ -44,39 +63,128 @@ class DoctorScreen(CockpitScreen):
     """
     DEFAULT_CSS = """
     DoctorScreen #verdict { height: 1; padding: 0 1; background: $surface; }
-    DoctorScreen #report { height: 1fr; padding: 1; }
+    DoctorScreen OptionList { height: 1fr; border: none; padding: 1; }
     """
     BINDINGS = [
+        Binding("enter", "examine_one", "Run this again", priority=True),
+        Binding("m", "mend", "Mend"),
+        Binding("t", "stress", "Test cards"),
         Binding("r", "examine", "Run again"),
-        Binding("j", "screen.scroll(2)", "Down", show=False),
-        Binding("k", "screen.scroll(-2)", "Up", show=False),
+        Binding("j", "move(1)", "Down", show=False),
+        Binding("k", "move(-1)", "Up", show=False),
     ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checks: list[Found] = []
 
     def compose_body(self) -> ComposeResult:
         yield Static(id="verdict")
-        with VerticalScroll(id="report"):
-            yield Static(id="checks")
+        yield OptionList(id="checks")
 
     def on_mount(self) -> None:
-        self.query_one("#report").focus()
+        self.listing.focus()
         self.action_examine()
 
-    def action_scroll(self, by: int) -> None:
-        self.query_one("#report").scroll_relative(y=by, animate=False)
+    @property
+    def listing(self) -> OptionList:
+        return self.query_one("#checks", OptionList)
 
-    @work(exclusive=True)
+    @property
+    def chosen(self) -> Found | None:
+        """The check under the cursor."""
+        if not self.checks:
+            return None
+        at = self.listing.highlighted
+        return self.checks[at] if at is not None and at < len(self.checks) else None
+
+    def action_move(self, by: int) -> None:
+        self.listing.action_cursor_down() if by > 0 else self.listing.action_cursor_up()
+
+    @on(OptionList.OptionHighlighted)
+    def _moved(self) -> None:
+        self.refresh_bindings()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "examine_one":
+            return self.chosen is not None
+        if action == "mend":
+            return self.chosen is not None and bool(self.chosen.get("mend")) and not self.chosen["ok"]
+        return True
+
+    # ── what the keys do ──────────────────────────────────────────────────────────────────────────────────────────
+
+    @work(exclusive=True, group="doctor")
     async def action_examine(self) -> None:
-        """Run the doctor in a process of its own, because it loads libraries that the app never loads. It ends with
-        this screen."""
         engine = self.app.engine
-        self._verdict(Content(f"examining {'this machine' if engine.is_here else engine.name} … (takes some seconds)"))
+        where = "this machine" if engine.is_here else engine.name
+        self._verdict(Content(f"examining {where} … (takes some seconds)"))
+        if (found := await self._ask_doctor()) is not None:
+            self._show_checks(found["checks"])
+
+    @work(exclusive=True, group="doctor")
+    async def action_examine_one(self) -> None:
+        """Run the check under the cursor again by itself, or the test of the cards that it comes from."""
+        if (check := self.chosen) is None:
+            return
+        if check.get("stress"):
+            await self._stress()
+            return
+        self._verdict(Content(f"checking {check['name']} …"))
+        if (found := await self._ask_doctor(check["name"])) is not None:
+            self._show_checks(replace(self.checks, {check["name"]}, found["checks"]))
+
+    @opens_dialog
+    @work(exclusive=True, group="doctor")
+    async def action_mend(self) -> None:
+        """Run the command that mends the check under the cursor, after a question; show one that is not safe."""
+        if (check := self.chosen) is None or not check.get("mend"):
+            return
+        if not check.get("fix"):
+            text = f"{check['mend']}\n\nThis is left to you: it may change more than this check."
+            await self.app.push_screen_wait(Confirm(f"Mend {check['name']} by hand", text, {}))
+            return
+        command = " ".join(("cockpit", *check["fix"]))
+        if not await self.app.push_screen_wait(Confirm(f"Mend {check['name']}", command, {"y": "run it"})):
+            return
+        self._verdict(Content(f"{command} …"))
+        if (found := await self._ask_doctor(check["name"], "--fix", "--yes")) is not None:
+            self._show_checks(replace(self.checks, {check["name"]}, found["checks"]))
+            failed = [each["command"] for each in found.get("mended", ()) if each["status"]]
+            if failed:
+                self.notify(f"{failed[0]} failed: run it in a terminal to see why", severity="error")
+
+    @opens_dialog
+    @work(exclusive=True, group="doctor")
+    async def action_stress(self) -> None:
+        """Test the cards after a question."""
+        text = (
+            f"Every card that nobody uses computes for {STRESS_SECONDS} s, and its free memory is filled. "
+            "Without a card, the CPU is tested. What else runs here becomes slower meanwhile."
+        )
+        if await self.app.push_screen_wait(Confirm("Test the cards", text, {"y": "test them"})):
+            await self._stress()
+
+    async def _stress(self) -> None:
+        self._verdict(Content(f"testing for {STRESS_SECONDS} s …"))
+        if (found := await self._ask_doctor(f"--stress={STRESS_SECONDS}")) is not None:
+            others = [check for check in self.checks if not check.get("stress")]
+            self._show_checks([*({**each, "stress": True} for each in found["checks"]), *others])
+
+    # ── the doctor's process ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def _ask_doctor(self, *arguments: str) -> dict[str, Any] | None:
+        """Run the doctor in a process of its own, because it loads libraries that the app never loads. It ends with
+        this screen. Returns what it printed, or None after it was shown that it failed."""
+        engine = self.app.engine
         command = [sys.executable, "-P", "-m", "engine.workers.doctor", "--home", str(self.app.home.root), "--json"]
+        command += arguments
         if engine.link is not None:
             try:
-                command = engine.link.build_command("--json", "doctor")
+                command = engine.link.build_command("--json", "doctor", *arguments)
             except ProblemError as error:
                 self._verdict(Content.styled(f"✗ {tr_engine(error.problem.cause)}", "$text-error"))
-                return
+                return None
         doctor = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
@@ -92,20 +200,34 @@ class DoctorScreen(CockpitScreen):
             if doctor.returncode is None:  # the screen was left early: end the doctor and its child processes too
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(doctor.pid, signal.SIGKILL)
-        self._show(output.decode(errors="replace"), errors.decode(errors="replace"))
+        return self._read(output.decode(errors="replace"), errors.decode(errors="replace"))
 
-    def _show(self, output: str, errors: str) -> None:
+    def _read(self, output: str, errors: str) -> dict[str, Any] | None:
         try:
-            checks = json.loads(output.splitlines()[-1])["checks"]
-        except (ValueError, KeyError, IndexError):
-            self._verdict(Content.styled("✗ the doctor itself failed; r runs it again", "$text-error"))
-            self.query_one("#checks", Static).update(Content(errors.strip() or "it printed nothing"))
-            return
+            found: dict[str, Any] = json.loads(output.splitlines()[-1])
+            if isinstance(found["checks"], list):
+                return found
+        except (ValueError, KeyError, IndexError, TypeError):
+            pass
+        self._verdict(Content.styled("✗ the doctor itself failed; r runs it again", "$text-error"))
+        self.checks = []
+        self.listing.clear_options()
+        self.listing.add_option(Content(errors.strip() or "it printed nothing"))
+        return None
+
+    def _show_checks(self, checks: list[Found]) -> None:
+        """Show the checks; the cursor stays on the one it was on."""
+        before = self.chosen
+        self.checks = checks
         failed = sum(check["ok"] is False for check in checks)
         words = "requirement fails" if failed == 1 else "requirements fail"
         good = Content.styled("✓ all requirements are met", "$text-success")
         self._verdict(Content.styled(f"✗ {failed} {words}: see →", "$text-error") if failed else good)
-        self.query_one("#checks", Static).update(report(checks))
+        self.listing.clear_options()
+        self.listing.add_options([describe(check) for check in checks])
+        same = (at for at, check in enumerate(checks) if before is not None and check["name"] == before["name"])
+        self.listing.highlighted = next(same, 0) if checks else None
+        self.refresh_bindings()
 
     def _verdict(self, content: Content) -> None:
         self.query_one("#verdict", Static).update(content, layout=False)

@@ -287,9 +287,12 @@ HELP: dict[str, Sentences] = {
     },
     "DoctorScreen": {
         "Checks": {
+            "examine_one": "Run the check under the cursor again by itself.",
+            "mend": "Run the command that mends the check under the cursor, after a question; or see it.",
+            "stress": "Test each card for 30 s, or the CPU: wrong results, memory, speed and heat.",
             "examine": "Run all checks again.",
-            "screen.scroll(2)": "Scroll down.",
-            "screen.scroll(-2)": "Scroll up.",
+            "move(1)": "Go to the next check.",
+            "move(-1)": "Go to the previous check.",
         },
     },
     "CockpitApp": {

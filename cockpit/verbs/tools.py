@@ -34,8 +34,11 @@ def model_verify(options: argparse.Namespace) -> NoReturn:
 def doctor(options: argparse.Namespace) -> NoReturn:
     hosts = ["--hosts", options.hosts] if options.hosts else []
     ssh = [f"--ssh-option={option}" for option in options.ssh_option]
-    again = ["--again"] if options.again else []
-    _run_worker("doctor", options, *filter(None, [options.folder]), *hosts, *ssh, *again)
+    flags = [f"--{flag}" for flag in ("again", "fix", "yes") if getattr(options, flag)]
+    if options.stress is not None and not 1 <= options.stress <= 86_400:
+        raise ValueError("--stress takes 1 to 86400 seconds")
+    stress = [] if options.stress is None else [f"--stress={options.stress:g}"]
+    _run_worker("doctor", options, *options.targets, *hosts, *ssh, *flags, *stress)
 
 
 def forecast(options: argparse.Namespace) -> NoReturn:

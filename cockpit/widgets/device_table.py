@@ -8,6 +8,7 @@ from statistics import median
 
 from cockpit.content import Content
 from cockpit.state.formatting import format_size
+from engine.config import card_health
 from engine.protocol.messages import Device, Host
 
 MANY = 8
@@ -75,6 +76,9 @@ def _device(device: Device, usual: float, own: bool, room: int, forecast: float)
         (f" {memory} ", "$text"),
         ("–" if heat is None else f"{heat:.0f}°{'!' if hot else ''}", f"bold {colour}" if hot else colour),
     )
+    if faults := card_health.describe_flags(card_health.encode(device)):
+        line = Content.assemble(line, (f" {faults}", "bold $error"))
+        line = line.truncate(room - 1, ellipsis=True) if line.cell_length >= room else line
     further = [] if device.power is None else [f" {device.power:.0f}W"]
     further += [] if own else [f" {owner}" for owner in _owners(device)]
     for text in further:

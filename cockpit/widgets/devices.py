@@ -15,6 +15,7 @@ from cockpit.state.formatting import format_size
 from cockpit.widgets.chart import Graph
 from cockpit.widgets.device_table import MANY, device_table, memory_bar, table_height
 from cockpit.widgets.line import Line, labelled
+from engine.config import card_health
 from engine.protocol.messages import Device, Rank, Run, Telemetry
 from engine.protocol.states import LIVE
 
@@ -123,9 +124,9 @@ class Devices(Widget):
         for device in sample.devices:
             values = state.device_history.get(f"device/{device.index}/utilisation", ())
             user = OWN if live and device.index in live.devices else _heaviest_process(device)
-            self._panels[f"GPU {device.index}"].show(
-                _device_line(device, forecast if user == OWN else 0.0), values, user
-            )
+            own = forecast if user == OWN else 0.0
+            user = card_health.describe_flags(card_health.encode(device)) or user
+            self._panels[f"GPU {device.index}"].show(_device_line(device, own), values, user)
         if "CPU" in self._panels:
             self._show_host(sample, state)
         if self._ranks:

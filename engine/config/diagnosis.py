@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from engine.config import card_health
 from engine.protocol import journal
 
 Point = tuple[int, float | None]
@@ -127,11 +128,32 @@ def list_advice(
             found.append((share, Finding(each.code, message, each.hint.format(workers=wanted))))
     factor, rank = values.get("time/slowest_factor") or 0.0, values.get("time/slowest_rank")
     if factor >= SLOWER and rank is not None:
-        known = note(int(rank))
+        flags, heat = int(values.get("time/slowest_faults") or 0), values.get("time/slowest_temperature")
+        known = card_health.describe_flags(flags, heat) or note(int(rank))
         message = f"rank {int(rank)} is {factor:.1f} × slower{f': {known}' if known else ''}"
-        hint = "look at its card: `cockpit doctor`"
+        hint = "look at its card: `cockpit doctor health`"
         found.append((1 - 1 / factor, Finding("slow.rank", message, hint)))
+    found += _list_card_faults(values, told=bool(found) and found[-1][1].code == "slow.rank")
     return [finding for _, finding in sorted(found, key=lambda pair: -pair[0])]
+
+
+def _list_card_faults(values: Mapping[str, float | None], *, told: bool) -> Iterator[tuple[float, Finding]]:
+    """What is wrong with the cards of a run. That one throttles is not said again if it was `told` of the slowest."""
+    flags, heat = int(values.get("card/faults") or 0), values.get("card/temperature")
+    count = int(values.get("card/ill") or 0)
+    if not flags or not count:
+        return
+    rank = int(values.get("card/ill_rank") or 0)
+    who = f"the card of rank {rank}" if count == 1 else f"{count} cards, that of rank {rank} among them,"
+    if flags & card_health.BROKEN:
+        words = card_health.describe_flags(flags & card_health.BROKEN)
+        yield 1.0, Finding("device.unreliable", f"{who} reports {words}", "see `cockpit doctor health`, and change it")
+    if flags & card_health.THROTTLED and not told:
+        words = f"{who} {'is' if count == 1 else 'are'} {card_health.describe_flags(card_health.THROTTLED, heat)}"
+        yield 0.01, Finding("slow.throttled", words, "check its cooling and its power: `cockpit doctor health`")
+    if flags & card_health.LINK:
+        words = f"{who} {'has' if count == 1 else 'have'} a PCIe link below its best"
+        yield 0.005, Finding("slow.link", words, "seat it again, or use another slot: `cockpit doctor health`")
 
 
 # ── whether it learns ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -149,7 +171,11 @@ FLAT, LONG, EARLY = 0.03, 100, 20
 """A relative change of the loss that is none, in so many points or more, compared with the first of them."""
 LEARNT = 0.05
 """A loss that need not fall further."""
-MASKED = 0.02
+MASKED, CUT = 0.2, 0.5
+"""The share of rows without a token that is trained, and the share of rows that `data.max_length` cuts."""
+STUB = 1.5
+"""Trained tokens of a row: fewer are no reply, which has at least a token and the end of the turn. What share of all
+tokens is trained says nothing: a template must mask prompts, however long they are."""
 DUPLICATES = 0.1
 STILL = 0.01
 """The share of weights that have another value than at the beginning."""
@@ -177,12 +203,20 @@ def diagnose(evidence: Evidence) -> list[Finding]:
 
 
 def _check_masked(evidence: Evidence) -> Iterator[Finding]:
-    tokens, trained = evidence.fact("tokens") or 0, evidence.start.get("trained_tokens") or 0
-    if tokens and 0 < trained / tokens < MASKED:
+    rows, trained = evidence.start.get("rows") or 0, evidence.start.get("trained_tokens") or 0
+    masked, cut = evidence.fact("rows_masked") or 0, evidence.fact("rows_truncated") or 0
+    every = rows + masked
+    if masked and masked >= MASKED * every:
         yield Finding(
             "learning.masked",
-            f"only {trained:,} of {tokens:,} tokens are trained ({100 * trained / tokens:.2g} %)",
+            f"{masked:,} of {every:,} rows have no token that is trained ({100 * masked / every:.0f} %)",
             "raise data.max_length, so that replies are not cut off; look at a row on the data screen",
+        )
+    elif rows and cut >= CUT * every and 0 < trained < STUB * rows:
+        yield Finding(
+            "learning.masked",
+            f"{trained / rows:.1f} tokens of a row are trained: {cut:,} of {every:,} rows are cut off in their replies",
+            "raise data.max_length; look at a row on the data screen",
         )
 
 

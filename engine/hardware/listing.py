@@ -15,9 +15,10 @@ from engine.protocol.messages import Device
 class Listing:
     """Samples the devices of one kind: NVIDIA's, else AMD's, else Intel's, else those that only have a device file."""
 
-    def __init__(self, root: Path = Path("/")) -> None:
+    def __init__(self, root: Path = Path("/"), *, watch: bool = False) -> None:
+        """With `watch`, the errors that cards tell are collected from the first sample on."""
         self.note = ""
-        self._root, self._nvidia, self._amd = root, Nvidia(), Amd()
+        self._root, self._nvidia, self._amd = root, Nvidia(watch=watch), Amd()
 
     def sample_devices(self) -> list[Device]:
         for source in (self._nvidia, self._amd):

@@ -9,21 +9,27 @@ from typing import Any, TypeVar
 
 import pynvml
 
-from engine.hardware import owners
-from engine.protocol.messages import Device, DeviceProcess
+from engine.hardware import health, owners
+from engine.protocol.messages import Device, DeviceProcess, Health
 
 T = TypeVar("T")
 RETRY = 10.0
 """Seconds until NVML is asked again where it could not be started: a driver may be loaded later."""
+RARELY = 30.0
+"""Seconds for which figures count that hardly ever change."""
 _FAILURES = (pynvml.NVMLError, OSError, ValueError, TypeError, AttributeError)
 """What a query may end with. A missing function of an older driver is an NVMLError or an AttributeError."""
 
 
 class Nvidia:
-    """`note` says why there are no devices, or which queries are refused."""
+    """`note` says why there are no devices, or which queries are refused. With `watch`, the Xid errors of all cards are
+    collected from the first sample on."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, watch: bool = False) -> None:
         self.note = ""
+        self._watch = health.XidWatch(pynvml, self._quietly) if watch else None
+        self._rare: dict[str, tuple[float, dict[str, Any]]] = {}
+        """By the address of a card: figures that hardly ever change, and when they were read."""
         self._started = False
         self._tried_at = -RETRY
         self._refused: dict[str, str] = {}
@@ -40,6 +46,8 @@ class Nvidia:
         if count is None:
             return []
         self._refused = {}
+        if self._watch:
+            self._watch.poll(self._find_address)
         found: list[Device] = []
         instances: list[Device] = []
         ordinal = 0
@@ -59,6 +67,15 @@ class Nvidia:
             ordinal += 1
         self.note = "; ".join(f"{name}: {reason}" for name, reason in self._refused.items())
         return found + instances
+
+    def sample_named(self, uuid: str) -> Device | None:
+        """One sample of the device with this UUID; its index is not looked up."""
+        if self._count() is None:
+            return None
+        if self._watch:
+            self._watch.poll(self._find_address)
+        handle = self._quietly(pynvml.nvmlDeviceGetHandleByUUID, uuid)
+        return None if handle is None else self._sample(0, handle)
 
     def _count(self) -> int | None:
         """The number of cards; None, with a note, where NVML cannot be asked."""
@@ -110,6 +127,7 @@ class Nvidia:
         limit = self._ask(f"{at} power limit", pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
         heat = self._ask(f"{at} temperature", pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
         capability = self._ask(f"{at} capability", pynvml.nvmlDeviceGetCudaComputeCapability, handle)
+        address = self._find_address(handle)
         return Device(
             index=index,
             name=_text(self._ask(f"{at} name", pynvml.nvmlDeviceGetName, handle)),
@@ -122,7 +140,28 @@ class Nvidia:
             power_limit=limit / 1000 if limit is not None else None,
             capability=".".join(map(str, capability)) if capability else "",
             processes=self._list_processes(at, handle),
+            address=address,
+            health=self._read_health(address or at, handle),
         )
+
+    def _find_address(self, handle: Any) -> str:
+        """Where a card is on the PCI bus; empty where that is not known."""
+        found = self._quietly(pynvml.nvmlDeviceGetPciInfo, handle)
+        try:
+            return health.normalize_address(_text(found.busId)) if found is not None else ""
+        except (ValueError, AttributeError):
+            return ""
+
+    def _read_health(self, card: str, handle: Any) -> Health | None:
+        now = time.monotonic()
+        read_at, rare = self._rare.get(card, (-RARELY, {}))
+        if now - read_at >= RARELY:
+            rare = health.read_rare(pynvml, self._quietly, handle)
+            self._rare[card] = now, rare
+        if self._watch:
+            self._watch.register(card, handle)
+        seen = self._watch.seen.get(card, []) if self._watch else []
+        return health.make_health(rare | health.read_rapid(pynvml, self._quietly, handle), seen)
 
     def _sample_instance(self, index: int, handle: Any, whole: Device) -> Device:
         """An instance of the card `whole`: what an instance does not report is the card's, where that says the same."""
@@ -131,6 +170,7 @@ class Nvidia:
         device.name = device.name or f"{whole.name} MIG"
         device.capability = device.capability or whole.capability
         device.temperature = whole.temperature if device.temperature is None else device.temperature
+        device.health = whole.health
         return device
 
     def _list_processes(self, at: str, handle: Any) -> list[DeviceProcess] | None:
@@ -152,3 +192,11 @@ def read_driver() -> str:
         return _text(pynvml.nvmlSystemGetDriverVersion())
     except _FAILURES:
         return ""
+
+
+def read_card(uuid: str) -> Device | None:
+    """One sample of the card, or instance, with this UUID; None where NVML does not know it."""
+    reader = Nvidia()
+    if not uuid or not reader.count:
+        return None
+    return reader.sample_named(uuid)

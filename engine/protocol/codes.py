@@ -291,6 +291,10 @@ CODES: dict[str, str] = {
         "the host, or remove the limit."
     ),
     "device.unsupported": "This device does not have what a setting needs. Change the setting as the message says.",
+    "device.unreliable": (
+        "A device gave wrong results, or reports errors that make its results unreliable. Take it out of "
+        "`launch.devices`, and have it looked at."
+    ),
     "device.slow_dtype": "This CPU computes the chosen dtype slowly, so float32 is used. Nothing to do.",
     "package.too_old": "A model or setting needs a newer version of a package. Install the one that the message names.",
     "package.missing": "A setting needs a Python package that is not installed. Install it, or change the setting.",
@@ -559,14 +563,16 @@ CODES: dict[str, str] = {
     # ── findings about a run: `cockpit why` ──
     "slow.data": "Much of a step is spent waiting for data. Set `training.workers` as the line says.",
     "slow.copy": "Much of a step is spent copying batches to the device. Set `training.workers` as the line says.",
-    "slow.rank": "One rank is slower than the others, which wait for it. Look at its card with `cockpit doctor`.",
+    "slow.rank": "One rank is slower than the others, which wait. Look at its card with `cockpit doctor health`.",
+    "slow.throttled": "A card is throttled by heat or by its power supply. Check its cooling and its power.",
+    "slow.link": "A card's PCIe link is narrower or slower than it could be. Seat it again, or use another slot.",
     "slow.reduction": "Much of a step is spent summing gradients over the ranks. Raise `training.accumulation`.",
     "slow.logging": "Much of the time is spent on logging. Raise `logging.every_steps`.",
     "slow.evaluation": "Much of the time is spent on evaluations. Raise `evaluation.every_steps`.",
     "slow.saving": "Much of the time is spent saving checkpoints. Raise `checkpoint.every_steps`.",
     "slow.padding": "Much of each batch is padding. Set `data.packing`, or `training.tokens_per_batch`.",
     "learning.masked": (
-        "Fewer than 2 % of the tokens are trained, so there is little to learn from. Raise `data.max_length`."
+        "Many rows have no token that is trained, or hardly one: their replies are cut off. Raise `data.max_length`."
     ),
     "learning.not_finite": (
         "The loss is not finite any more. Resume from a checkpoint before that, with a lower learning rate."

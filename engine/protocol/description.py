@@ -166,6 +166,30 @@ class DeviceProcess(Message, kw_only=True):
     """The run or service that it belongs to."""
 
 
+class Health(Message, kw_only=True):
+    """What a card says of its own health; null for a figure that it or its driver does not have. Clocks in MHz; errors
+    are those since the driver was loaded."""
+
+    clock: float | None = None
+    clock_max: float | None = None
+    throttled: list[str] | None = None
+    """What slows it down now: `heat`, `power_brake`, `slowdown`, or `power_cap`, which is usual under full load."""
+    ecc_corrected: int | None = None
+    ecc_uncorrected: int | None = None
+    retired_pages: int | None = None
+    remapped_rows: int | None = None
+    reset_pending: bool | None = None
+    """Whether memory with errors is replaced only once the card has been reset."""
+    remap_failed: bool | None = None
+    link_width: int | None = None
+    """Lanes of the PCIe link; `link_generation` is its speed, which cards lower while they are idle."""
+    link_width_max: int | None = None
+    link_generation: int | None = None
+    link_generation_max: int | None = None
+    xids: list[int] = []
+    """The numbers of the Xid errors that were seen since the engine was started."""
+
+
 class Device(Message, kw_only=True):
     """One accelerator, or an instance of one that is divided by MIG. Memory in bytes, utilisation in percent,
     temperature in °C, power in watts; null where the device does not report it."""
@@ -192,6 +216,10 @@ class Device(Message, kw_only=True):
     power_limit: float | None = None
     processes: list[DeviceProcess] | None = []
     """Null where the driver does not list them."""
+    address: str = ""
+    """Where it is on the PCI bus, such as `0000:3b:00`."""
+    health: Health | None = None
+    """Null where nothing is known of it."""
 
 
 class Host(Message, kw_only=True):

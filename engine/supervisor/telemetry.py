@@ -26,7 +26,7 @@ class Sampler:
     def __init__(self, disk: Path, deliver: Callable[[Telemetry], None]) -> None:
         self._disk, self._deliver = disk, deliver
         self._stop = threading.Event()
-        self._listing = Listing()
+        self._listing = Listing(watch=True)
         self.devices: list[Device] = self._listing.sample_devices()
         """Those of the latest sample; never changed, only replaced."""
         self._before: tuple[float, int, int, int, int] | None = None

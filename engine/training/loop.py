@@ -14,6 +14,7 @@ checkpointer    complete checkpoints, and resuming from one                     
 reporter        the journal, phases and loggers                                         reporter.py
 ledger          each training row's loss in each epoch                                  row_ledger.py
 clock           where a step's time goes: each `lap` ends a part of it                  step_clock.py
+cards           heat and faults of the ranks' cards                                     card_watch.py
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from engine.models import accelerator
 from engine.protocol.journal import Ledger, Metrics
 from engine.training import optimizer_factory, performance, preflight
 from engine.training.bad_batch import BadBatchGuard
+from engine.training.card_watch import CardWatch
 from engine.training.checkpointer import Checkpointer
 from engine.training.ema import WeightAverages
 from engine.training.evaluator import Evaluator
@@ -54,6 +56,7 @@ class TrainingLoop:
         self.ranks, self.reporter, self.batches = job.ranks, job.reporter, setup.batches
         self.metrics, self.memory = setup.metrics, setup.memory
         self.clock = StepClock("cpu" if job.simulated else job.device.kind, self.ranks)  # a simulated one has no queue
+        self.cards = CardWatch(job.device, self.ranks, simulated=job.simulated)
         self.step, self.max_steps, self.outcome = step, max_steps, "completed"
         self.strategy, self.accelerator = setup.strategy, setup.strategy.accelerator
         self.method = make_method(setup)
@@ -267,7 +270,8 @@ class TrainingLoop:
         """Report the metrics of all ranks over the steps since the last report."""
         if self.step % self.profile.logging.every_steps and self.step < self.max_steps:
             return
-        values, busy = self.metrics.report(self.ranks, self.clock.take_busy())
+        values, summed = self.metrics.report(self.ranks, self.clock.take_busy() + self.cards.take())
+        busy, cards = summed[: self.ranks.world], summed[self.ranks.world :]
         self.evaluator.watch_training_loss(values["train/loss"])
         values |= self.routers.report(self.ranks)
         values |= {"train/learning_rate": float(self.learning_rate), "train/grad_norm": float(self.grad_norm)}
@@ -277,6 +281,7 @@ class TrainingLoop:
         values |= self.movement.take()
         if split := self.clock.publish(busy, last=self.step >= self.max_steps):
             values |= split | self.utilisation.describe(values["train/tokens_per_second"])
+            values |= self.cards.describe(cards, split.get("time/slowest_rank"))
         done, index = divmod(self.step - 1, self.batches.per_epoch)
         epoch = done + (index + 1) / self.batches.per_epoch
         self.reporter.write(Metrics(attempt=self.job.attempt, step=self.step, epoch=epoch, values=values))

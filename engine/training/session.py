@@ -348,7 +348,14 @@ def _report_start(job: Job, loop: TrainingLoop, drift: str, *, warn: bool) -> No
 def _describe_rows(job: Job, loop: TrainingLoop) -> dict[str, Any]:
     """Facts about the training that `cockpit why` looks at."""
     duplicates = repeated_rows.count_duplicates(loop.method.rows) if job.ranks.first else 0.0
-    return {"method": job.profile.method.kind, "tokens": job.prepared.get("tokens"), "duplicates": duplicates}
+    counted = (job.prepared.get("stats") or {}).get("train") or {}
+    return {
+        "method": job.profile.method.kind,
+        "tokens": job.prepared.get("tokens"),
+        "duplicates": duplicates,
+        "rows_truncated": counted.get("truncated"),
+        "rows_masked": counted.get("masked"),
+    }
 
 
 def _count_weights(parameters: Any) -> int:

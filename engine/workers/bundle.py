@@ -195,9 +195,9 @@ def _gather(value: Any, texts: list[str]) -> None:
 
 
 def _run_doctor(home: Home) -> list[dict[str, Any]]:
-    from engine.workers.doctor import CHECKS
+    from engine.workers.doctor import run_all
 
-    return [asdict(check) for run_check in CHECKS for check in run_check(home)]
+    return [asdict(check) for check in run_all(home)]
 
 
 def _summarize(

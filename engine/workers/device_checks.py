@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
+from engine.config import card_health
 from engine.hardware import masks, wheels
+from engine.hardware.health import read_log
 from engine.hardware.listing import Listing, measure_free
 from engine.hardware.nvidia import read_driver
 from engine.protocol.messages import Device
@@ -16,13 +20,16 @@ DRIVERS = {11: (450, 80), 12: (525, 60), 13: (580, 65)}
 
 @dataclass(frozen=True)
 class Check:
-    """`code` is one of `codes.CODES` where a script may want to know which failure it is."""
+    """`code` is one of `codes.CODES` where a script may want to know which failure it is. `fix` are the words of the
+    cockpit verb that does what `mend` says, where that is safe to run: it deletes nothing of the user's, and changes no
+    package and no setting of the system."""
 
     name: str
     ok: bool | None
     detail: str
     mend: str = ""
     code: str = ""
+    fix: tuple[str, ...] = ()
 
 
 def check_devices(cuda: str, architectures: Sequence[str]) -> Iterator[Check]:
@@ -39,6 +46,28 @@ def check_devices(cuda: str, architectures: Sequence[str]) -> Iterator[Check]:
     visible = masks.find_visible(devices)
     for device in devices:
         yield _check_device(device, device.index in visible, cuda, architectures)
+    yield from check_health(devices)
+
+
+def check_health(devices: Sequence[Device]) -> Iterator[Check]:
+    """Which card is ill: by its own figures, and by the Xid errors in the kernel's log."""
+    logged = read_log() if any(device.kind == "nvidia" for device in devices) else []
+    for device in devices:
+        if device.health is None or device.parent is not None:
+            continue
+        seen = [each.code for each in logged or () if each.address == device.address]
+        health = msgspec.structs.replace(device.health, xids=[*device.health.xids, *seen])
+        faults = list(card_health.list_faults(health, device.utilisation))
+        heat = f", {device.temperature:.0f} °C" if device.temperature is not None else ""
+        line = f"GPU {device.index}: {card_health.describe_figures(health)}{heat}"
+        if not faults:
+            unread = "; the kernel's log cannot be read, so earlier Xid errors are not known" * (logged is None)
+            yield Check("health", True, f"{line}{unread}")
+            continue
+        broken = any(fault.broken for fault in faults)
+        first = max(faults, key=lambda fault: fault.broken)
+        detail = f"{line}; {', '.join(fault.words for fault in faults)}"
+        yield Check("health", False if broken else None, detail, first.hint, "device.unreliable" * broken)
 
 
 def _check_driver(driver: str, cuda: str) -> Check:

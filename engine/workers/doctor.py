@@ -1,7 +1,9 @@
-"""`cockpit doctor [FOLDER]`: what works on this machine, what does not, and the command that fixes it.
+"""`cockpit doctor [CHECK … | FOLDER]`: what works on this machine, what does not, and the command that fixes it.
 
-The result of a check is True, False (something that is needed fails) or None (worth knowing, not needed). Exit status:
-0 when nothing that is needed fails, 1 when something does, 2 for a folder that does not exist, 130 interrupted.
+`--fix` runs those commands where that is safe (`mending.py`), `--stress` tests the cards (`stress.py`). The result of a
+check is True, False (something that is needed fails) or None (worth knowing, not needed). Exit status:
+0 when nothing that is needed fails, 1 when something does, 2 for a check or folder that does not exist, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -29,7 +31,8 @@ from engine.protocol.console import GuardedConsole, text
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 from engine.protocol.terminal import guard, to_json
-from engine.workers import device_checks, probes
+from engine.protocol.text import did_you_mean
+from engine.workers import device_checks, mending, probes, stress
 from engine.workers.device_checks import Check
 from engine.workers.host_checks import check_hosts
 
@@ -62,19 +65,19 @@ def check_libraries(home: Home) -> Iterator[Check]:
 
 def check_torch_and_devices(home: Home) -> Iterator[Check]:
     """torch, its build against the driver, and the devices that the driver's library knows."""
-    good, detail = probes.run_on_device()["torch"]
+    good, detail = probes.try_on_device("torch")
     build: dict[str, Any] = json.loads(detail) if good else {"text": detail, "cuda": "", "architectures": []}
     yield Check("torch", good, build["text"], "" if good else "make setup (torch is pinned in constraints.txt)")
     yield from device_checks.check_devices(build["cuda"], build["architectures"])
 
 
 def check_bfloat16(home: Home) -> Iterator[Check]:
-    good, detail = probes.run_on_device()["bfloat16"]
+    good, detail = probes.try_on_device("bfloat16")
     yield Check("bfloat16", good or None, detail, "" if good else "use model.dtype float32 in profiles")
 
 
 def check_nf4(home: Home) -> Iterator[Check]:
-    good, detail = probes.run_on_device()["nf4"]
+    good, detail = probes.try_on_device("nf4")
     mend = (
         ""
         if good
@@ -121,7 +124,11 @@ def check_models(home: Home) -> Iterator[Check]:
     for name in catalogue.CATALOGUE:
         if not (home.models / name).is_dir():
             yield Check(
-                "model", None, f"{name} is not installed yet: it is pulled on first use", f"cockpit model pull {name}"
+                "model",
+                None,
+                f"{name} is not installed yet: it is pulled on first use",
+                f"cockpit model pull {name}",
+                fix=("model", "pull", name),
             )
     for each in find(home):
         mend = f"cockpit model verify {each.path}" if each.problems else ""
@@ -137,7 +144,8 @@ def check_trials(home: Home) -> Iterator[Check]:
         for verdict in verdicts:
             detail = f"{verdict.name} is {'used' if verdict.used else 'not used'}: {verdict.reason} ({environment})"
             mend = "cockpit doctor --again, once the driver or the libraries are other ones" if verdict.failed else ""
-            yield Check("path", True if verdict.used else None, detail, mend)
+            fix = ("doctor", "path", "--again") if verdict.failed else ()
+            yield Check("path", True if verdict.used else None, detail, mend, fix=fix)
 
 
 CHECKS: tuple[Callable[[Home], Iterator[Check]], ...] = (
@@ -153,6 +161,31 @@ CHECKS: tuple[Callable[[Home], Iterator[Check]], ...] = (
     check_trials,
     check_models,
 )
+SHARED: Mapping[Callable[[Home], Iterator[Check]], tuple[str, ...]] = {
+    check_torch_and_devices: ("torch", "driver", "device", "health"),
+    check_trials: ("path",),
+    check_models: ("model",),
+}
+"""The names of what a function of CHECKS yields, where they are not its own."""
+
+
+def list_names() -> dict[str, Callable[[Home], Iterator[Check]]]:
+    """The name of each check, and the function that makes it."""
+    return {name: check for check in CHECKS for name in SHARED.get(check, (check.__name__.removeprefix("check_"),))}
+
+
+def run_all(home: Home) -> list[Check]:
+    """All checks. What computes on the device is tried in one process: most of its time is importing torch."""
+    probes.try_together(name for name in ("torch", "bfloat16", "nf4") if name in list_names())
+    return [check for run_check in CHECKS for check in run_check(home)]
+
+
+def run_some(home: Home, names: Sequence[str]) -> list[Check]:
+    """The checks of these names, each by itself."""
+    functions = dict.fromkeys(list_names()[name] for name in names)
+    found = [check for run_check in functions for check in run_check(home) if check.name in names]
+    without = [name for name in names if all(check.name != name for check in found)]
+    return found + [Check(name, None, "there is nothing of this kind on this machine") for name in without]
 
 
 def check_folder(folder: Path) -> Iterator[Check]:
@@ -196,10 +229,22 @@ def print_checks(checks: list[Check]) -> None:
     GuardedConsole().print(table)
 
 
-def main() -> int:
+def read_targets(targets: Sequence[str]) -> tuple[list[str], Path | None]:
+    """The checks that are named, or the folder. Raises ValueError for what is neither."""
+    known = list_names()
+    if len(targets) == 1 and targets[0] not in known and Path(targets[0]).is_dir():
+        return [], Path(targets[0])
+    for target in targets:
+        if target not in known:
+            close = did_you_mean(target, known) or "."
+            raise ValueError(f"there is no check or folder {target}{close} The checks are {', '.join(known)}")
+    return list(targets), None
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="cockpit doctor")
     parser.add_argument(
-        "folder", nargs="?", type=Path, metavar="FOLDER", help="look at a model folder instead of the machine"
+        "targets", nargs="*", metavar="CHECK|FOLDER", help="run these checks alone, or look at a folder"
     )
     parser.add_argument("--home")
     parser.add_argument("--json", action="store_true")
@@ -210,26 +255,46 @@ def main() -> int:
     parser.add_argument(
         "--again", action="store_true", help="forget which accelerated paths were tried: they are tried anew"
     )
-    arguments = parser.parse_args()
+    parser.add_argument("--fix", action="store_true", help="run the commands that mend what fails, where that is safe")
+    parser.add_argument("--yes", action="store_true", help="with --fix: do not ask")
+    parser.add_argument("--stress", type=float, metavar="SECONDS", help="test each card, or the CPU, for so long")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse()
     home = Home.locate(arguments.home)
-    if arguments.folder and not arguments.folder.is_dir():
-        print(f"there is no folder {arguments.folder}", file=sys.stderr)
+    try:
+        names, folder = read_targets(arguments.targets)
+        if arguments.fix:
+            mending.check_can_ask(yes=arguments.yes)
+    except ValueError as error:
+        print(error, file=sys.stderr)
         return 2
     if arguments.again:
         trials.forget(home)
     tokenizers.leave_out_torch()  # the probes that need it are processes of their own
+    run: Callable[[], Iterable[Check]] = lambda: run_some(home, names) if names else run_all(home)  # noqa: E731
+    if arguments.hosts:
+        run = lambda: check_hosts(home, arguments.hosts, arguments.ssh_option)  # noqa: E731
+    elif arguments.stress is not None:
+        run = lambda: stress.check_devices(arguments.stress)  # noqa: E731
+    elif folder is not None:
+        run = lambda: check_folder(folder)  # noqa: E731
+    mended: list[mending.Mended] = []
     try:
-        if arguments.hosts:
-            checks = list(check_hosts(home, arguments.hosts, arguments.ssh_option))
-        elif arguments.folder:
-            checks = list(check_folder(arguments.folder))
-        else:
-            checks = [check for run_check in CHECKS for check in run_check(home)]
+        checks = list(run())
+        if arguments.fix:
+            mended = mending.mend(checks, home, also_wanted=bool(names), yes=arguments.yes)
+            if mended:
+                probes.forget()
+                checks = list(run())
     except KeyboardInterrupt:
         return 130
     good = all(check.ok is not False for check in checks)
     if arguments.json:
-        print(to_json({"checks": [asdict(check) for check in checks], "ok": good}))
+        document = {"checks": [asdict(check) for check in checks], "ok": good}
+        print(to_json(document | ({"mended": [each._asdict() for each in mended]} if arguments.fix else {})))
     else:
         print_checks(checks)
     return 0 if good else 1

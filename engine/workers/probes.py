@@ -6,13 +6,12 @@ with the reason on stderr: what that may have left behind must not decide on the
 
 from __future__ import annotations
 
-import functools
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 
 SECONDS = 60
@@ -163,11 +162,25 @@ PROBES: dict[str, Callable[[], str]] = {
 }
 
 
-@functools.cache
-def run_on_device() -> dict[str, tuple[bool, str]]:
-    """The results of the probes that compute in their own process. They share one: most of their time is importing
-    torch."""
-    return run_probes(("torch", "bfloat16", "nf4"))
+_tried: dict[str, tuple[bool, str]] = {}
+"""The results of this process, by the name of the probe."""
+
+
+def try_on_device(name: str) -> tuple[bool, str]:
+    """The result of a probe that computes in its own process, which is run at the first call."""
+    if name not in _tried:
+        try_together([name])
+    return _tried[name]
+
+
+def try_together(names: Iterable[str]) -> None:
+    """Run these probes in one process."""
+    _tried.update(run_probes([name for name in names if name not in _tried]))
+
+
+def forget() -> None:
+    """Run each probe again when it is asked for next."""
+    _tried.clear()
 
 
 def run_probes(names: Sequence[str]) -> dict[str, tuple[bool, str]]:

@@ -2,32 +2,74 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from rich.console import Console
 
-from cockpit.screens.doctor import report
+from cockpit.screens.doctor import DoctorScreen, describe, replace
 from engine.protocol.home import Home
 from tests.app.fake import FakeEngine
 from tests.app.screen import LOW, assert_fits, run_app, screen_text, until
 
 
 def test_each_verdict_has_its_mark_and_its_mend() -> None:
-    console = Console(width=60, file=io.StringIO())
-    console.print(
-        report(
-            [
-                {"name": "python", "ok": True, "detail": "3.11", "mend": ""},
-                {"name": "nf4", "ok": False, "detail": "does not load [x]", "mend": "pip install bitsandbytes"},
-                {"name": "driver", "ok": None, "detail": "none"},
-            ]
-        )
-    )
-    lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+    checks = [
+        {"name": "python", "ok": True, "detail": "3.11", "mend": ""},
+        {"name": "nf4", "ok": False, "detail": "does not load [x]", "mend": "pip install bitsandbytes"},
+        {"name": "driver", "ok": None, "detail": "none"},
+    ]
+    lines = [" ".join(line.split()) for check in checks for line in describe(check).plain.splitlines()]
     assert lines == ["✓ python 3.11", "✗ nf4 does not load [x]", "→ pip install bitsandbytes", "– driver none"]
+
+
+def test_checks_are_replaced_in_their_places() -> None:
+    def check(name: str, detail: str) -> dict[str, Any]:
+        return {"name": name, "ok": True, "detail": detail}
+
+    old = [check("disk", "1"), check("model", "a"), check("model", "b"), check("path", "p")]
+    fresh = [check("model", "c"), check("health", "h")]
+    assert [each["detail"] for each in replace(old, {"model"}, fresh)] == ["1", "c", "p", "h"]
+    assert replace(old, {"disk"}, []) == old[1:]
+
+
+async def test_keys_run_the_check_under_the_cursor_again_and_mend_it(
+    bare_home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The doctor's process is another here: it says what it is asked, and the model is there once it was mended."""
+    asked: list[tuple[str, ...]] = []
+    disk = {"name": "disk", "ok": True, "detail": "60 GB free"}
+    driver = {"name": "driver", "ok": False, "detail": "too old", "mend": "install NVIDIA driver 580", "fix": []}
+
+    async def answer(screen: DoctorScreen, *arguments: str) -> dict[str, Any]:
+        asked.append(arguments)
+        mended = any("--fix" in each for each in asked)
+        detail, fix = ("whole", []) if mended else ("not here", ["model", "pull", "smollm2"])
+        model = {"name": "model", "ok": True if mended else None, "detail": detail, "mend": "pull it", "fix": fix}
+        checks = [disk, model, driver] if not arguments else [model] if arguments[0] == "model" else [disk]
+        return {"checks": checks, "ok": True}
+
+    monkeypatch.setattr(DoctorScreen, "_ask_doctor", answer)
+    async with run_app(FakeEngine(), LOW, home=bare_home, first="doctor") as pilot:
+        await until(pilot, lambda: "too old" in screen_text(pilot))
+        await pilot.press("enter")
+        await until(pilot, lambda: len(asked) == 2)
+        assert asked[1] == ("disk",) and "Mend" not in screen_text(pilot)
+        await pilot.press("j")
+        await until(pilot, lambda: "Mend" in screen_text(pilot))
+        await pilot.press("m")
+        await until(pilot, lambda: "cockpit model pull smollm2" in screen_text(pilot))
+        assert len(asked) == 2
+        await pilot.press("y")
+        await until(pilot, lambda: "whole" in screen_text(pilot) and "not here" not in screen_text(pilot))
+        assert asked[2] == ("model", "--fix", "--yes")
+        await pilot.press("j", "m")
+        await until(pilot, lambda: "left to you" in screen_text(pilot))
+        await pilot.press("escape", "t", "y")
+        await until(pilot, lambda: asked[-1] == ("--stress=30",))
+        assert len(asked) == 4
+        assert_fits(pilot)
 
 
 WITHOUT_PROBES = """

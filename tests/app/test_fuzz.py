@@ -204,7 +204,11 @@ async def test_random_actions_end_in_no_exception_and_no_lost_draft(
     monkeypatch.setattr(profile, "write_profile", only_below(tmp_path, profile.write_profile))
     monkeypatch.setattr(save, "write_private", only_below(tmp_path, save.write_private))
     monkeypatch.setattr(save, "make_private", only_below(tmp_path, save.make_private))
-    monkeypatch.setattr(DoctorScreen, "action_examine", lambda screen: screen._show('{"checks": []}', ""))
+
+    async def no_doctor(screen: DoctorScreen, *arguments: str) -> dict[str, Any]:
+        return {"checks": []}
+
+    monkeypatch.setattr(DoctorScreen, "_ask_doctor", no_doctor)
 
     async def no_models(home: Home, link: Any = None) -> list[dict[str, Any]]:
         return []

@@ -5,7 +5,7 @@ this file is put before the others on the path of a process, or the module is lo
 
 `{"init": CODE, "cards": [{"name", "uuid", "total", "used", "processes": [{"pid", "memory"}], "temperature",
 "capability", "instances": [CARD, …], "refuse": {"nvmlDeviceGetMemoryInfo": CODE}}, CODE, …]}`: a card that is a number
-refuses its handle with that error.
+refuses its handle with that error. A card has further figures of its health where it has their keys.
 """
 
 from __future__ import annotations
@@ -76,7 +76,10 @@ def nvmlDeviceGetHandleByIndex(index: int) -> Any:
 
 
 def nvmlDeviceGetHandleByUUID(uuid: str) -> Any:
-    return next(card for card in read()["cards"] if not isinstance(card, int) and card["uuid"] == uuid)
+    for card in read()["cards"]:
+        if not isinstance(card, int) and card["uuid"] == uuid:
+            return card
+    raise NVMLError(_real.NVML_ERROR_NOT_FOUND)
 
 
 def nvmlDeviceGetName(handle: Any) -> str:
@@ -130,3 +133,74 @@ def nvmlDeviceGetMigDeviceHandleByIndex(handle: Any, index: int) -> Any:
     if index >= len(instances):
         raise NVMLError(_real.NVML_ERROR_NOT_FOUND)
     return instances[index]
+
+
+# ── health: a card without these keys does not have the figures ──
+
+
+def nvmlDeviceGetPciInfo(handle: Any) -> Any:
+    return SimpleNamespace(busId=_answer("nvmlDeviceGetPciInfo", handle, "address"))
+
+
+def nvmlDeviceGetClockInfo(handle: Any, kind: int) -> int:
+    return int(_answer("nvmlDeviceGetClockInfo", handle, "clock"))
+
+
+def nvmlDeviceGetMaxClockInfo(handle: Any, kind: int) -> int:
+    return int(_answer("nvmlDeviceGetMaxClockInfo", handle, "clock_max"))
+
+
+def nvmlDeviceGetCurrentClocksThrottleReasons(handle: Any) -> int:
+    return int(_answer("nvmlDeviceGetCurrentClocksThrottleReasons", handle, "reasons"))
+
+
+def nvmlDeviceGetTotalEccErrors(handle: Any, kind: int, counter: int) -> int:
+    return int(_answer("nvmlDeviceGetTotalEccErrors", handle, "ecc")[kind])
+
+
+def nvmlDeviceGetRetiredPages(handle: Any, cause: int) -> list[int]:
+    return [0] * int(_answer("nvmlDeviceGetRetiredPages", handle, "retired")[cause])
+
+
+def nvmlDeviceGetRetiredPagesPendingStatus(handle: Any) -> int:
+    return int(_answer("nvmlDeviceGetRetiredPagesPendingStatus", handle, "pending"))
+
+
+def nvmlDeviceGetRemappedRows(handle: Any) -> list[int]:
+    return list(_answer("nvmlDeviceGetRemappedRows", handle, "rows"))
+
+
+def nvmlDeviceGetCurrPcieLinkWidth(handle: Any) -> int:
+    return int(_answer("nvmlDeviceGetCurrPcieLinkWidth", handle, "link")[0])
+
+
+def nvmlDeviceGetMaxPcieLinkWidth(handle: Any) -> int:
+    return int(_answer("nvmlDeviceGetMaxPcieLinkWidth", handle, "link")[1])
+
+
+def nvmlDeviceGetCurrPcieLinkGeneration(handle: Any) -> int:
+    return int(_answer("nvmlDeviceGetCurrPcieLinkGeneration", handle, "link")[2])
+
+
+def nvmlDeviceGetMaxPcieLinkGeneration(handle: Any) -> int:
+    return int(_answer("nvmlDeviceGetMaxPcieLinkGeneration", handle, "link")[3])
+
+
+def nvmlEventSetCreate() -> dict[str, Any]:
+    return {"cards": [], "read": 0}
+
+
+def nvmlDeviceRegisterEvents(handle: Any, kinds: int, events: Any) -> None:
+    _answer("nvmlDeviceRegisterEvents", handle, "address")
+    events["cards"].append(handle["address"])
+
+
+def nvmlEventSetWait_v2(events: Any, milliseconds: int) -> Any:
+    """`xids` are pairs of the number of a card and of an error; each is told once."""
+    told = read().get("xids", [])[events["read"] :]
+    if not told or milliseconds:
+        raise NVMLError(_real.NVML_ERROR_TIMEOUT)
+    events["read"] += 1
+    card = read()["cards"][told[0][0]]
+    kind = _real.nvmlEventTypeXidCriticalError
+    return SimpleNamespace(eventType=kind, device=card, eventData=told[0][1])

@@ -45,7 +45,7 @@ def make_journal(
 
 
 ILL: dict[str, dict[str, Any]] = {
-    "learning.masked": {"trained": 1},
+    "learning.masked": {"facts": {"rows_masked": 20, "rows_truncated": 25}},
     "learning.not_finite": {"loss": lambda s: None if s > 50 else 1.0 + 2 * math.exp(-s / 9)},
     "learning.rate_zero": {"rate": lambda s: 0.0, "loss": lambda s: 2.5},
     "learning.rate_unreached": {"rate": lambda s: 1e-4 * s / 200, "warmup": 200},
@@ -57,6 +57,9 @@ ILL: dict[str, dict[str, Any]] = {
     "learning.flat": {"loss": lambda s: 2.5, "steps": 200},
     "learning.duplicates": {"facts": {"duplicates": 0.4}},
     "slow.data": {"latest": {"time/data": 0.31}},
+    "device.unreliable": {"latest": {"card/faults": 4.0, "card/ill": 1.0, "card/ill_rank": 3.0}},
+    "slow.throttled": {"latest": {"card/faults": 1.0, "card/ill": 2.0, "card/temperature": 91.0}},
+    "slow.link": {"latest": {"card/faults": 32.0, "card/ill": 1.0, "card/ill_rank": 5.0}},
     "slow.rank": {"latest": {"time/slowest_rank": 3.0, "time/slowest_factor": 1.4}},
 }
 
@@ -81,6 +84,11 @@ def test_each_illness_is_named_first(code: str) -> None:
         {"norm": lambda s: 1.5},  # clipped, as is usual
         {"rate": lambda s: 1e-4 * (1 - s / 61), "latest": {"time/data": 0.05, "train/weights_changed": 0.97}},
         {"facts": {"duplicates": 0.02}},
+        {"facts": {"tokens": 400_000}, "trained": 120},  # prompts of 10,000 tokens, replies of three
+        {"facts": {"rows_truncated": 40, "tokens": 400_000}, "trained": 80},  # long documents cut, short labels kept
+        {"facts": {"rows_masked": 2, "rows_truncated": 12}},
+        {"latest": {"card/temperature": 83.0, "card/faults": 0.0, "card/ill": 0.0}},
+        {"latest": {"time/slowest_rank": 1.0, "time/slowest_factor": 1.05, "time/slowest_faults": 0.0}},
     ],
 )
 def test_a_healthy_run_has_no_findings(healthy: dict[str, Any]) -> None:
@@ -130,6 +138,14 @@ def test_advice_names_what_stands_out_the_largest_first() -> None:
     assert found[0][1:] == ("31 % waiting for data", "training.workers 4")
     assert found[1].message == "rank 3 is 1.4 × slower: throttled, 84 °C"
     assert list_advice({}) == []
+    card = {"time/slowest_temperature": 84.0, "time/slowest_faults": 1.0, "card/faults": 1.0, "card/ill": 1.0}
+    (found,) = list_advice({"time/slowest_rank": 3.0, "time/slowest_factor": 1.4, **card})
+    assert found.message == "rank 3 is 1.4 × slower: throttled, 84 °C"
+
+
+def test_rows_that_are_cut_to_nothing_are_named() -> None:
+    (found,) = diagnose(make_journal(facts={"rows_truncated": 30}, trained=44))
+    assert found.code == "learning.masked" and "30 of 40 rows are cut off" in found.message
 
 
 def test_every_code_of_a_finding_is_listed_and_explained() -> None:

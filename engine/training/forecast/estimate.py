@@ -24,10 +24,11 @@ from engine.prep.prepare import find_prepared
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.training import background_writer, live_settings, performance
-from engine.training.forecast import calibration, simulated, terms
+from engine.training.forecast import calibration, simulated, terms, zero
 from engine.training.forecast.calibration import Calibration
 from engine.training.forecast.hosts import Host
 from engine.training.forecast.trace import Trace, trace
+from engine.training.forecast.zero import Zero
 from engine.training.online.options import OnlineOptions
 
 PHASES = ("load", "step", "reduction", "optimizer", "evaluation", "generation")
@@ -97,9 +98,11 @@ def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
     if given.cancelled():
         raise Abandoned
     world = host.cards
-    _check_strategy(profile, world)
-    options = profile.launch.model_copy(update={"processes": world})
-    profile = replace(profile, launch=options)
+    found_zero = _check_strategy(profile, world)
+    named = profile.launch.strategy if world > 1 else "single"
+    profile = replace(profile, launch=profile.launch.model_copy(update={"processes": world}))
+    profile = zero.replace_strategy(profile, found_zero) if found_zero else profile
+    options = profile.launch
     known = calibration.read(given.home, host.label, host.kind)
     if host.kind != "cpu":
         profile = _replace_float16(profile)
@@ -112,12 +115,12 @@ def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
         available=psutil.virtual_memory().available,
     )
     sharded = STRATEGIES[options.strategy].sharded and world > 1
-    device = _list_device_terms(profile, host, traced, given, sharded=sharded)
+    device = _list_device_terms(profile, host, traced, given, sharded=sharded, further=found_zero)
     peak = sum(term["bytes"] for term in device)
     allocated = sum(term["bytes"] for term in device if term["name"] not in ("context", "allocator slack"))
     if host.kind == "cpu":
         device = [{**term, "place": "host"} for term in device]
-    host_terms = _list_host_terms(profile, host, traced, given, sharded=sharded)
+    host_terms = _list_host_terms(profile, host, traced, given, sharded=sharded, further=found_zero)
     disk = terms.disk(profile, traced, _count_whole_states(traced, options, world))
     listed = [
         *device,
@@ -135,7 +138,7 @@ def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
         "kind": host.kind,
         "cards": world,
         "card_bytes": host.card_bytes,
-        "strategy": options.strategy if world > 1 else "single",
+        "strategy": named,
         "rows_measured": given.measured,
         "longest": traced.longest,
         "device_bytes": device_bytes,
@@ -151,16 +154,23 @@ def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
     }
 
 
-def _check_strategy(profile: Profile, world: int) -> None:
-    if world > 1 and profile.launch.strategy not in FORECAST:
+def _check_strategy(profile: Profile, world: int) -> Zero | None:
+    """What a ds_config says, where there is one. Raises ProblemError for a strategy that no forecast knows."""
+    try:
+        found = zero.read(profile, world)
+    except ValueError as error:
+        problem = Problem(code="forecast.unsupported", title="There is no forecast for this profile", cause=str(error))
+        raise ProblemError(problem) from None
+    if world > 1 and not found and profile.launch.strategy not in FORECAST:
         raise ProblemError(
             Problem(
                 code="forecast.unsupported",
                 title="There is no forecast for this profile",
                 cause=f"what launch.strategy {profile.launch.strategy} takes is not known",
-                hint="a forecast with fsdp is near that of ZeRO stage 3, one with zero1 near that of stage 1",
+                hint="choose another launch.strategy",
             )
         )
+    return found
 
 
 def _replace_float16(profile: Profile) -> Profile:
@@ -180,10 +190,11 @@ def _make_device(profile: Profile, host: Host) -> simulated.SimulatedDevice:
 
 
 def _list_device_terms(
-    profile: Profile, host: Host, traced: Trace, given: Given, *, sharded: bool
+    profile: Profile, host: Host, traced: Trace, given: Given, *, sharded: bool, further: Zero | None = None
 ) -> list[dict[str, Any]]:
     """The parts of the phase that takes the most device memory of a rank; on a CPU, of a rank's host memory."""
     peaks = {phase: getattr(traced, phase) for phase in PHASES}
+    held = traced.held if host.kind == "cpu" else {}  # a card's allocator uses what is freed for blocks of any size
     if host.kind != "cpu":  # weights are read one by one, and of a divided model a rank gets its shares
         peaks["load"] = traced.weights + traced.largest
     elif sharded:  # rank 0 makes the whole model, and the others their shares
@@ -194,10 +205,13 @@ def _list_device_terms(
         peaks["step"] += workspace
     offloaded = terms.offloaded(profile, traced, sharded=sharded and host.kind != "cpu")
     away = {"states": terms.paged_states(profile, traced), **offloaded}
+    more = zero.list_terms(further, traced, host.kind, host.cards) if further else {}
+    if further and host.kind != "cpu":
+        away |= zero.list_offloaded(further, traced)
     for phase in peaks:
         gone = away.get("weights", 0) if phase == "load" else sum(away.values())
-        peaks[phase] = max(0, peaks[phase] - gone)
-    phase = max(peaks, key=lambda name: peaks[name])
+        peaks[phase] = max(0, peaks[phase] - gone) + (0 if phase == "load" else sum(more.values()))
+    phase = max(peaks, key=lambda name: peaks[name] + held.get(name, 0))
     found = {"weights": traced.weights - away.get("weights", 0)}
     if phase != "load":
         found["optimizer states"] = traced.states - away["states"]
@@ -205,8 +219,11 @@ def _list_device_terms(
         found["gradients"] = traced.gradients - away.get("gradients", 0)
     if phase == "step":
         found["attention workspace"] = workspace
+    if phase != "load":
+        found |= more
     rest = peaks[phase] - sum(found.values())
     found[_REST[phase]] = rest
+    found["freed blocks"] = held.get(phase, 0)
     found["context"] = terms.context(host.kind)
     found["allocator slack"] = terms.slack(host.kind, peaks[phase])
     return [{"name": name, "bytes": size, "phase": phase, "place": "device"} for name, size in found.items() if size]
@@ -235,12 +252,14 @@ def read_config(given: Given, profile: Profile) -> Any:
 
 
 def _list_host_terms(
-    profile: Profile, host: Host, traced: Trace, given: Given, *, sharded: bool
+    profile: Profile, host: Host, traced: Trace, given: Given, *, sharded: bool, further: Zero | None = None
 ) -> list[dict[str, Any]]:
     """Host memory of all processes of the job; on a CPU, without the tensors of the training step."""
     world, found = host.cards, {}
     base = None if profile.model.from_scratch else given.prepared["base"]
     whole, largest = terms.weight_files(base)
+    if further:
+        found["DeepSpeed's libraries"] = terms.DEEPSPEED * world
     if host.kind == "cpu":
         found["libraries"] = (given.process + terms.RUNNING) * world
     else:
@@ -254,6 +273,8 @@ def _list_host_terms(
         found["paged optimizer states"] = terms.paged_states(profile, traced) * world
         if sharded and profile.launch.offload == "cpu":
             found["offloaded weights and states"] = (traced.weights + traced.gradients + traced.states) * world
+        elif further:
+            found["offloaded weights and states"] = zero.count_on_host(further, traced, world) * world
     loaders = performance.count_workers(profile.training.workers, host.kind, world)
     found["loader processes"] = loaders * world * terms.WORKER
     found["launcher"] = terms.AGENT if world > 1 else 0

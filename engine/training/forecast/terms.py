@@ -22,6 +22,8 @@ LIBRARIES = 2_600 * 10**6
 """Host memory of a process that computes on a card, with torch's and the driver's libraries."""
 WORKER = 350 * 10**6
 """Resident memory of a process that prepares batches."""
+DEEPSPEED = 150 * 10**6
+"""Resident memory that importing DeepSpeed adds to a rank."""
 AGENT = 350 * 10**6
 """Resident memory of the process that starts several ranks."""
 BITS = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +59,8 @@ class Trace:
     optimizer: int = 0
     evaluation: int = 0
     generation: int = 0
+    held: dict[str, int] = field(default_factory=dict)
+    """By phase: what a process on a CPU holds at most besides the phase's peak, of small blocks that were freed."""
     largest: int = 0
     """The largest weight."""
     flops: int = 0
@@ -255,7 +257,11 @@ class _Tracing:
     @contextmanager
     def _watching(self, phase: str) -> Iterator[None]:
         """Context whose operations are counted, and whose peak becomes a figure of the trace."""
-        report: Callable[[int], object] = lambda peak: setattr(self.found, phase, peak)  # noqa: E731
+
+        def report(peak: int) -> None:
+            setattr(self.found, phase, peak)
+            self.found.held[phase] = self.tracker.resident - peak
+
         with self.mode or nullcontext(), self.tracker, self.tracker.measure(report):
             yield
 

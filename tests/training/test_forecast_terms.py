@@ -1,0 +1,100 @@
+"""Terms of a forecast beside the traced step: freed blocks on a CPU, and what DeepSpeed holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.config.profile import Profile, parse
+from engine.training.forecast import zero
+from engine.training.forecast.trace import Trace
+from engine.training.forecast.tracker import MAPPED, MemoryTracker
+from engine.training.forecast.zero import Zero
+from engine.training.parallel import deepspeed_config
+
+MB = 1 << 20
+
+
+def test_freed_small_blocks_stay_and_freed_large_ones_do_not() -> None:
+    small, large = (lambda: torch.empty(4 * MB, dtype=torch.uint8), lambda: torch.empty(MAPPED, dtype=torch.uint8))
+    tracker, held = MemoryTracker(fake=False), []
+    with tracker, tracker.measure(lambda peak: held.append((peak, tracker.resident))):
+        kept = [small() for _ in range(10)]  # 40 MB
+        del kept
+        big = [large() for _ in range(3)]  # 96 MB on top of what is kept of the 40
+        del big
+        again = [small() for _ in range(5)]  # within the 40
+    assert held == [(96 * MB, 136 * MB)] and (tracker.live, tracker.small) == (20 * MB, 20 * MB)
+    with tracker, tracker.measure(lambda peak: held.append((peak, tracker.resident))):
+        del again
+        last = large()
+    assert held[1] == (32 * MB, 72 * MB) and tracker.small == 0
+    tracker.recount(last, 1 * MB)
+    assert tracker.small == tracker.live == MB
+
+
+def test_resizing_moves_a_storage_between_both_kinds() -> None:
+    tracker = MemoryTracker(fake=False)
+    with tracker:
+        tensor = torch.empty(MB, dtype=torch.uint8)
+        tensor.untyped_storage().resize_(2 * MAPPED)
+        assert (tracker.small, tracker.live, tracker.small_peak) == (0, 2 * MAPPED, MB)
+        tensor.untyped_storage().resize_(0)
+        assert (tracker.small, tracker.live) == (0, 0)
+
+
+def make_profile(launch: str, folder: Path) -> Profile:
+    (folder / "a.jsonl").write_text('{"text": "a"}\n')
+    lines = ("name: mine", "model: {base: smollm2-135m-instruct}", "data: {train: [{source: a.jsonl}]}")
+    return parse("\n".join((*lines, f"launch: {launch}\n")), "profile", folder, forecast=True)
+
+
+@pytest.mark.parametrize(
+    ("section", "wanted"),
+    [
+        ("", Zero(3, overlaps=True)),
+        (", offload: cpu", Zero(3, True, True, overlaps=True)),
+        (", deepspeed: {zero_optimization: {stage: 2}}", Zero(2)),
+        (", deepspeed: {zero_optimization: {stage: 1, reduce_bucket_size: 2.0e8, overlap_comm: true}}",
+         Zero(1, bucket=2 * 10**8, overlaps=True)),
+        (", deepspeed: {zero_optimization: {stage: 2, reduce_bucket_size: auto, offload_optimizer: {device: cpu}}}",
+         Zero(2, True)),
+        (", deepspeed: {zero_optimization: {stage: 3, stage3_max_live_parameters: 1000000, overlap_comm: false}}",
+         Zero(3, live=10**6)),
+    ],
+)  # fmt: skip
+def test_a_ds_config_is_read(section: str, wanted: Zero, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deepspeed_config, "_find_lack", lambda: "")
+    profile = make_profile(f"{{processes: 2, strategy: deepspeed{section}}}", tmp_path)
+    assert zero.read(profile, 2) == wanted and zero.read(profile, 1) is None
+    assert zero.replace_strategy(profile, wanted).launch.strategy == ("fsdp" if wanted.stage == 3 else "zero1")
+    assert zero.read(make_profile("{processes: 2, strategy: zero2}", tmp_path), 2) is None
+
+
+def make_trace(trained: int, weights: int, world: int, stage: int) -> Trace:
+    share = world if stage == 3 else 1
+    return Trace(
+        weights=4 * weights // share, gradients=4 * trained // share, states=8 * trained // world,
+        whole={"weights": weights, "trained": trained},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_a_rank_takes_less_the_more_is_divided_and_the_more_is_on_the_host(world: int) -> None:
+    count = 7 * 10**9
+
+    def total(stage: int, **more: Any) -> int:
+        traced, found = make_trace(count, count, world, stage), Zero(stage, **more)
+        own = traced.weights + traced.gradients + traced.states
+        gone = sum(zero.list_offloaded(found, traced).values())
+        return own - gone + sum(zero.list_terms(found, traced, "cuda", world).values())
+
+    assert total(1) > total(2) > total(3)
+    assert total(2) > total(2, states_on_host=True) and total(3) > total(3, states_on_host=True, weights_on_host=True)
+    assert total(2, overlaps=True) - total(2) == 4 * zero.BUCKET and total(3, live=10**8) < total(3)
+    traced = make_trace(count, count, world, 2)
+    assert zero.count_on_host(Zero(2, states_on_host=True), traced, world) == 16 * count // world
+    assert zero.count_on_host(Zero(2), traced, world) == 0
