@@ -20,7 +20,6 @@ from engine.protocol.messages import (
     OpenService,
     ProblemError,
     Run,
-    ServiceRef,
     Set,
     Stop,
     Submit,
@@ -175,8 +174,7 @@ def test_a_chat_worker_is_a_job_that_waits_answers_and_ends_with_the_chat(throug
     engine.restart()
     assert [s.id for s in engine.client.request("attach").services] == [waits[0].id] and list_jobs()
     assert chat.wait(30) == 2 and "engine" in chat.stdout.read()  # as with a worker of this host
-    engine.client.request("service_close", ServiceRef(service=waits[0].id))
-    wait_for(lambda: not list_jobs(), what="the end of a job that waited")
+    wait_for(lambda: not list_jobs(), what="the end of a job that waited: the client has closed it")
     cluster.run("scancel", blocker.strip())
     chat = start_chat("--prompt", "one two", "--json")
     assert chat.wait(60) == 0
