@@ -23,6 +23,7 @@ from pathlib import Path
 
 import msgspec
 
+from engine.protocol import attempt_fence
 from engine.protocol.description import Rank, Telemetry
 from engine.protocol.home import make_private, write_all
 from engine.protocol.problem import Problem
@@ -124,6 +125,7 @@ def replace(path: Path, content: bytes) -> None:
 
     When the disk is full, the file before gets a new time, which takes no room: its writer is alive.
     """
+    attempt_fence.check()
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -205,6 +207,7 @@ class WorkerFiles:
         OSError."""
         if self._rank != 0 or not isinstance(message, (Answered, Said, Status)):
             return
+        attempt_fence.check()
         path = replies_file(self._folder, self._attempt)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         size = os.fstat(descriptor).st_size
