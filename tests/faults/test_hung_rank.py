@@ -63,7 +63,9 @@ def test_a_stopped_rank_is_named_with_the_stacks_of_all(engine: Engine, run: Run
     wait_for(lambda: engine.show(run).run.step > before + 5, 120, "further steps")
     wait_for(lambda: log.read_text().count("most recent call first") > stacks, 20, "the stacks of the one that slept")
     # And SIGTERM to torchrun stops all ranks with a checkpoint.
-    launched = [entry for entry, _ in journal.read(engine.home.run(run.id).lifecycle) if isinstance(entry, journal.Launched)]
+    launched = [
+        entry for entry, _ in journal.read(engine.home.run(run.id).lifecycle) if isinstance(entry, journal.Launched)
+    ]
     os.kill(launched[-1].pid, signal.SIGTERM)
     ended = engine.wait(run, states.STOPPED, states.FAILED, states.COMPLETED, seconds=60)
     assert (ended.state, ended.code, ended.problem) == (states.STOPPED, "run.terminated", None)

@@ -10,6 +10,7 @@ import pytest
 from engine.protocol.journal import End, Evaluation, Sample, Start
 from tests.training.conftest import REPLY
 
+
 def _tensors(folder):
     from safetensors.torch import load_file
 

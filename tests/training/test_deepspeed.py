@@ -67,7 +67,15 @@ def train(run: Supervised, *, fails: bool = False, fault: str = "") -> None:
     [
         (2, REPLIES),
         (3, FULL),
-        (3, (*REPLIES, "training.gradient_checkpointing=true", "training.accumulation=2", "evaluation.probes=[w1 w2, w3]")),
+        (
+            3,
+            (
+                *REPLIES,
+                "training.gradient_checkpointing=true",
+                "training.accumulation=2",
+                "evaluation.probes=[w1 w2, w3]",
+            ),
+        ),
         (2, (*FULL, "training.accumulation=2")),
         (1, (*FULL, "training.optimizer=sgd")),
     ],

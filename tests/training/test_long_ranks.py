@@ -3,6 +3,7 @@ killed in every part of a step."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from engine.training.online.options import OnlineOptions, RewardOptions
 from engine.training.parallel import deepspeed_config
 from tests.training import online
 from tests.training.harness import Supervised
+from tests.training.here import Here
 from tests.training.preferences import make_scorer
 from tests.training.test_deepspeed import PLACE
 from tests.training.test_exact import LOSSES, MANY
@@ -27,6 +29,7 @@ from tests.training.test_fsdp import FULL, SHARDED
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif("COCKPIT_LONG_TESTS" not in os.environ, reason="takes minutes: set COCKPIT_LONG_TESTS=1"),
+    pytest.mark.timeout(900),
 ]
 STEPS = 20
 TWENTY = (*FULL, "training.epochs=3", f"training.max_steps={STEPS}", "evaluation.every_steps=100")
@@ -56,22 +59,42 @@ def train(run: Supervised, processes: int) -> dict[int, float | None]:
     return losses
 
 
-@pytest.mark.parametrize("method", ["sft", "pretrain", "dpo"])
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, prepared: dict[str, Any], sets: dict[str, dict[str, Any]]) -> Any:
+    """A method's losses in one process."""
+
+    @functools.cache
+    def train_alone(method: str) -> dict[int, float | None]:
+        rows = sets.get(method, prepared)
+        run = Here(tmp_path_factory.mktemp(method), "whole", rows, *TWENTY, f"method={{kind: {method}}}")
+        assert run.train() == ("completed", STEPS)
+        return run.series("train/loss")
+
+    return train_alone
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize(
+    ("method", "strategy"),
+    [(method, strategy) for method in ("sft", "pretrain", "dpo") for strategy in list_strategies(method)],
+)
 def test_ranks_lose_as_one_process(
-    start_run: Callable[..., Supervised], prepared: dict[str, Any], sets: dict[str, dict[str, Any]], method: str
+    start_run: Callable[..., Supervised],
+    prepared: dict[str, Any],
+    sets: dict[str, dict[str, Any]],
+    alone: Callable[[str], dict[int, float | None]],
+    method: str,
+    strategy: str,
+    ranks: int,
 ) -> None:
-    rows = sets[method] if method in sets else prepared
-    changes = (*TWENTY, f"method={{kind: {method}}}")
-    whole = train(start_run("one", *changes, prepared=rows), 1)
-    for ranks in (2, 4):
-        for strategy in list_strategies(method):
-            more = (f"training.micro_batch={4 // ranks}", launch(strategy, ranks))
-            found = train(start_run(f"{strategy}-{ranks}", *changes, *more, prepared=rows), ranks)
-            assert found == pytest.approx(whole, rel=1e-4), (strategy, ranks)
+    more = (f"training.micro_batch={4 // ranks}", f"method={{kind: {method}}}", launch(strategy, ranks))
+    run = start_run("run", *TWENTY, *more, prepared=sets.get(method, prepared))
+    assert train(run, ranks) == pytest.approx(alone(method), rel=1e-4)
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_lose_as_those_of_ddp_where_replies_are_sampled(
-    start_run: Callable[..., Supervised], tiny: Path, tmp_path: Path
+    start_run: Callable[..., Supervised], tiny: Path, tmp_path: Path, ranks: int
 ) -> None:
     """Each rank samples replies of its own, so the strategies are compared with each other."""
     scorer = make_scorer(tiny, tmp_path / "scorer")
@@ -84,13 +107,11 @@ def test_ranks_lose_as_those_of_ddp_where_replies_are_sampled(
         "evaluation={every_steps: 100, samples: 4}",
         "checkpoint.best_by=eval/reward",
     )
-    for ranks in (2, 4):
-        losses = {}
-        for strategy in list_strategies("grpo"):
-            run = start_run(f"{strategy}-{ranks}", *changes, launch(strategy, ranks), prepared=prompts)
-            losses[strategy] = train(run, ranks)
-        for strategy, found in losses.items():
-            assert found == pytest.approx(losses["ddp"], rel=1e-4, abs=1e-6), (strategy, ranks)
+    losses = {}
+    for strategy in list_strategies("grpo"):
+        losses[strategy] = train(start_run(strategy, *changes, launch(strategy, ranks), prepared=prompts), ranks)
+    for strategy, found in losses.items():
+        assert found == pytest.approx(losses["ddp"], rel=1e-4, abs=1e-6), strategy
 
 
 def test_a_divided_model_killed_in_every_part_of_a_step_goes_on_exactly(start_run: Callable[..., Supervised]) -> None:
