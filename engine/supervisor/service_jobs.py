@@ -32,8 +32,8 @@ class ServiceJobs:
         if service.state != "starting" or files is None:
             return
         words = job.describe_wait() if job.waits else f"Slurm job {job.job} is starting"
-        if service.detail != words:
-            service.detail = words
+        if job.shown != words:
+            job.shown = service.detail = words
             self._services.publish(ServiceChanged(service=service))
         for request in files.list_requests():
             if worker.told.get(request) != words:
