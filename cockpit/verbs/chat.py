@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from cockpit.verbs.chat_client import Chat, Message, open_chat
 from cockpit.verbs.output import emit, say
 from cockpit.verbs.sampling_options import sampling_settings
+from cockpit.verbs.slurm_options import read_slurm_options
 from engine.protocol.home import Home
 
 
@@ -18,7 +19,8 @@ def chat(options: argparse.Namespace) -> int:
     home = Home.locate(options.home)
     from cockpit.verbs.hot_chat import COST, open_hot_chat
 
-    with open_hot_chat(home, options.target, settings) if options.hot else open_chat(home, settings) as chat:
+    ask_slurm = read_slurm_options(options)
+    with open_hot_chat(home, options.target, settings) if options.hot else open_chat(home, settings, ask_slurm) as chat:
         loaded = chat.load(options.target, dtype=options.dtype, quantization=options.quantization)
         if not loaded.get("tokenizer", True):
             say("The model is loaded, but its folder has no tokenizer: it cannot chat.", "yellow")

@@ -71,10 +71,14 @@ class Chat:
 
 
 @contextmanager
-def open_chat(home: Home, settings: dict[str, Any]) -> Iterator[Chat]:
-    """A chat worker that ends with the block."""
+def open_chat(
+    home: Home, settings: dict[str, Any], ask_slurm: Callable[[Client], dict[str, Any]] | None = None
+) -> Iterator[Chat]:
+    """A chat worker that ends with the block. With `ask_slurm` it is a Slurm job, which asks for what this returns."""
     with Client(home) as client:
-        service = client.request("service_open", OpenService(kind="chat", environment=shell_environment())).id
+        slurm = None if ask_slurm is None else ask_slurm(client)
+        opening = OpenService(kind="chat", environment=shell_environment(), slurm=slurm)
+        service = client.request("service_open", opening).id
         try:
             yield Chat(client, service, settings)
         finally:

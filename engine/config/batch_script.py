@@ -46,9 +46,20 @@ def make_script(
         f"attempt=$(( {attempt} + ${{SLURM_RESTART_COUNT:-0}} ))",
         f'worker=({shlex.join(worker)} --attempt "$attempt")',
         *([f'[ "${{SLURM_RESTART_COUNT:-0}}" -gt 0 ] || worker+=({shlex.join(first)})'] if first else ()),
-        BODY.strip(),
+        BODY.strip().replace("@CPUS@", CPUS),
     ]
     return "\n".join(lines) + "\n"
+
+
+def make_service_script(
+    launch: LaunchOptions, *, name: str, log: Path, environment: Mapping[str, str], worker: Sequence[str]
+) -> str:
+    """The script of a service: `worker` on one node, until it is cancelled."""
+    options = [f"--job-name={name}", f"--output={log}", "--open-mode=append", *list_options(launch, 1)]
+    lines = ["#!/bin/bash", *(f"#SBATCH {escape(option)}" for option in options), ""]
+    lines += ["# Made and submitted by cockpit for a service, which ends with whoever has opened it.", ""]
+    lines += [f"export {key}={shlex.quote(value)}" for key, value in sorted(environment.items())]
+    return "\n".join([*lines, CPUS, f"exec srun {shlex.join(worker)}"]) + "\n"
 
 
 def escape(option: str) -> str:
@@ -61,13 +72,18 @@ INTRODUCTION = """
 # engine that made it does not follow a job that it has not submitted itself.
 """
 
+CPUS = (
+    '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'
+    "  # srun does not take it from sbatch"
+)
+
 BODY = """
 # Slurm sends SIGUSR1 before the time limit: the run saves and ends at its next step, and is queued again.
 ending=
 save_and_end() { ending=yes; : > "$control/stop-$attempt"; }
 trap save_and_end USR1
 mkdir -p "$control"
-[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"  # srun does not take it from sbatch
+@CPUS@
 rm -f "$control/stop-$attempt"  # another stage's
 
 srun --kill-on-bad-exit=1 "${worker[@]}" &

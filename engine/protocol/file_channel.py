@@ -2,11 +2,12 @@
 
     commands.json      the supervisor: the instructions that nobody has answered yet
     rank-N.json        rank N: its heartbeat, and on rank 0 the length of the journal
-    replies-A.jsonl    rank 0 of attempt A: answers, and events of a reply that is being generated
+    replies-A.jsonl    rank 0 of attempt A: answers, and events of a reply that is being generated; a service's state
     host-H.json        the first rank on host H: figures of the host and its devices
     stop-A             the batch script of attempt A: save and end, because the time is nearly over
     notice.json        the process that watches over several hosts: what the user should know
     ended-A.json       the same: why attempt A has ended
+    lease              the supervisor, for a service: it still asks for it
 
 Each file has one writer. Files are replaced as a whole, under names that do not change: over NFS, opening a name asks
 the server, while a list of names may be some seconds old. Replies are appended, like a journal.
@@ -17,17 +18,21 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from pathlib import Path
 
 import msgspec
 
+from engine.protocol import attempt_fence
 from engine.protocol.description import Rank, Telemetry
 from engine.protocol.home import make_private, write_all
 from engine.protocol.problem import Problem
-from engine.protocol.worker_messages import Answered, CancelInstruction, FromWorker, Instruction, Said
+from engine.protocol.worker_messages import Answered, CancelInstruction, FromWorker, Instruction, Said, Status
 
 SCHEME = "file:"
 """What an address begins with that is the folder of a channel."""
+LEASE_EVERY = 5.0
+"""Seconds between two signs of life to a service."""
 
 
 class Commands(msgspec.Struct, kw_only=True):
@@ -96,6 +101,14 @@ def host_file(folder: Path, host: str) -> Path:
     return folder / f"host-{host}.json"
 
 
+def read_lease(folder: Path) -> bytes:
+    """The supervisor's sign of life to a service; empty when there is none that can be read."""
+    try:
+        return (folder / "lease").read_bytes()
+    except OSError:
+        return b""
+
+
 def read_hosts(folder: Path) -> list[Telemetry]:
     """The last samples of a run's hosts."""
     found = []
@@ -112,6 +125,7 @@ def replace(path: Path, content: bytes) -> None:
 
     When the disk is full, the file before gets a new time, which takes no room: its writer is alive.
     """
+    attempt_fence.check()
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -189,9 +203,11 @@ class WorkerFiles:
         replace(rank_file(self._folder, self._rank), _encode(beat))
 
     def reply(self, message: FromWorker) -> None:
-        """Pass on an answer or an event. The supervisor learns all else from heartbeats. Raises OSError."""
-        if self._rank != 0 or not isinstance(message, (Answered, Said)):
+        """Pass on an answer, an event or a service's state. The supervisor learns all else from heartbeats. Raises
+        OSError."""
+        if self._rank != 0 or not isinstance(message, (Answered, Said, Status)):
             return
+        attempt_fence.check()
         path = replies_file(self._folder, self._attempt)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         size = os.fstat(descriptor).st_size
@@ -252,6 +268,7 @@ class SupervisorFiles:
         self._lock = threading.Lock()
         self.reading = False
         """Whether a thread polls."""
+        self._leased = 0.0
         make_private(folder)
         if fresh:
             with contextlib.suppress(OSError):  # over NFS a host may believe for long that a file is not there
@@ -277,6 +294,17 @@ class SupervisorFiles:
         if commands.attempt == self.attempt:
             self._commands = commands
             self._commands.instructions = [each for each in commands.instructions if each.id not in answered]
+
+    def list_requests(self) -> list[str]:
+        """The requests to a service that have not been answered yet."""
+        return [each.arguments.get("request", "") for each in self._commands.instructions]
+
+    def keep_lease(self) -> None:
+        """Tell a service every few seconds that it is still wanted."""
+        if time.monotonic() - self._leased > LEASE_EVERY:
+            self._leased = time.monotonic()
+            with contextlib.suppress(OSError):
+                replace(self._folder / "lease", f"{os.getpid()} {self._leased}".encode())
 
     def waits_for(self, name: str) -> bool:
         """Whether an instruction of this name has not been answered yet."""

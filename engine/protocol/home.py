@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from engine.protocol import attempt_fence
 from engine.protocol.stages import RESULTS
 
 _CHECKPOINT = re.compile(r"step-(\d{8})")
@@ -242,7 +243,8 @@ class RunDirectory:
 def write_private(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write a file that only its owner can read, complete or not at all: temporary name, fsync, rename. Raises OSError,
     and then leaves nothing behind. Without `durable`, a power cut may lose it: for what means nothing after one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    attempt_fence.check()
+    temporary = path.with_name(f".{path.name}.{attempt_fence.mark()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         try:
@@ -251,6 +253,7 @@ def write_private(path: Path, content: bytes, *, durable: bool = True) -> None:
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        attempt_fence.check(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 import msgspec
 
+from engine.protocol import attempt_fence
 from engine.protocol.codes import UNKNOWN
 from engine.protocol.messages import Problem
 
@@ -302,6 +303,7 @@ class Writer:
     """The only writer of a journal. Opening it removes an incomplete last line."""
 
     def __init__(self, path: Path) -> None:
+        attempt_fence.check()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self.size = _complete_length(self._descriptor)
@@ -315,6 +317,7 @@ class Writer:
         """
         line = encode(entry) + b"\n"
         written = 0
+        attempt_fence.check()
         try:
             while written < len(line):
                 written += os.pwrite(self._descriptor, line[written:], self.size + written)

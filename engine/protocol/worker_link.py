@@ -229,7 +229,7 @@ class Link:
             while (left := until - time.monotonic()) > 0 and not self._closing.is_set():
                 if poller.poll(int(left * 1000) + 1):
                     os.read(self._wake_read, 65536)
-                    if any(isinstance(each, (Answered, Said)) for each in list(self._outbox)):
+                    if any(isinstance(each, (Answered, Said, Status)) for each in list(self._outbox)):
                         break
 
     def _sync_journal(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from engine.protocol import attempt_fence
 from engine.protocol.home import sync
 from engine.protocol.messages import ProblemError
 from engine.protocol.text import first_line
@@ -26,14 +27,16 @@ def write_folder(folder: Path, fill: Callable[[Path], object], facts: dict[str, 
 
     Raises OSError when a write failed, whatever exception a library has made of it, and leaves nothing behind then.
     """
+    attempt_fence.check()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary = folder.with_name(f".{folder.name}.{attempt_fence.mark()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         _fill(temporary, fill, 1 if facts is None else 2)
         if facts is not None:
             manifest.write(temporary, **facts)
         _sync(temporary)
+        attempt_fence.check(temporary)
         _put_in_place(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.protocol import attempt_fence
+
 _HEADER = struct.Struct("<4sIII")
 """Mark, step, epoch (from 0) and number of rows."""
 _BLOCK, _REWIND = b"rows", b"back"
@@ -40,6 +42,7 @@ class RowLossWriter:
     """A rank's file of an attempt. Each call is one write, so that a kill costs the step that is under way at most."""
 
     def __init__(self, folder: Path, attempt: int, rank: int) -> None:
+        attempt_fence.check()
         folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / f"attempt-{attempt:04}.rank-{rank:04}.bin").open("ab", buffering=0)
 
@@ -60,6 +63,7 @@ class RowLossWriter:
 
     def _append(self, content: bytes) -> None:
         """Raises OSError, with nothing written, on a full disk: what came behind half a block could not be read."""
+        attempt_fence.check()
         begin = self._file.seek(0, os.SEEK_END)
         written = self._file.write(content)
         if written != len(content):

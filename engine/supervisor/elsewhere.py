@@ -13,6 +13,7 @@ from engine.supervisor.pending import PendingRequests
 from engine.supervisor.run_monitor import RunMonitor
 from engine.supervisor.run_record import Record
 from engine.supervisor.runs import Runs
+from engine.supervisor.service_jobs import ServiceJobs
 from engine.supervisor.services import Services
 from engine.supervisor.slurm import COMPLETING, SlurmJob
 
@@ -30,10 +31,12 @@ class Elsewhere:
     ) -> None:
         self.runs, self.monitor, self.services, self.pending = runs, monitor, services, pending
         self.answer, self.slurm = answer, monitor.queue.launcher.slurm
+        self.jobs = ServiceJobs(services, monitor.run_in_background, answer)
 
     def poll(self) -> None:
         """Read what is new."""
         self.slurm.refresh()
+        self.jobs.poll()
         for record in self.runs.list_live():
             with record.isolate():
                 if isinstance(record.leader, SlurmJob):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.config.batch_script import make_script
 from engine.config.profile import Profile
-from engine.protocol import journal, stages
+from engine.protocol import attempt_fence, journal, stages
 from engine.protocol.environment import build_job_environment
 from engine.protocol.file_channel import SCHEME, SupervisorFiles
 from engine.protocol.home import Home, write_private
@@ -40,6 +40,7 @@ class Launcher:
     def start(self, record: Record, stage: str, profile: Profile) -> Leader:
         """Start the worker of a stage. Raises OSError, and ProblemError where this host has lost its devices."""
         run, launch = record.run, profile.launch
+        attempt_fence.claim(record.directory.path, run.attempt)
         elsewhere = is_elsewhere(profile, stage)
         record.files = SupervisorFiles(record.directory.control, run.attempt, fresh=True) if elsewhere else None
         address = f"{SCHEME}{record.directory.control}" if elsewhere else self.address()

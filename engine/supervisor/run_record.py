@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from engine.protocol import journal, states
+from engine.protocol import attempt_fence, journal, states
 from engine.protocol.file_channel import SupervisorFiles
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Checkpoint, End, Evaluation, Ledger, Metrics, Phase, Start
@@ -114,6 +114,10 @@ class Record:
             )
         )
         self.changed = True
+
+    def next_attempt(self) -> int:
+        """The number of the next attempt: later than all that any host has begun."""
+        return max(self.run.attempt, attempt_fence.read(self.directory.path)) + 1
 
     def settle(self, state: str, reason: str, problem: Problem | None) -> None:
         """Give the run a state that its damaged lifecycle does not lead to."""

@@ -102,7 +102,7 @@ class Server:
         address, devices = partial(self.sockets.address, "workers"), Devices(lambda: self.sampler.devices)
         self.services = Services(home, workers, address, devices, publish, self.instruct, self._pending.fail)
         self.runs = Runs(home)
-        self.queue = Queue(self.runs, Launcher(home, workers, address, devices))
+        self.queue = Queue(self.runs, Launcher(home, workers, address, devices, self.services.slurm))
         self.backlog = Backlog(self.runs, self.index, self._unstored.wait)
         self.monitor = RunMonitor(self.runs, self.queue, publish, self.instruct, self.run_in_background)
         self.notices = Notices(home, self.runs, self.call_soon, self.monitor.warn)

@@ -8,10 +8,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from engine.protocol.environment import build_job_environment
+from engine.protocol.file_channel import SupervisorFiles
 from engine.protocol.home import Home
 from engine.protocol.messages import (
     Body,
@@ -33,6 +36,8 @@ from engine.supervisor.devices import Devices
 from engine.supervisor.launchers.local import build_command
 from engine.supervisor.processes import Leader
 from engine.supervisor.run_record import read_log_tail
+from engine.supervisor.slurm import Slurm, SlurmJob
+from engine.supervisor.slurm_services import SlurmServices
 
 KINDS = ("chat", "data", "evaluate", "export", "fit", "generate", "serve")
 """The modules of `engine.workers` that may be opened as a service."""
@@ -68,6 +73,10 @@ class Worker:
     """Whether it was asked to stop, so that its end is no news."""
     unreachable_since: float = 0.0
     """`time.monotonic()` since when that client cannot be reached; 0 while it can."""
+    files: SupervisorFiles | None = None
+    """How it is reached where it is a Slurm job."""
+    told: dict[str, str] = field(default_factory=dict)
+    """What was last said to each request about the job that it waits for."""
 
 
 class Services:
@@ -93,6 +102,11 @@ class Services:
         """Why services ended that no client closed, the latest last."""
         self.ended: dict[str, Service] = {}
         """Independent services that died, until somebody closes them: nobody may have been there to be told."""
+        self.slurm = Slurm()
+        self.jobs = SlurmServices(home, workers, self.slurm)
+        for service_id, job, files in self.jobs.adopt():
+            service = Service(id=service_id, kind=service_id.partition("-")[0])
+            self.workers[service_id] = Worker(service, job, files=files)
 
     def find(self, service_id: str) -> Worker:
         """Raises ProblemError when there is no such service; if it ended by itself, the problem says why."""
@@ -125,6 +139,8 @@ class Services:
                 )
             )
         service = Service(id=f"{message.kind}-{uuid.uuid4().hex[:8]}", kind=message.kind)
+        if message.slurm is not None:
+            return self._submit(service, message, client)
         command = [
             f"{self._package}.{message.kind}",
             *("--home", str(self.home.root)),
@@ -151,6 +167,19 @@ class Services:
         self.publish(ServiceChanged(service=service))
         return service
 
+    def _submit(self, service: Service, message: OpenService, client: bytes | None) -> Service:
+        """Start a service as a Slurm job. Raises ProblemError."""
+        try:
+            job, files = self.jobs.submit(service.id, message, self._log_path(service.id))
+        except OSError as error:
+            raise ProblemError(
+                Problem(code="worker.not_started", title="The job could not be written", cause=str(error))
+            )
+        service.detail = job.describe_wait()
+        self.workers[service.id] = Worker(service, job, client=client, files=files)
+        self.publish(ServiceChanged(service=service))
+        return service
+
     def _build_environment(self, message: OpenService) -> dict[str, str]:
         """Raises ProblemError when the service would see none of the devices that it may use."""
         environment = build_job_environment(message.environment)
@@ -161,7 +190,9 @@ class Services:
         worker = self.find(service_id)
         worker.client, worker.unreachable_since = client, 0.0
         worker.stopping = worker.stopping or instruction.name == "stop"
-        if worker.identity is not None:
+        if worker.files is not None:
+            worker.files.send(instruction)
+        elif worker.identity is not None:
             self.instruct(worker.identity, instruction)
         elif worker.held_instructions is not None:
             worker.held_instructions.append(instruction)
@@ -169,7 +200,9 @@ class Services:
     def cancel(self, service_id: str, request: str) -> None:
         """Raises ProblemError."""
         worker = self.find(service_id)
-        if worker.identity is not None:
+        if worker.files is not None:
+            worker.files.send(CancelInstruction(request=request))
+        elif worker.identity is not None:
             self.instruct(worker.identity, CancelInstruction(request=request))
 
     def close(self, service_id: str) -> None:
@@ -182,7 +215,9 @@ class Services:
         if service_id in self._reasons:
             return
         worker = self.find(service_id)
-        if worker.service.kind in INDEPENDENT:
+        if isinstance(worker.leader, SlurmJob):
+            self.jobs.close(service_id, worker.leader)
+        elif worker.service.kind in INDEPENDENT:
             # Its worker may have to end another program's server first; the engine waits for that before it ends.
             threading.Thread(target=self._end_server, args=(worker,), name=f"end of {service_id}").start()
         else:
@@ -230,6 +265,8 @@ class Services:
                 if worker.service.kind in INDEPENDENT and (left := processes.find_session(worker.leader)):
                     threading.Thread(target=processes.end_processes, args=(left, SERVER_GRACE)).start()
                 problem = self._describe_end(worker)
+                if isinstance(worker.leader, SlurmJob):
+                    self.jobs.remove(worker.service.id)
                 self._reasons[worker.service.id] = problem or _report_end(worker.service)
                 for old in list(self._reasons)[:-REMEMBERED]:
                     del self._reasons[old]
@@ -240,6 +277,8 @@ class Services:
         assert worker.leader is not None
         log, status = self._log_path(worker.service.id), worker.leader.status
         again = _suggest_again(worker.service, log)
+        if isinstance(worker.leader, SlurmJob) and (found := worker.leader.explain_end()):
+            return msgspec.structs.replace(found, hint=f"correct what Slurm is asked for, or {again}")
         if status:
             oom = processes.count_oom_kills() > worker.oom_kills
             return report_crash(WorkerExit(status, read_log_tail(log), oom), None, again)

@@ -79,6 +79,8 @@ class SlurmJob(Leader):
     """Whether its id is in the run's journal."""
     restarts: int = 0
     """How often Slurm has started it again."""
+    place: str = ""
+    """Its place among the jobs that wait for its partition, in words."""
     begins: str = ""
     """When Slurm means to start it, as it says."""
     exit: int | None = None
@@ -111,7 +113,8 @@ class SlurmJob(Leader):
             return "the job is being submitted to Slurm"
         why = f" ({self.blocked})" if self.blocked not in ("", "None") else ""
         begins = f", expected to start at {self.begins.replace('T', ' ')}" if self.begins[:2] == "20" else ""
-        return f"Slurm job {self.job} is {(self.state or 'PENDING').lower()}{why}{begins}"
+        place = f", {self.place}" if self.place else ""
+        return f"Slurm job {self.job} is {(self.state or 'PENDING').lower()}{why}{place}{begins}"
 
     def explain_end(self) -> Problem | None:
         """Why Slurm ended it; None when its own process did."""
@@ -170,6 +173,9 @@ class Slurm:
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
+        for job in list(self._jobs):  # nobody would cancel it before the next engine
+            if job.cancelling:
+                self._cancel(job)
 
     # ── in the thread ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -254,9 +260,21 @@ class Slurm:
             known = {row[0].strip(): row for row in rows if len(row) == FIELDS.count(",") + 1}
             for job in jobs:
                 self._update(job, known.get(job.job))
+            if waiting := [job for job in jobs if job.state == "PENDING" and not job.ended]:
+                self._find_places(waiting)
         elif error:
             for job in jobs:
                 job.blocked = error.strip().splitlines()[-1][:200] if error.strip() else ""
+
+    def _find_places(self, jobs: list[SlurmJob]) -> None:
+        """Each job's place among all that wait for its partition, by priority. Some clusters show only one's own."""
+        command = ["squeue", "--noheader", "--states", "PENDING", "--sort", "-p,i", "--format", "%A|%P"]
+        status, output, _ = self._run(command, jobs[0].environment)
+        waiting = dict(line.strip().split("|", 1) for line in output.splitlines() if "|" in line) if status == 0 else {}
+        for job in jobs:
+            where = waiting.get(job.job)
+            same = [number for number, partition in waiting.items() if partition == where]
+            job.place = f"place {same.index(job.job) + 1} of {len(same)} in partition {where}" if where else ""
 
     def _update(self, job: SlurmJob, row: list[str] | None) -> None:
         if row is None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from engine.config.profile import Profile
+from engine.protocol import attempt_fence
 from engine.protocol.codes import Pause
 from engine.protocol.journal import Checkpoint
 from engine.storage.atomic import write_folder
@@ -126,7 +127,8 @@ class Checkpointer:
         """Gather the state of all ranks for a checkpoint in `folder`, and let rank 0 write it. Called on every rank;
         returns, on every rank, why it could not be written, or None."""
         loop = self._loop
-        shards = folder.with_name(f".{folder.name.lstrip('.')}.shards")
+        attempt_fence.check()  # the shares of another attempt must not get into this one's folder either
+        shards = folder.with_name(f".{folder.name.lstrip('.')}.shards-{loop.job.attempt}")
         try:
             gathered = self._gather(shards)
             written = write(gathered) if loop.ranks.first else None

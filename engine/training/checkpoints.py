@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.metrics.registry import direction
+from engine.protocol import attempt_fence
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Checkpoint, read
 from engine.protocol.messages import Problem, ProblemError
@@ -29,6 +30,7 @@ MASTERS = "masters.pt"
 
 def remove_partial(run: RunDirectory) -> None:
     """Remove checkpoints that a killed worker left half written."""
+    attempt_fence.check()
     for leftover in run.checkpoints.glob(".step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -57,6 +59,7 @@ def prune(run: RunDirectory, keep: int, protected: set[int], written: set[int]) 
     for step in removed:
         # Hidden first: an interrupted removal must not look like a complete checkpoint.
         hidden = run.checkpoint(step).with_name(f".step-{step:08d}.removed")
+        attempt_fence.check()
         run.checkpoint(step).rename(hidden)
         shutil.rmtree(hidden, ignore_errors=True)
     return removed

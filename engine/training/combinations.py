@@ -57,10 +57,6 @@ SHARDED_ADAPTERS = tuple(adapter for adapter in QUANTIZATIONS if adapter not in 
 """Adapters that compute within the layers, where the weights are gathered."""
 
 
-_UNTRIED = {("pause, changed settings, hot chat, evaluation with replies", "deepspeed")}
-"""What is not refused with a strategy, and was not tried with it either."""
-
-
 def render_strategies() -> str:
     """What goes with which strategy, in Markdown."""
     virtual = " and ".join(VIRTUAL)
@@ -95,7 +91,7 @@ def render_strategies() -> str:
     }
     lines = ["| | " + " | ".join(f"`{name}`" for name in STRATEGIES) + " |", "|---" * (1 + len(STRATEGIES)) + "|"]
     for what, names in rows.items():
-        cells = ("untried" if (what, name) in _UNTRIED else "yes" if name in names else "–" for name in STRATEGIES)
+        cells = ("yes" if name in names else "–" for name in STRATEGIES)
         lines.append(f"| {what} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

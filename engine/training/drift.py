@@ -32,6 +32,7 @@ from engine.inference.sampling import Sampling
 from engine.metrics import drift as names
 from engine.models.template_lock import render
 from engine.models.template_metadata import choose_template
+from engine.protocol import attempt_fence
 from engine.training import memory
 
 if TYPE_CHECKING:
@@ -177,6 +178,7 @@ class DriftMeter:
         try:
             with draft.open("wb") as file:
                 numpy.savez(file, items=numpy.array(about), **arrays)
+            attempt_fence.check(draft)
             draft.replace(self._path)
         except OSError:
             draft.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
+from engine.protocol import attempt_fence
 from engine.protocol.home import RunDirectory
 from engine.protocol.journal import Evaluation, Metrics, Warn
 from engine.protocol.messages import Problem, ProblemError
@@ -70,6 +71,7 @@ class TensorBoard:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
+        attempt_fence.check()
         values = [
             Summary.Value(tag=name, simple_value=float("nan") if value is None else value)
             for name, value in entry.values.items()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.protocol import journal
+from engine.protocol import attempt_fence, journal
 from engine.protocol.home import RunDirectory
 
 RECENT_STEPS = 1000
@@ -63,6 +63,7 @@ class Plots:
         files = [argument for name in names for argument in ("--out", str(self.run.plots / name))]
         home = self.run.path.parent.parent
         command = [sys.executable, "-P", "-m", "engine.workers.plot", self.run.id, "--home", str(home), *files]
+        attempt_fence.check()
         self._drawing.append(subprocess.Popen(["nice", *command], stdin=subprocess.DEVNULL))
 
 

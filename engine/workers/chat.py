@@ -26,6 +26,7 @@ from engine.protocol.home import Home
 from engine.protocol.messages import Instruction, Problem, ProblemError
 from engine.protocol.text import first_line
 from engine.protocol.worker_link import Link
+from engine.workers import service_lease
 from engine.workers.service_loop import build_parser
 
 if TYPE_CHECKING:
@@ -234,6 +235,8 @@ def main() -> None:
         memory=accelerator.measure_memory,
         on_cancel=cancelled.add,
     )
+    if link.by_files:
+        service_lease.watch(arguments.address)
     chat = Chat(link, home, cancelled)
     chat.report_status("no model loaded")
     while True:

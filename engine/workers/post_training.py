@@ -21,7 +21,7 @@ from engine.config import stage_plan
 from engine.config.profile import Profile, ProfileError, parse
 from engine.models import targets
 from engine.models.targets import Target
-from engine.protocol import stages
+from engine.protocol import attempt_fence, stages
 from engine.protocol.home import Home, RunDirectory, write_private
 from engine.protocol.journal import Evaluation
 from engine.protocol.messages import Problem, ProblemError
@@ -173,6 +173,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the export removes what is half written
     home = Home(arguments.home)
     run = home.run(arguments.job)
+    attempt_fence.hold(run.path, arguments.attempt)
     link = Link(arguments.address, arguments.job, arguments.attempt, home=home)
     journal = RunJournal(run, arguments.attempt, link)
     step = 0

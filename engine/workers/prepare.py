@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.config.profile import ProfileError, parse
-from engine.protocol import stages
+from engine.protocol import attempt_fence, stages
 from engine.protocol.home import Home, RunDirectory, write_private
 from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.worker_link import Link
@@ -160,6 +160,7 @@ def main() -> int:
     arguments = parser.parse_args()
     home = Home(arguments.home)
     run = home.run(arguments.job)
+    attempt_fence.hold(run.path, arguments.attempt)
     link = Link(arguments.address, arguments.job, arguments.attempt, home=home)
     journal = RunJournal(run, arguments.attempt, link)
     try:

@@ -15,6 +15,7 @@ from engine.config.memory_savings import list_memory_savings
 from engine.config.profile import Profile, parse
 from engine.models import accelerator
 from engine.models.memory import is_out_of_memory
+from engine.protocol import attempt_fence
 from engine.protocol.file_channel import SCHEME
 from engine.protocol.home import Home
 from engine.protocol.journal import End
@@ -45,6 +46,7 @@ def main() -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate)\b")
     home = Home(arguments.home)
     run = home.run(arguments.job)
+    attempt_fence.hold(run.path, arguments.attempt)
     rank, local, world = ranks.read_place()
     inbox = Inbox()
     link = Link(

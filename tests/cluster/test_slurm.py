@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from engine.protocol import journal
 from engine.protocol.home import host_name
-from engine.protocol.messages import Ask, Command, Continue, Run, Set, Stop, Submit
+from engine.protocol.messages import (
+    Ask,
+    Command,
+    Continue,
+    OpenService,
+    ProblemError,
+    Run,
+    Set,
+    Stop,
+    Submit,
+)
 from engine.training.resume import EXACT
 from tests.cluster import UnavailableError, long
 from tests.cluster.slurm import Cluster, find_missing
-from tests.scripted.bench import Engine, wait_for
+from tests.scripted.bench import ROOT, Engine, wait_for
 from tests.training.harness import PROFILE, make_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(find_missing()), reason=find_missing() or "-")]
@@ -132,6 +147,75 @@ def test_a_job_that_waits_says_why_and_is_cancelled(through: Engine, cluster: Cl
     assert engine.wait(run, "stopped").step == 0
     assert find_job(engine, run) not in cluster.run("squeue", "-h", "-o", "%A")
     cluster.run("scancel", blocker)
+
+
+def test_a_chat_worker_is_a_job_that_waits_answers_and_ends_with_the_chat(through: Engine, cluster: Cluster) -> None:
+    """And with the client that is killed, and over the death of an engine."""
+    engine = through
+
+    def list_jobs() -> list[str]:
+        return [line for line in cluster.run("squeue", "-h", "-o", "%j %T").splitlines() if "cockpit-chat" in line]
+
+    def start_chat(*options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-P", "-m", "cockpit", "--home", str(engine.home.root), "chat", "model-1"]
+        command += ["--via", "slurm", "--slurm", "time=0:30:00", *options]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "dumb"}
+        return subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    blocker = cluster.run("sbatch", "--parsable", "--exclusive", "--nodes=2", "--wrap", "sleep 300", "-o", "/dev/null")
+    chat = start_chat("--slurm", "extra=[--exclusive]", "--prompt", "one two", "--json")
+    waits = wait_for(
+        lambda: [s for s in engine.client.request("attach").services if "Resources" in s.detail], what="why it waits"
+    )
+    assert "place 1 of 1 in partition all" in waits[0].detail
+    engine.kill()  # the next engine follows the job
+    engine.restart()
+    assert [s.id for s in engine.client.request("attach").services] == [waits[0].id] and list_jobs()
+    assert chat.wait(30) == 2 and "engine" in chat.stdout.read()  # as with a worker of this host
+    wait_for(lambda: not list_jobs(), what="the end of a job that waited: the client has closed it")
+    cluster.run("scancel", blocker.strip())
+    chat = start_chat("--prompt", "one two", "--json")
+    assert chat.wait(60) == 0
+    assert '"one two "' in chat.stdout.read()
+    wait_for(lambda: not list_jobs(), what="the job's end")
+    chat = start_chat()
+    wait_for(lambda: [s for s in engine.client.request("attach").services if s.state == "ready"], 40, "the worker")
+    assert list_jobs() == [f"cockpit-{engine.client.request('attach').services[0].id} RUNNING"]
+    chat.kill()
+    wait_for(lambda: not list_jobs(), 30, "the end of a killed client's job")
+    assert chat.wait() == -signal.SIGKILL
+    wait_for(lambda: not [*(engine.home.engine / "services").glob("*/")], 15, "the end of its folder")
+    other = OpenService(kind="chat", slurm={"partition": "nowhere"})
+    service = engine.client.request("service_open", other).id
+    with pytest.raises(ProblemError) as refused:
+        engine.client.request("service_ask", Ask(service=service, question="load", request="r", arguments={}), 20)
+    assert refused.value.problem.code == "slurm.refused" and "nowhere" in refused.value.problem.cause
+    for wrong in ({"partition": 1}, {"extra": ["--array=1-3"]}, {"gpus": 1}):
+        with pytest.raises(ProblemError, match="Slurm cannot be asked"):
+            engine.client.request("service_open", OpenService(kind="chat", slurm=wrong))
+
+
+@long
+def test_a_checkpoint_answers_from_a_job(cluster: Cluster, bare_home, tmp_path, monkeypatch) -> None:
+    """With the real worker, and what the run's own profile asks Slurm for."""
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    text = PROFILE.format(base=make_model(tmp_path / "tiny")).replace("epochs: 1", "max_steps: 2")
+    text += "launch: {slurm: {partition: all, time: '1:00:00'}}\n"
+    engine = Engine(bare_home, "engine.workers", warm=True)
+    try:
+        run: Run = engine.client.request("submit", Submit(profile=text, directory="/"))
+        engine.wait(run, "completed", seconds=120)
+        command = [sys.executable, "-P", "-m", "cockpit", "--home", str(engine.home.root), "chat", "last"]
+        command += ["--via", "slurm", "--prompt", "hi", "--json", "--max-new-tokens", "4"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+        assert done.returncode == 0 and json.loads(done.stdout)["tokens"] in range(1, 5), done.stderr
+        wait_for(lambda: not cluster.run("squeue", "-h"), what="the job's end")
+    finally:
+        engine.close()
+        cluster.clear()
 
 
 def test_two_nodes_of_a_job_meet_and_the_stages_after_training_are_jobs_of_their_own(through: Engine) -> None:

@@ -17,7 +17,7 @@ import pytest
 from engine.protocol import journal
 from engine.protocol.home import Home
 from engine.protocol.messages import Command, Run, Set
-from tests.cluster import UnavailableError
+from tests.cluster import UnavailableError, long
 from tests.cluster.ssh import Hosts, find_missing
 from tests.scripted.bench import ROOT, Engine, wait_for
 
@@ -41,16 +41,21 @@ def over(hosts: Hosts, *names: str, **more: object) -> str:
     return "launch=" + json.dumps({"via": "ssh", "hosts": names, "ssh_options": hosts.options, **more})
 
 
-def find_rank(run: Run, host: str) -> psutil.Process:
-    """A rank of the node that was started over ssh on this host."""
+def find_node(run: Run, host: str) -> psutil.Process:
+    """The agent of the node that was started over ssh on this host."""
     node = {"alpha": "0", "beta": "1"}[host]
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ValueError):
             line = process.cmdline()
             if run.id in line and "engine.workers.node" in line and line[line.index("--node") + 1] == node:
-                ranks = (each for each in process.children(recursive=True) if run.id in each.cmdline())
-                return next(each for each in ranks if "engine.workers.launch" not in each.cmdline())
-    raise AssertionError(f"no rank on {host}")
+                return process
+    raise AssertionError(f"no node on {host}")
+
+
+def find_rank(run: Run, host: str) -> psutil.Process:
+    """A rank of that node."""
+    ranks = (each for each in find_node(run, host).children(recursive=True) if run.id in each.cmdline())
+    return next(each for each in ranks if "engine.workers.launch" not in each.cmdline())
 
 
 def find_states(engine: Engine, run: Run, state: str) -> list[journal.State]:
@@ -110,6 +115,18 @@ def test_a_lost_connection_is_told_apart_from_a_dead_rank(engine: Engine, hosts:
     failed = engine.wait(run, "failed", seconds=40).problem
     assert failed is not None and failed.code == "launch.host_lost" and "beta" in failed.title
     assert "can be reached" in failed.cause
+
+
+@long
+def test_a_killed_agent_is_named_with_its_host_and_leaves_no_ranks(engine: Engine, hosts: Hosts) -> None:
+    run = engine.submit(over(hosts, "alpha", "beta"), steps=100_000, pace=0.02)
+    wait_for(lambda: engine.show(run).run.step > 3, 90, "the first steps")
+    begun = time.monotonic()
+    find_node(run, "beta").kill()
+    failed = engine.wait(run, "failed", seconds=40)
+    assert failed.problem is not None and "beta" in failed.problem.title + failed.problem.cause
+    assert find_states(engine, run, "failed")[0].time - begun_wall(begun) < 12
+    wait_for(lambda: not engine.processes(run), 20, "no process is left on any host")
 
 
 @pytest.mark.parametrize(

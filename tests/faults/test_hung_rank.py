@@ -12,7 +12,7 @@ import pytest
 
 from engine.protocol import journal, states
 from engine.protocol.home import Home
-from engine.protocol.messages import Command, Run, Set, Submit
+from engine.protocol.messages import Run, Submit
 from engine.protocol.sockets import list_directories
 from tests.conftest import end_processes_of
 from tests.scripted.bench import Engine, wait_for
@@ -62,7 +62,11 @@ def test_a_stopped_rank_is_named_with_the_stacks_of_all(engine: Engine, run: Run
     os.kill(ranks[1].pid, signal.SIGCONT)
     wait_for(lambda: engine.show(run).run.step > before + 5, 120, "further steps")
     wait_for(lambda: log.read_text().count("most recent call first") > stacks, 20, "the stacks of the one that slept")
-    paused = engine.client.request("pause", Command(run=run.id), 60)
-    engine.client.request("set", Set(run=run.id, changes={"training.max_steps": paused.step + 3}), 60)
-    engine.client.request("continue", Command(run=run.id), 60)
-    assert engine.wait(run, states.COMPLETED, states.FAILED, seconds=60).state == states.COMPLETED
+    # And SIGTERM to torchrun stops all ranks with a checkpoint.
+    launched = [
+        entry for entry, _ in journal.read(engine.home.run(run.id).lifecycle) if isinstance(entry, journal.Launched)
+    ]
+    os.kill(launched[-1].pid, signal.SIGTERM)
+    ended = engine.wait(run, states.STOPPED, states.FAILED, states.COMPLETED, seconds=60)
+    assert (ended.state, ended.code, ended.problem) == (states.STOPPED, "run.terminated", None)
+    assert engine.home.run(run.id).checkpoint_steps()[-1] == ended.step

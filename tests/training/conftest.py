@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ import pytest
 from engine.protocol.home import Home
 from tests.training import preferences
 from tests.training.harness import Supervised, make_model, prepare
+
+REPLY = json.dumps([dict.fromkeys(("subject", "subject_type", "predicate", "object", "object_type"), "w7")])
+"""A reply of the task `triples`, in words of the tiny model."""
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +24,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """27 rows: with a global batch of 4, six full ones and one of three rows."""
     return prepare(tmp_path_factory.mktemp("prepared"), tiny)
+
+
+@pytest.fixture(scope="session")
+def asked(prepared: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The prepared set with held-out conversations to generate replies for."""
+    path = tmp_path_factory.mktemp("asked") / "validation.jsonl"
+    chat = {"messages": [{"role": "user", "content": "w4 w5"}, {"role": "assistant", "content": REPLY}]}
+    path.write_text((json.dumps(chat) + "\n") * 3)
+    return prepared | {"validation_rows": str(path)}
 
 
 @pytest.fixture

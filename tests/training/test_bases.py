@@ -8,17 +8,7 @@ import json
 import pytest
 
 from engine.protocol.journal import End, Evaluation, Sample, Start
-
-REPLY = json.dumps([dict.fromkeys(("subject", "subject_type", "predicate", "object", "object_type"), "w7")])
-
-
-@pytest.fixture(scope="session")
-def asked(prepared, tmp_path_factory):
-    """The prepared set with held-out conversations to generate replies for."""
-    path = tmp_path_factory.mktemp("asked") / "validation.jsonl"
-    chat = {"messages": [{"role": "user", "content": "w4 w5"}, {"role": "assistant", "content": REPLY}]}
-    path.write_text((json.dumps(chat) + "\n") * 3)
-    return prepared | {"validation_rows": str(path)}
+from tests.training.conftest import REPLY
 
 
 def _tensors(folder):

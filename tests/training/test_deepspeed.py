@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from engine.config.profile import ProfileError, parse
-from engine.protocol.journal import BadBatch, Metrics, Start
+from engine.protocol.journal import BadBatch, Evaluation, Metrics, Sample, Start
 from engine.protocol.messages import ProblemError
 from engine.training import live_settings
 from engine.training.parallel import deepspeed_config
@@ -39,6 +39,8 @@ def find_folder() -> Path | None:
 
 PLACE = find_folder()
 needs_deepspeed = pytest.mark.skipif(PLACE is None, reason="deepspeed is not installed: make test does")
+REPLIES = ("evaluation.task=triples", "data.validation=[{source: triples/dev.jsonl}]", "generation.max_new_tokens=4")
+QUESTION = {"messages": [{"role": "user", "content": "w1 w2"}], "max_new_tokens": 4}
 BRIEF = ("training.max_steps=6", "checkpoint.every_steps=3", "evaluation.every_steps=3", "checkpoint.keep=20")
 
 
@@ -63,24 +65,49 @@ def train(run: Supervised, *, fails: bool = False, fault: str = "") -> None:
 @pytest.mark.parametrize(
     ("stage", "changes"),
     [
-        (2, ()),
+        (2, REPLIES),
         (3, FULL),
-        (3, ("training.gradient_checkpointing=true", "training.accumulation=2", "evaluation.probes=[w1 w2, w3]")),
+        (
+            3,
+            (
+                *REPLIES,
+                "training.gradient_checkpointing=true",
+                "training.accumulation=2",
+                "evaluation.probes=[w1 w2, w3]",
+            ),
+        ),
         (2, (*FULL, "training.accumulation=2")),
         (1, (*FULL, "training.optimizer=sgd")),
     ],
     ids=["zero2-lora", "zero3-full", "zero3-lora-checkpointing", "zero2-full-accumulation", "zero1-sgd"],
 )
 def test_two_ranks_compute_what_one_process_does(
-    start_run: Callable[..., Supervised], stage: int, changes: tuple[str, ...]
+    start_run: Callable[..., Supervised], asked: dict[str, Any], stage: int, changes: tuple[str, ...]
 ) -> None:
+    """With REPLIES also to what is asked of them meanwhile: held-out replies, questions in a pause and beside steps,
+    an evaluation and a checkpoint out of turn."""
     from safetensors.torch import load_file
 
-    whole = start_run("one", *changes, *BRIEF)
+    held_out = asked if changes[:1] == REPLIES[:1] else {}
+    prepared = {"prepared": held_out} if held_out else {}
+    whole = start_run("one", *changes, *BRIEF, **prepared)
     whole.train()
-    run = start_run("two", *changes, *BRIEF, "training.micro_batch=2", launch(stage))
-    train(run)
-    compare(run, whole)
+    run = start_run("two", *changes, *BRIEF, "training.micro_batch=2", launch(stage), **prepared)
+    if held_out:
+        run.start(processes=2, environment={"PYTHONPATH": str(PLACE)})
+        asked_first = [run.tell("generate", **QUESTION, request="r"), run.tell("pause")]  # before the last step
+        run.until(lambda: set(asked_first) <= run.answers.keys())
+        answers = [run.ask("generate", **QUESTION, request="p"), run.ask("save"), run.ask("evaluate")]
+        answers += [run.ask("continue"), *(run.answers[each] for each in asked_first)]
+        assert not [each.problem for each in answers if each.problem]
+        assert answers[0].result["tokens"] >= 1 and run.answers[asked_first[0]].result["tokens"] >= 1
+        assert run.wait() == 0, run.log()
+        ours, theirs = ({e.step: e.reply for e in each.entries(Sample) if e.step in (3, 6)} for each in (run, whole))
+        assert ours == theirs and set(ours) == {3, 6}
+        assert "eval/triples_f1" in run.entries(Evaluation)[-1].values
+    else:
+        train(run)
+    compare(run, whole, evaluations=not held_out)
     for step in whole.run.checkpoint_steps():
         ours, theirs = (next(each.run.checkpoint(step).glob("*.safetensors")) for each in (run, whole))
         found, wanted = load_file(ours), load_file(theirs)

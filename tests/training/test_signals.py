@@ -87,16 +87,6 @@ def test_one_rank_that_gets_sigterm_stops_all_with_a_checkpoint(start_run):
 
 
 @pytest.mark.slow
-def test_sigterm_to_the_launcher_stops_all_ranks_with_a_checkpoint(start_run):
-    run = start_run("agent", *LONG, "launch.processes=2")
-    run.start(processes=2, cold=True)
-    run.until(lambda: len(run.entries(Metrics)) >= 3)
-    run.process.send_signal(signal.SIGTERM)
-    run.wait()
-    _check_stopped(run)
-
-
-@pytest.mark.slow
 def test_a_killed_rank_is_named_whoever_fails_first(start_run):
     run = start_run("killed", *LONG, "launch.processes=2")
     run.start(processes=2, cold=True)

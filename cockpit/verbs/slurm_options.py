@@ -1,0 +1,45 @@
+"""What the Slurm job of a chat worker asks for: what the run's own job asked for, and what the command line adds."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from engine.protocol.client import Client
+from engine.protocol.messages import ProblemError, RunRef
+
+
+def read_slurm_options(options: argparse.Namespace) -> Callable[[Client], dict[str, Any]] | None:
+    """The function that finds the settings, with the names of `launch.slurm`; None without `--via slurm`. Raises
+    ValueError for options that do not go together."""
+    if options.via is None:
+        if options.slurm:
+            raise ValueError("--slurm needs --via slurm")
+        return None
+    if options.hot:
+        raise ValueError("--hot asks the run's own process: leave out --via")
+    from engine.config.overrides import parse_value
+
+    given: dict[str, Any] = {}
+    for each in options.slurm:
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise ValueError(f"--slurm {each} is not of the form K=V, e.g. --slurm gres=gpu:1")
+        given[name] = parse_value(value) if name == "extra" else value
+    return lambda client: _read_run(client, options.target) | given
+
+
+def _read_run(client: Client, target: str) -> dict[str, Any]:
+    """`launch.slurm` of the run that the target names; nothing where it names none."""
+    try:
+        text = client.request("show", RunRef(run=target.partition("@")[0])).profile_text
+    except ProblemError:
+        return {}
+    from ruamel.yaml import YAML, YAMLError
+
+    try:
+        document = YAML(typ="safe").load(text) or {}
+        return dict((document.get("launch") or {}).get("slurm") or {})
+    except (YAMLError, AttributeError, TypeError, ValueError):  # a damaged profile
+        return {}
