@@ -45,6 +45,7 @@ from engine.protocol.control import (
     TelemetryHistory,
     TelemetryQuery,
     Trace,
+    WarmWorker,
     Welcome,
 )
 from engine.protocol.description import (
@@ -172,6 +173,7 @@ __all__ = [
     "ToWorker",
     "Told",
     "Trace",
+    "WarmWorker",
     "Welcome",
     "Written",
 ]
