@@ -211,9 +211,10 @@ class Ahead:
 
     def _find_objection(self) -> str:
         """Why there must be none, whatever the host does."""
-        if self._workers != "engine.workers" or sys.platform != "linux":
+        asked = os.environ.get(VARIABLE)
+        if sys.platform != "linux" or (self._workers != "engine.workers" and asked != "always"):
             return "this engine keeps none"
-        if os.environ.get(VARIABLE) == "0":
+        if asked == "0":
             return f"{VARIABLE} is 0"
         if not _read_setting(self._home):
             return f"{'.'.join(SETTING)} is false in settings.yaml"

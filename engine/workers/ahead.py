@@ -11,6 +11,7 @@ process then starts cold. It ends when the supervisor closes its end of the sock
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -19,7 +20,7 @@ import runpy
 import select
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -33,8 +34,6 @@ MODULES = (
     "transformers",
     "transformers.models.llama.modeling_llama",
 )
-PRIVATE = ("peft",)
-"""Imported where there is no card: bitsandbytes, which peft imports, starts CUDA."""
 PATIENCE = 30.0
 """Seconds between two looks at whether the sources have changed, in which case it ends."""
 IMPOSSIBLE = 3
@@ -89,7 +88,7 @@ def main() -> None:
     channel.set_inheritable(False)
     if not can_rename():
         sys.exit(IMPOSSIBLE)
-    before, sources = dict(os.environ), _stat(map(str, Path(__file__).parents[1].rglob("*.py")))
+    before, sources = read_environment(), _stat(map(str, Path(__file__).parents[1].rglob("*.py")))
     os.environ.__class__ = _Recording
     job = _import_until_asked(channel)
     if job is None:
@@ -109,17 +108,33 @@ def main() -> None:
 
 def _import_until_asked(channel: socket.socket) -> tuple[Handover, int] | None:
     """Import one module after the other. A job that comes meanwhile imports the rest itself."""
-    import_module = importlib.import_module
     for name in MODULES:
-        import_module(name)
+        importlib.import_module(name)
         if select.select([channel], [], [], 0)[0]:
             return _receive(channel)
+    for prepare in FURTHER:
+        prepare()
+    return None
+
+
+def _import_adapters() -> None:
+    """Where there is no card: peft imports bitsandbytes, and that starts CUDA."""
     import torch
 
     if not torch.accelerator.is_available():
-        for name in PRIVATE:
-            import_module(name)
-    return None
+        importlib.import_module("peft")
+
+
+def _compile_patterns() -> None:
+    """transformers compiles a thousand patterns of names of weights when a model is first loaded: half a second."""
+    with contextlib.suppress(ImportError):  # of another version
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+        get_checkpoint_conversion_mapping("llama")
+
+
+FURTHER: tuple[Callable[[], None], ...] = (_compile_patterns, _import_adapters)
+"""What else can be done before anything is known of the job."""
 
 
 def _receive(channel: socket.socket) -> tuple[Handover, int]:
@@ -141,8 +156,9 @@ def _become(
     if differs or _stat(sources) != sources or job.command[1:3] != ["-P", "-m"]:
         _start_cold(job)
     rename(job.command, job.environment)
+    own = {name: value for name, value in os.environ.items() if name not in before}  # Python sets LC_CTYPE at its start
     os.environ.clear()
-    os.environ.update(_Recording.written | job.environment)
+    os.environ.update(own | _Recording.written | job.environment)
     module, *arguments = job.command[3:]
     sys.orig_argv[:] = job.command
     sys.argv[:] = [module, *arguments]
@@ -163,6 +179,12 @@ def _stat(files: Iterable[str]) -> dict[str, tuple[int, int]]:
         except OSError:
             found[file] = (0, 0)
     return found
+
+
+def read_environment() -> dict[str, str]:
+    """The environment that this process was started with."""
+    parts = Path("/proc/self/environ").read_bytes().split(b"\0")
+    return dict(os.fsdecode(part).split("=", 1) for part in parts if b"=" in part)
 
 
 def can_rename() -> bool:
