@@ -1,10 +1,11 @@
-"""The worker that is kept ahead: nobody can tell it from one that was started for its job, and nothing is left of it."""
+"""The worker that is kept ahead: nobody can tell it from one started for its job, and nothing is left of it."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -93,8 +94,10 @@ def test_what_the_imports_have_read_starts_a_job_cold(
     log = bare_home.root / "log.txt"
     ready(ahead, environment)
     told = outcome(ahead.start(command(bare_home), log, environment | change), log)
-    assert not told["warm"] and told["environ"].items() >= change.items() and told["library"] == change.get(
-        "LIBRARY_READS"
+    assert (
+        not told["warm"]
+        and told["environ"].items() >= change.items()
+        and told["library"] == change.get("LIBRARY_READS")
     )
 
 
@@ -206,8 +209,6 @@ def test_the_libraries_touch_no_device_and_start_no_threads_of_their_own(bare_ho
         "print(json.dumps([tasks, torch.cuda.is_initialized(), torch.get_num_threads(), os.environ['X'],"
         " 'peft' in sys.modules, 'transformers' in sys.modules, open('/proc/self/maps').read().count('libcuda.so')]))\n"
     )
-    import socket
-
     ours, theirs = socket.socketpair()
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "2"}
     line = build_command(["engine.workers.ahead", "--home", "/", "--channel", str(theirs.fileno())], 1, None)
