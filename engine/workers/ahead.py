@@ -27,7 +27,7 @@ from typing import NoReturn
 from engine.protocol import handover
 from engine.protocol.handover import Handover
 
-MODULES = (
+MODULES: tuple[str, ...] = (
     "torch",
     "engine.training.session",
     "engine.inference.loaded_model",

@@ -25,8 +25,8 @@ from rich.text import Text
 from engine.models import catalogue, folders, limits, tokenizers, trials
 from engine.models.find import find
 from engine.protocol import logout
-from engine.protocol.console import GuardedConsole, text
 from engine.protocol.client import Client, find_engine
+from engine.protocol.console import GuardedConsole, text
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
 from engine.protocol.terminal import guard, to_json
