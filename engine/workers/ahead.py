@@ -20,6 +20,7 @@ import runpy
 import select
 import socket
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -89,24 +90,37 @@ def main() -> None:
     parser.add_argument("--channel", type=int, required=True)
     channel = socket.socket(fileno=parser.parse_args().channel)
     channel.set_inheritable(False)
-    if not can_rename():
-        sys.exit(IMPOSSIBLE)
     before, sources = read_environment(), _stat(map(str, Path(__file__).parents[1].rglob("*.py")))
+    if not can_rename():
+        _start_cold(*_refuse_further(channel, IMPOSSIBLE))
     os.environ.__class__ = _Recording
-    job = _import_until_asked(channel)
+    try:
+        job = _import_until_asked(channel)
+    except Exception:  # noqa: BLE001 - the job may not need what cannot be imported
+        traceback.print_exc()
+        _start_cold(*_refuse_further(channel, 1))
     if job is None:
         gc.collect()
         gc.freeze()
-        channel.sendall(b"!")
         loaded = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
         sources = _stat(filter(None, loaded)) | sources
-        while job is None:
-            if select.select([channel], [], [], PATIENCE)[0]:
-                job = _receive(channel)
-            elif _stat(sources) != sources:
-                sys.exit(CHANGED)
+        channel.sendall(b"!")
+    while job is None:
+        if select.select([channel], [], [], PATIENCE)[0]:
+            job = _receive(channel)
+        elif _stat(sources) != sources:
+            _start_cold(*_refuse_further(channel, CHANGED))
     os.environ.__class__ = os._Environ
     _become(*job, channel, before, sources)
+
+
+def _refuse_further(channel: socket.socket, status: int) -> tuple[Handover, int]:
+    """Take no more jobs, and end with this status; a job that has been handed over by then is returned."""
+    channel.shutdown(socket.SHUT_RD)  # the supervisor cannot send from now on, and starts the job itself
+    job = handover.receive(channel)
+    if job is None:
+        sys.exit(status)
+    return job
 
 
 def _import_until_asked(channel: socket.socket) -> tuple[Handover, int] | None:
@@ -151,13 +165,11 @@ def _become(
     job: Handover, log: int, channel: socket.socket, before: dict[str, str], sources: dict[str, tuple[int, int]]
 ) -> None:
     """Be the job's worker, from its first line to its exit status."""
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
-    channel.close()
     differs = handover.find_difference(before, job.environment, _Recording.read)
     if differs or _stat(sources) != sources or job.command[1:3] != ["-P", "-m"]:
-        _start_cold(job)
+        _start_cold(job, log)
+    _redirect(log)
+    channel.close()
     rename(job.command, job.environment)
     own = {name: value for name, value in os.environ.items() if name not in before}  # Python sets LC_CTYPE at its start
     os.environ.clear()
@@ -168,7 +180,14 @@ def _become(
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def _start_cold(job: Handover) -> NoReturn:
+def _redirect(log: int) -> None:
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+def _start_cold(job: Handover, log: int) -> NoReturn:
+    _redirect(log)
     os.execve(job.command[0], job.command, job.environment)
 
 

@@ -118,6 +118,35 @@ def test_a_job_that_comes_during_the_imports_or_after_a_change_of_the_sources_is
         os.utime(library, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
+@pytest.mark.parametrize("fault", ["changed", "impossible", "not importable"])
+def test_a_job_that_comes_as_it_ends_is_done(
+    environment: dict[str, str], bare_home: Home, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The job is handed over before the process ends by itself: it must not be lost with it."""
+    script = {
+        "changed": "ahead.PATIENCE = 0; ahead.select.select = lambda *_: ([], [], []); ahead.MODULES = ('decimal',); "
+        "seen = iter(range(99)); ahead._stat = lambda _: {'x': (next(seen), 0)}",
+        "impossible": "ahead.can_rename = lambda: False",
+        "not importable": "ahead.MODULES = ('no_such_module',)",
+    }[fault]
+    ours, theirs = socket.socketpair()
+    start = f"from engine.workers import ahead; ahead.FURTHER = (); {script}; ahead.main()"
+    log = bare_home.root / "log.txt"
+    work = handover.Handover(command=command(bare_home), environment=environment)
+    with log.open("wb") as output:
+        assert handover.send(ours, work, output.fileno())
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-c", start, "--home", "/", "--channel", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            stderr=subprocess.DEVNULL,
+        )
+        theirs.close()
+        assert child.wait(30) == 7, log.read_text()
+        assert not json.loads(log.read_text())["warm"]
+        assert not handover.send(ours, work, output.fileno())
+
+
 def test_a_job_that_it_cannot_take_is_started_cold(ahead: Ahead, environment: dict[str, str], bare_home: Home) -> None:
     log = bare_home.root / "log.txt"
     pid = ready(ahead, environment)
