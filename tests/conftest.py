@@ -30,6 +30,7 @@ sys.dont_write_bytecode = False
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["LANGUAGE"] = "en"  # whatever the locale of the shell
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["COCKPIT_WARM"] = "0"  # a worker ahead costs ten seconds of a core; tests/supervisor/test_ahead.py asks
 os.environ.setdefault("COCKPIT_COMPILE", "0")  # else chats of tests would compile in the background
 for _name, _value in WORKER_DEFAULTS.items():
     os.environ.setdefault(_name, _value)

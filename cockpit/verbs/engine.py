@@ -8,11 +8,11 @@ import signal
 import time
 
 from cockpit import remote_names
-from cockpit.state.formatting import format_duration
+from cockpit.state.formatting import format_duration, format_size
 from cockpit.verbs.output import emit, say, say_warning
 from engine.protocol.client import LOST, Client, find_engine
 from engine.protocol.home import Home
-from engine.protocol.messages import PROTOCOL, Problem, ProblemError, RunList, Shutdown, Welcome
+from engine.protocol.messages import PROTOCOL, Problem, ProblemError, RunList, Shutdown, WarmWorker, Welcome
 from engine.protocol.wire import Connection, is_running
 
 SIGNAL_TIMEOUT = 5.0
@@ -45,6 +45,7 @@ def _print_status(engine: Welcome, as_json: bool) -> int:
                 "services": engine.services,
                 "ignored": engine.ignored,
                 "notes": engine.notes,
+                "warm": engine.warm,
             }
         )
         return 0
@@ -53,11 +54,20 @@ def _print_status(engine: Welcome, as_json: bool) -> int:
     )
     for note in engine.notes:
         say(f"  {note}", "yellow")
+    if engine.warm is not None:
+        print(f"  {_describe_warm(engine.warm)}")
     for job in engine.jobs:
         print(f"  run      {job}")
     for service in engine.services:
         print(f"  service  {service.id} ({service.state}{f', {service.target}' if service.target else ''})")
     return 0
+
+
+def _describe_warm(worker: WarmWorker) -> str:
+    if worker.state == "none":
+        return f"no worker is kept ahead: {worker.reason}"
+    state = "has imported the libraries" if worker.state == "ready" else "is importing the libraries"
+    return f"ahead    process {worker.pid} {state}, {format_size(worker.memory)}; the next job begins in it"
 
 
 def stop(options: argparse.Namespace) -> int:

@@ -13,6 +13,17 @@ class Nothing(Message, kw_only=True):
     """An empty request or reply."""
 
 
+class WarmWorker(Message, kw_only=True):
+    """The worker that the supervisor keeps ahead of the next job."""
+
+    state: str
+    """`importing`, `ready`, or `none`; then `reason` says why there is none."""
+    pid: int = 0
+    memory: int = 0
+    """Bytes that are resident."""
+    reason: str = ""
+
+
 class Welcome(Message, kw_only=True):
     """Describes the running supervisor. `started` is in seconds since the epoch."""
 
@@ -29,6 +40,8 @@ class Welcome(Message, kw_only=True):
     """Messages that could not be read, since it was started."""
     notes: list[str] = []
     """What keeps this engine from working as usual, such as a disk that cannot be written, one sentence each."""
+    warm: WarmWorker | None = None
+    """Null from an engine that keeps none ahead by its version."""
 
 
 class Snapshot(Message, kw_only=True):

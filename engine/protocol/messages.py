@@ -45,6 +45,7 @@ from engine.protocol.control import (
     TelemetryHistory,
     TelemetryQuery,
     Trace,
+    WarmWorker,
     Welcome,
 )
 from engine.protocol.description import (
@@ -174,6 +175,7 @@ __all__ = [
     "ToWorker",
     "Told",
     "Trace",
+    "WarmWorker",
     "Welcome",
     "Written",
 ]

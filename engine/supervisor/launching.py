@@ -14,6 +14,7 @@ from engine.protocol.environment import build_job_environment
 from engine.protocol.file_channel import SCHEME, SupervisorFiles
 from engine.protocol.home import Home, write_private
 from engine.supervisor import processes
+from engine.supervisor.ahead import Ahead
 from engine.supervisor.devices import Devices
 from engine.supervisor.launchers import local, nodes
 from engine.supervisor.processes import Leader
@@ -35,6 +36,7 @@ class Launcher:
     workers: str
     address: Callable[[], str]
     devices: Devices
+    ahead: Ahead | None = None
     slurm: Slurm = field(default_factory=Slurm)
 
     def start(self, record: Record, stage: str, profile: Profile) -> Leader:
@@ -56,13 +58,17 @@ class Launcher:
         if elsewhere:
             command = nodes.build_command(worker, launch)
             return processes.start(command, record.directory.log, environment)
-        count = 1
-        if stage == stages.TRAIN:
-            count = launch.processes if isinstance(launch.processes, int) else max(1, len(run.devices))
-        environment = self.devices.restrict(environment, run.devices, count)
-        environment = local.build_rank_environment(environment, count)
+        ranks = launch.processes if isinstance(launch.processes, int) else max(1, len(run.devices))
+        count = ranks if stage == stages.TRAIN else 1
+        restricted = self.devices.restrict(environment, run.devices, count)
+        restricted = local.build_rank_environment(restricted, count)
         port = launch.port if isinstance(launch.port, int) else None
-        return processes.start(local.build_command(worker, count, port), record.directory.log, environment)
+        start = self.ahead.start if self.ahead else processes.start
+        leader = start(local.build_command(worker, count, port), record.directory.log, restricted)
+        alone = stage == stages.PREPARE and ranks == 1 and record.job.kind == "train" and launch.via == "local"
+        if self.ahead and alone:
+            self.ahead.expect(restricted)  # so that the libraries are imported while the rows are tokenised
+        return leader
 
     def _submit(
         self,

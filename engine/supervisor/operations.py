@@ -72,12 +72,14 @@ def hello(server: Server, caller: Caller, message: Nothing) -> Welcome:
         services=server.services.list_services(),
         ignored=server.clients.ignored,
         notes=details.list_notes(server.home, server.registry),
+        warm=server.ahead.describe(),
     )
 
 
 def attach(server: Server, caller: Caller, message: Nothing) -> Snapshot:
     server.publish_changes()
     server.clients.subscribe(caller)
+    server.ahead.want()
     return Snapshot(
         session=server.clients.session,
         seq=server.clients.seq,
@@ -393,8 +395,7 @@ HANDLERS: dict[str, Handler] = {
     "reindex": reindex,
     "service_open": service_open,
     "service_ask": service_ask,
-    "service_cancel": service_cancel,
-    "service_close": service_close,
+    **{"service_cancel": service_cancel, "service_close": service_close},
     "judge": judge,
     "judgements": judgements,
 }

@@ -27,8 +27,8 @@ class PendingRequests:
         self._clients = clients
         self._requests: dict[str, Request] = {}
 
-    def add(self, instruction: str, request: Request) -> None:
-        self._requests[instruction] = request
+    def add(self, instruction: str, caller: Caller, job: str, finish: Callable[[Answered], Message]) -> None:
+        self._requests[instruction] = Request(caller, job, finish)
 
     def pop(self, instruction: str) -> Request | None:
         return self._requests.pop(instruction, None)

@@ -38,9 +38,9 @@ from engine.protocol.messages import (
     Telemetry,
     Written,
 )
-from engine.supervisor import pending
 from engine.supervisor.address_record import AddressRecord
 from engine.supervisor.adoption import Backlog, adopt_runs, refresh_runs_of_other_hosts
+from engine.supervisor.ahead import Ahead
 from engine.supervisor.clients import Caller, Clients
 from engine.supervisor.devices import Devices
 from engine.supervisor.elsewhere import Elsewhere
@@ -79,10 +79,8 @@ class Server:
         self.registry = Registry(home.registry)
         self.telemetry: Telemetry | None = None
         self._handlers = handlers
-        self._closing = False
-        self._closing_when_idle = False
-        self._unread: set[str] = set()
-        self._logged: set[str] = set()
+        self._closing, self._closing_when_idle = False, False
+        self._unread, self._logged = set[str](), set[str]()
         self._unstored = Unstored()
         """Parts of journals that wait for the registry's thread."""
         self._calls: deque[Callable[[], None]] = deque()
@@ -100,9 +98,10 @@ class Server:
         publish = self.clients.publish
         self.sampler = Sampler(home.root, lambda sample: self.call_soon(lambda: self._take_sample(sample)))
         address, devices = partial(self.sockets.address, "workers"), Devices(lambda: self.sampler.devices)
-        self.services = Services(home, workers, address, devices, publish, self.instruct, self._pending.fail)
+        self.ahead = ahead = Ahead(home, workers, devices)
+        self.services = Services(home, workers, address, devices, publish, self.instruct, self._pending.fail, ahead)
         self.runs = Runs(home)
-        self.queue = Queue(self.runs, Launcher(home, workers, address, devices, self.services.slurm))
+        self.queue = Queue(self.runs, Launcher(home, workers, address, devices, self.services.slurm, ahead))
         self.backlog = Backlog(self.runs, self.index, self._unstored.wait)
         self.monitor = RunMonitor(self.runs, self.queue, publish, self.instruct, self.run_in_background)
         self.notices = Notices(home, self.runs, self.call_soon, self.monitor.warn)
@@ -172,8 +171,7 @@ class Server:
         try:
             action()
         except Exception as error:  # noqa: BLE001
-            text = "".join(traceback.format_exception(error))
-            if text not in self._logged:
+            if (text := "".join(traceback.format_exception(error))) not in self._logged:
                 self._logged.add(text)
                 print(text, flush=True)
 
@@ -197,6 +195,7 @@ class Server:
         self._flush()
         self.clients.publish(Closing())
         self.sampler.stop()
+        self.ahead.close()
         self._index_thread.shutdown(wait=True)
         self._threads.shutdown(wait=True)
         self.elsewhere.slurm.close()
@@ -294,7 +293,7 @@ class Server:
         self, caller: Caller, job: str, instruction: Instruction, finish: Callable[[Answered], Message]
     ) -> None:
         """Reply to the caller when the worker has answered this instruction, or when it has ended."""
-        self._pending.add(instruction.id, pending.Request(caller, job, finish))
+        self._pending.add(instruction.id, caller, job, finish)
 
     def _from_worker(self, identity: bytes, payload: bytes) -> None:
         try:
@@ -393,6 +392,7 @@ class Server:
         self.monitor.warn_of_hangs()
         self.address.keep()
         self.services.close_abandoned(self.clients.is_reachable)
+        self.ahead.look(self.telemetry, self.runs.list_live(), self.services.is_starting())
 
     def _take_sample(self, sample: Telemetry) -> None:
         self.telemetry = sample

@@ -31,6 +31,7 @@ from engine.protocol.messages import (
     Status,
 )
 from engine.supervisor import processes
+from engine.supervisor.ahead import Ahead
 from engine.supervisor.crash_report import WorkerExit, report_crash
 from engine.supervisor.devices import Devices
 from engine.supervisor.launchers.local import build_command
@@ -94,9 +95,11 @@ class Services:
         publish: Callable[[Body], None],
         instruct: Callable[[bytes, Instruction | CancelInstruction], None],
         fail_requests: Callable[[str, Problem], None],
+        ahead: Ahead | None = None,
     ) -> None:
         self.home, self._package, self._address, self._devices = home, workers, address, devices
         self.publish, self.instruct, self.fail_requests = publish, instruct, fail_requests
+        self._start = ahead.start if ahead else processes.start
         self.workers: dict[str, Worker] = {}
         self._reasons: dict[str, Problem] = {}
         """Why services ended that no client closed, the latest last."""
@@ -127,6 +130,9 @@ class Services:
     def list_services(self) -> list[Service]:
         return [*(worker.service for worker in self.workers.values()), *self.ended.values()]
 
+    def is_starting(self) -> bool:
+        return any(worker.identity is None for worker in self.workers.values())
+
     def open(self, message: OpenService, client: bytes | None = None) -> Service:
         """Start a service for a client. Raises ProblemError for a kind that is no service, or when its process cannot
         be started."""
@@ -151,7 +157,7 @@ class Services:
         ]
         worker = Worker(service, held_instructions=[], oom_kills=processes.count_oom_kills(), client=client)
         try:
-            worker.leader = processes.start(
+            worker.leader = self._start(
                 build_command(command, 1, None),
                 self._log_path(service.id),
                 self._build_environment(message),

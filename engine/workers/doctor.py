@@ -27,6 +27,7 @@ from rich.text import Text
 from engine.models import catalogue, folders, limits, tokenizers, trials
 from engine.models.find import find
 from engine.protocol import logout
+from engine.protocol.client import Client, find_engine
 from engine.protocol.console import GuardedConsole, text
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
@@ -112,6 +113,22 @@ def check_memory(home: Home) -> Iterator[Check]:
     yield Check("memory", good, detail, "" if good else "end processes that use it: ps aux --sort=-rss | head")
 
 
+def check_worker_ahead(home: Home) -> Iterator[Check]:
+    """The worker that a running engine keeps ahead of the next job, and the memory that it takes."""
+    if find_engine(home) is None:
+        return
+    try:
+        with Client(home, start=False) as client:
+            warm = client.request("hello").warm
+    except ProblemError:  # `cockpit engine status` says what is wrong with it
+        return
+    if warm is not None and warm.state != "none":
+        mend = "nothing to do; engine.warm_worker: false in settings.yaml keeps none"
+        yield Check("worker", True, f"{warm.memory / 1e9:.2f} GB: process {warm.pid} is kept ahead", mend)
+    elif warm is not None:
+        yield Check("worker", True, f"none is kept ahead: {warm.reason}")
+
+
 def check_session(home: Home) -> Iterator[Check]:
     """Whether runs outlive the login."""
     if problem := logout.find_problem():
@@ -157,6 +174,7 @@ CHECKS: tuple[Callable[[Home], Iterator[Check]], ...] = (
     check_collectives,
     check_disk,
     check_memory,
+    check_worker_ahead,
     check_session,
     check_trials,
     check_models,
