@@ -68,8 +68,6 @@ def print_export(result: dict[str, Any]) -> None:
     if gguf and "modelfile" in gguf:
         print("".join([f"{gguf['modelfile']} for Ollama", *(f"\n  {note}" for note in gguf["notes"])]))
     elif gguf and gguf.get("no_modelfile"):
-        print(
-            f"There is no Modelfile for Ollama, which could not render prompts as the model does: {gguf['no_modelfile']}"
-        )
+        print(f"No Modelfile, because Ollama could not render prompts as the model does: {gguf['no_modelfile']}")
     for difference in agreement.get("differences", ()):
         print(f"  {difference['of']} differs from token {difference['at']} on: {difference['prompt'][:80]!r}")

@@ -9,6 +9,7 @@ run's golden ones, to the same bytes; otherwise the line of the chat template th
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -284,7 +285,7 @@ def _follows(pieces: Pieces, messages: Sequence[Message]) -> bool:
     """Whether the roles follow each other as in the conversations that were asked for. Ollama joins neighbouring
     messages of one role before its template sees them."""
     roles = ["", *(message["role"] for message in messages)]
-    return roles[-1] == "user" and all(pair in pieces.between for pair in zip(roles, roles[1:], strict=False))
+    return roles[-1] == "user" and all(pair in pieces.between for pair in itertools.pairwise(roles))
 
 
 def list_parameters(
