@@ -41,6 +41,7 @@ CHANGES = (
     "logging.tensorboard=false",
     "logging.plots=false",
     "training.rehearsal=false",
+    "training.threads=1",
     "limits.disk_free_gb=0",
 )
 RUNS = {"quick-check": (1000, 100, 8), "resource-limited": (3000, 500, 4), "triples-24gb": (150, 200, 8)}
