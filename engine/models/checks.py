@@ -74,8 +74,7 @@ def _check_stored(sections: Mapping[str, Any], target: Target) -> Iterator[tuple
         yield "model.base", f"{problem.title}: {problem.cause}. {problem.hint}"
         return
     trains_all = getattr(sections.get("adapter"), "kind", "") == "none"
-    if reason := stored_quantization.explain_conflict(Path(target.base), sections["model"].quantization, trains_all):
-        yield ("adapter.kind" if "adapter" in reason else "model.quantization"), reason
+    yield from stored_quantization.find_conflicts(Path(target.base), sections["model"].quantization, trains_all)
 
 
 def _check_experts(model: ModelOptions, target: Target) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ middle of a launch.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,10 @@ def find_problem(folder: Path) -> Problem | None:
     )
 
 
-def explain_conflict(folder: Path, quantization: str, trains_all: bool) -> str:
-    """Why these settings do not go with a folder whose weights are stored quantised; empty if they do."""
+def find_conflicts(folder: Path, quantization: str, trains_all: bool) -> Iterator[tuple[str, str]]:
+    """Yield `(key, message)` for settings that do not go with a folder whose weights are stored quantised."""
     name = NAMES.get(read_method(folder), "")
     if name and quantization != "none":
-        return f"the base's weights are stored with {name}: leave model.quantization out"
+        yield "model.quantization", f"the base's weights are stored with {name}: leave it out"
     if name and trains_all:
-        return f"the base's weights are stored with {name} and cannot be trained themselves: set adapter.kind to lora"
-    return ""
+        yield "adapter.kind", f"the base's weights are stored with {name} and cannot be trained themselves: take lora"
