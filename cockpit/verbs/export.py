@@ -65,5 +65,9 @@ def print_export(result: dict[str, Any]) -> None:
         )
         rows.append((gguf["file"], f"{gguf['bytes'] / 1e6:.0f} MB, {comparison}"))
     table((f"AGAINST THE CHECKPOINT, {agreement['positions']} positions", ""), rows)
+    if gguf and "modelfile" in gguf:
+        print("".join([f"{gguf['modelfile']} for Ollama", *(f"\n  {note}" for note in gguf["notes"])]))
+    elif gguf and gguf.get("no_modelfile"):
+        print(f"No Modelfile, because Ollama could not render prompts as the model does: {gguf['no_modelfile']}")
     for difference in agreement.get("differences", ()):
         print(f"  {difference['of']} differs from token {difference['at']} on: {difference['prompt'][:80]!r}")

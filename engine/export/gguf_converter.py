@@ -1,7 +1,8 @@
 """GGUF beside the weights, made by llama.cpp's own converter, which supports every family. It is not part of this
 program.
 
-Its file is read back by transformers and compared with the weights.
+Its file is read back, by llama.cpp itself where llama-cpp-python is installed, else by transformers, and compared with
+the weights.
 """
 
 from __future__ import annotations
@@ -138,28 +139,20 @@ def _run(command: list[str], made: Path, failure: str) -> None:
 
 
 def _compare(folder: Path, made: Path) -> dict[str, Any]:
-    """`kl` and `top1` of the file against the folder's own weights, on plain sentences, `perplexity` of both, and
-    `same_tokens`; or `unread`, the reason why transformers cannot read the file."""
+    """`kl` and `top1` of the file against the folder's own weights, on plain sentences, `perplexity` of both,
+    `same_tokens`, and `measured_by`, the program that computed the file; or `unread`, the reason why none could."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     from engine.export.agreement import PLAIN
     from engine.models import loading, tokenizers
-    from engine.models.gguf import put_alone
 
     tokenizer = tokenizers.load(folder)
     texts = [torch.tensor([tokenizer(text).input_ids]) for text in PLAIN]
     try:
-        with contextlib.redirect_stderr(io.StringIO()), put_alone(made) as alone:  # progress bars would disturb ours
-            ids = [AutoTokenizer.from_pretrained(alone, gguf_file=made.name)(text).input_ids for text in PLAIN]
-            model = AutoModelForCausalLM.from_pretrained(
-                alone, gguf_file=made.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-            )
+        after, ids, program = _read_back(made, list(PLAIN), [text[0].tolist() for text in texts])
     except (ValueError, KeyError, ImportError, NotImplementedError, RuntimeError) as error:
         return {"unread": str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}
     with torch.inference_mode():
-        after = [model.eval()(text).logits[0].log_softmax(-1) for text in texts]
-        del model
         own = loading.load_model(str(folder), dtype=torch.float32).eval()
         before = [own(text).logits[0].log_softmax(-1) for text in texts]
     places = sum(len(each) for each in before)
@@ -171,7 +164,31 @@ def _compare(folder: Path, made: Path) -> dict[str, Any]:
         "perplexity": _measure_perplexity(after, texts),
         "perplexity_before": _measure_perplexity(before, texts),
         "same_tokens": sum(one == text[0].tolist() for one, text in zip(ids, texts, strict=True)) / len(texts),
+        "measured_by": program,
     }
+
+
+def _read_back(made: Path, texts: list[str], ids: list[list[int]]) -> tuple[list[Any], list[list[int]], str]:
+    """The file's log-probabilities [tokens, vocabulary] of each of `ids`, its token ids of `texts`, and the program
+    that computed them: llama.cpp where it is installed and can, else transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from engine.inference import llama_cpp_model
+    from engine.models.gguf import put_alone
+
+    if llama_cpp_model.is_installed():
+        with contextlib.suppress(ValueError, RuntimeError, ImportError, OSError):
+            return llama_cpp_model.score_texts(made, texts, ids)
+    with contextlib.redirect_stderr(io.StringIO()), put_alone(made) as alone:  # progress bars would disturb ours
+        tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=made.name)
+        own = [tokenizer(text).input_ids for text in texts]
+        model = AutoModelForCausalLM.from_pretrained(
+            alone, gguf_file=made.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+    with torch.inference_mode():
+        scores = [model.eval()(torch.tensor([each])).logits[0].log_softmax(-1) for each in ids]
+    return scores, own, "transformers"
 
 
 def _measure_perplexity(scores: list[Any], texts: list[Any]) -> float:

@@ -125,6 +125,8 @@ def _agreement(exported: ExportResult) -> Iterator[str]:
             perplexity = f"perplexity {made['perplexity']:.4g}, theirs {made['perplexity_before']:.4g}"
             text = f"KL {made['kl']:.4g}, top-1 {made['top1']:.4g}, {perplexity}"
         yield f"`{made['file']}` ({made['bytes'] / 1e6:.0f} MB, {made['type']}) against these weights: {text}."
+        if "modelfile" in made:
+            yield f"For Ollama: `ollama create NAME -f {made['modelfile']}`."
     yield ""
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from engine.export import agreement, model_card, reward_scores
+from engine.export import agreement, model_card, modelfile, reward_scores
 from engine.export import gguf_converter as gguf
 from engine.export.request import ExportRequest, ExportResult
 from engine.models import accelerator, folders, loading, merge, placement, targets
@@ -351,7 +351,8 @@ class _ExportJob:
         self.progress(f"writing GGUF ({self.request.gguf})", 0, 0)
         kind, named = self.request.gguf, self.request.converter
         quantizer = gguf.find_quantizer(named) if kind in gguf.QUANTISED else None
-        return gguf.convert(self.folder, self.out.name, kind, gguf.find_converter(named), quantizer)
+        made = gguf.convert(self.folder, self.out.name, kind, gguf.find_converter(named), quantizer)
+        return made | modelfile.write(self.folder, self.folder / made["file"], self.target)
 
 
 def _distance(figures: dict[str, Any]) -> float:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
+from engine.inference import llama_cpp_model
 from engine.inference.adapters import Adapters
 from engine.inference.compiled_step import Compilation
 from engine.inference.constrained import SchemaCompiler
@@ -66,7 +67,9 @@ def load(
     working directory. A missing catalogue model is pulled, and a GGUF file is dequantised, with `progress`. The base's
     own code runs only if `trust_remote_code` is set here or in the profile of the target's run. `compiling` allows
     single replies to be decoded by a compiled program, which is made in the background (see
-    `engine.inference.compiled_step`). Raises ProblemError, and ValueError for an unknown dtype or quantisation.
+    `engine.inference.compiled_step`). Where llama-cpp-python is installed and neither dtype nor quantisation is named,
+    llama.cpp itself computes single replies of a GGUF file. Raises ProblemError, and ValueError for an unknown dtype or
+    quantisation.
     """
     if dtype is not None and dtype not in placement.BYTES.keys() - QUANTIZATIONS:
         raise ValueError(f"dtype must be float32, bfloat16 or float16, not {dtype!r}")
@@ -81,6 +84,8 @@ def load(
     targets.check_chats(target)
     targets.check(target, folders.find_weights_problems)
     loaded = LoadedModel(target, dtype or target.dtype, quantization or target.quantization or "none", device)
+    if dtype is None and quantization is None:
+        loaded.llama_cpp, loaded.llama_cpp_note = llama_cpp_model.find(target.gguf, loaded.context, loaded.device)
     if compiling and loaded.quantization == "none" and not target.on_hub:
         loaded.compilation = Compilation(home, str(target.base), lambda line: print(line, flush=True))
     return loaded
@@ -102,6 +107,8 @@ class LoadedModel:
         """With the tokenizer and stop tokens that it was made for."""
         self._decoder: Any = None
         self.compilation: Compilation | None = None
+        self.llama_cpp: llama_cpp_model.LlamaCppModel | None = None
+        self.llama_cpp_note = ""
         self._adapters = Adapters(_load_base(target, self.dtype, quantization, spread, self.needed))
         self._enter(target)
 
@@ -149,9 +156,10 @@ class LoadedModel:
 
     @property
     def note(self) -> str:
-        """What was dequantised, for a GGUF file, and how the model is spread over several GPUs; else empty."""
+        """What was dequantised and what llama.cpp computes, for a GGUF file, and how the model is spread over several
+        GPUs; else empty."""
         source = "" if self.target.on_hub else gguf.describe_source(Path(self.target.base))
-        return "; ".join(filter(None, (source, self._spread)))
+        return "; ".join(filter(None, (source, self._spread, self.llama_cpp_note)))
 
     @property
     def context(self) -> int:
@@ -203,6 +211,9 @@ class LoadedModel:
         """
         sampling = change_sampling(sampling, fields)
         ids, grammar = self.prompt(prompt), self.grammar(sampling)
+        if self.llama_cpp and self.target.adapter is None:
+            opened = self.llama_cpp.open
+            return stream(self.model, self.tokenizer, ids, sampling, self.stop_ids, cancelled, grammar, opened)
         decoder, compilation = self.decoder, self.compilation
         if compilation is None:
             return stream(decoder, self.tokenizer, ids, sampling, self.stop_ids, cancelled, grammar)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.models import files, folders, limits, scratch, targets
+from engine.models import files, folders, limits, scratch, stored_quantization, targets
 from engine.models.targets import Target
 from engine.options.model import ModelOptions
 from engine.protocol.home import Home
@@ -58,11 +58,23 @@ def check_base(
         if not model.from_scratch or target.adapter:
             targets.check(target, look)
         yield from _check_adapter(model, target)
+        yield from _check_stored(sections, target)
         if not model.has_shape:
             yield from _check_limits(sections, target)
     except ProblemError as error:
         problem = error.problem
         yield "model.base", ": ".join(part for part in (problem.title, problem.cause) if part)
+
+
+def _check_stored(sections: Mapping[str, Any], target: Target) -> Iterator[tuple[str, str]]:
+    """Yield `(key, message)` when the base's weights are stored quantised, and cannot be read or not be trained so."""
+    if target.on_hub or sections["model"].from_scratch:
+        return
+    if problem := stored_quantization.find_problem(Path(target.base)):
+        yield "model.base", f"{problem.title}: {problem.cause}. {problem.hint}"
+        return
+    trains_all = getattr(sections.get("adapter"), "kind", "") == "none"
+    yield from stored_quantization.find_conflicts(Path(target.base), sections["model"].quantization, trains_all)
 
 
 def _check_experts(model: ModelOptions, target: Target) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engine.models import accelerator, bitsandbytes_import, folders
+from engine.models import accelerator, bitsandbytes_import, folders, stored_quantization
 from engine.models.glm.generations import Generation, Unsupported, recognise
 from engine.protocol.messages import Problem, ProblemError
 
@@ -18,6 +18,8 @@ def load_model(name: str, **arguments: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    if problem := stored_quantization.find_problem(Path(name)):
+        raise ProblemError(problem)
     accelerator.set_up_torch()
     bitsandbytes_import.import_lightly()
     generation = read_generation(name)
@@ -50,6 +52,8 @@ def load_reward_model(name: str, **arguments: Any) -> Any:
     none. Raises ProblemError for GLM folders in their original layout."""
     from transformers import AutoModelForSequenceClassification
 
+    if problem := stored_quantization.find_problem(Path(name)):
+        raise ProblemError(problem)
     accelerator.set_up_torch()
     bitsandbytes_import.import_lightly()
     generation = read_generation(name)

@@ -322,6 +322,10 @@ CODES: dict[str, str] = {
     "model.no_reward_head": (
         "A reward model cannot be made from this model in its original layout. The message says which to use."
     ),
+    "model.quantized_unreadable": (
+        "The base's weights are stored quantised, with a method whose library is not installed. Install it, or name "
+        "the model that was quantised."
+    ),
     "model.not_finite": "The model's weights contain values that are not finite. Choose an earlier checkpoint.",
     "adapter.unsupported": (
         "This kind of adapter does not work with the model. Set `adapter.kind` to lora, or change what the message "
