@@ -83,9 +83,9 @@ def test_logits_are_those_of_the_model(family: str, dtype: torch.dtype) -> None:
 def test_greedy_tokens_are_the_same_through_swaps_and_growth(
     captured: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled_step, "_ROOM", 64)
+    monkeypatch.setattr(compiled_step, "_ROOM", 16)
     model, counted = make("llama"), []
-    expected = reply(model, 300)
+    expected = reply(model, 125)
     compilation = Compilation(Home(tmp_path / "home"), "")
     step = LeanStep(model, repeat(counted) if captured else None)
 
@@ -93,8 +93,8 @@ def test_greedy_tokens_are_the_same_through_swaps_and_growth(
         if count == 10:
             compilation._program = step
 
-    assert reply(model, 300, compilation.open, at) == expected
-    assert len(counted) == 3 * captured, "of 128, 256 and 512 tokens"
+    assert reply(model, 125, compilation.open, at) == expected
+    assert len(counted) == 3 * captured, "of 64, 128 and 256 tokens"
     for _ in range(2):
         assert reply(model, 40, compilation.open) == expected[:40]
         assert len(counted) == 4 * captured, "which the next row uses too"
