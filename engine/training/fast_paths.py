@@ -89,7 +89,7 @@ def use_fused_lora(job: Job, model: Any) -> bool:
     """Whether LoRA layers are computed by one function each. Forecasts count with peft's layers, which take more."""
     from engine.training.adapters import fused_lora
 
-    layers = [layer for layer in fused_lora.list_layers(model) if len(layer.active_adapters) == 1]
+    layers = [layer for layer in fused_lora.list_layers(model) if fused_lora.can_fuse(layer)]
     if not layers or job.simulated:
         return False
     return use(job, lambda trials: try_fused_lora(trials, layers[0], job.device.name, job.device.autocast))

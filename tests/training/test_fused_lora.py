@@ -53,7 +53,7 @@ def test_a_layer_that_fails_its_trial_stays_pefts(fault: str, bare_home: Home, m
     assert trials.read(verdict.name) == verdict
 
 
-@pytest.mark.parametrize(("dtype", "most"), [("float32", 19), ("bfloat16", 28)])
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 26), ("bfloat16", 33)])
 def test_operations_of_a_layer(dtype: str, most: int) -> None:
     """Of a forward and backward pass, views included."""
     counts = []
@@ -68,4 +68,4 @@ def test_operations_of_a_layer(dtype: str, most: int) -> None:
                 output = layer(given)
             output.sum().backward()
         counts.append(sum(counting.counts.values()))
-    assert counts[1] <= most < counts[0], counts
+    assert counts[1] <= most < counts[0] - 12, counts

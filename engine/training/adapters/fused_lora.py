@@ -32,6 +32,12 @@ def list_layers(model: torch.nn.Module) -> list[Linear]:
     ]
 
 
+def can_fuse(layer: Linear) -> bool:
+    """Whether the fused function computes this layer on an accelerator: one adapter, without torch's own dropout."""
+    active = layer.active_adapters
+    return len(active) == 1 and isinstance(layer.lora_dropout[active[0]], torch.nn.Identity)
+
+
 class FusedLinear(Linear):  # type: ignore[misc]
     """peft's layer with a fused pass for plain training of one adapter; peft computes everything else."""
 
