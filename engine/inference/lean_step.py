@@ -209,7 +209,7 @@ def capture_graph(function: Callable[[], Any]) -> Replay:
             function()
     torch.cuda.current_stream().wait_stream(beside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the device
         result = function()
 
     def replay() -> Any:

@@ -42,7 +42,7 @@ def is_enabled(setting: bool | str, device_kind: str) -> bool:
                 code="package.missing",
                 title="training.liger needs the package liger-kernel",
                 cause="it is not installed in this environment",
-                hint="pip install liger-kernel, or set training.liger to auto",
+                hint="pip install 'cockpit[liger]', or set training.liger to auto",
             )
         )
     return bool(setting)

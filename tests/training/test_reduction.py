@@ -273,6 +273,7 @@ def _run_out_of_memory(strategy: Any, ranks: Ranks) -> None:
     strategy.drop()
 
 
+@pytest.mark.slow
 def test_two_ranks_sum_what_they_would_sum_serially_and_survive_a_lack_of_memory(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
