@@ -1,9 +1,11 @@
-"""Decodes one row with a compiled program, if a trial finds the program correct and faster (`engine.models.trials`).
+"""Decodes one row with a faster step, if a trial finds it correct and faster (`engine.models.trials`).
 
-Compilation takes from half a minute to several minutes. It begins after the first longer reply, in a process of its
-own, and chat goes on meanwhile without it. A reply that is being written when the program is ready goes on with the
-program. The program is kept in the home, for the next time that a model of this configuration is loaded.
-`COCKPIT_COMPILE=0` turns all of this off; `COCKPIT_COMPILE=1` turns it on on a CPU, where it is off by default.
+Two steps are tried. The lean step (`engine.inference.lean_step`) needs no preparation; on CUDA it is captured in a
+graph. The other is a compiled program: compilation takes from half a minute to several minutes, in a process of its
+own, and chat goes on meanwhile without it. All of this begins after the first longer reply. A reply that is being
+written when a step is ready goes on with it. Verdicts and programs are kept in the home, for the next time that a model
+of this configuration is loaded. `COCKPIT_COMPILE=0` turns all of this off; `COCKPIT_COMPILE=1` allows compilation on a
+CPU too, where it is off by default.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.inference.decoder import copy_modules
+from engine.inference.lean_step import LeanStep, is_lean, make_lean_step
 from engine.inference.prefill import CancellableForward
 from engine.models import accelerator
 from engine.models.placement import is_spread
@@ -87,7 +90,9 @@ class Compilation:
     def __init__(self, home: Home, base: str, say: Callable[[str], object] = lambda _: None) -> None:
         """`say` is called with one line that says whether the program is used, and why."""
         self._home, self._base, self._say = home, base, say
-        self._program: Program | None = None
+        self._program: Program | LeanStep | None = None
+        """The step in use."""
+        self._speedup = 0.0
         self._thread: threading.Thread | None = None
         self._over = False
         self._latest: weakref.ref[Any] | None = None
@@ -98,7 +103,7 @@ class Compilation:
     def open(self, model: Any, cancelled: Callable[[], bool]) -> Callable[..., Any]:
         """The forward pass of a reply of one row."""
         self._latest = weakref.ref(model)
-        if not self._over and self._thread is None and is_compilable(model) and self._path(model).exists():
+        if not self._over and self._thread is None and is_usable(model) and self._is_known(model):
             self._start(model)
         return _Forward(self, model, cancelled)
 
@@ -112,23 +117,24 @@ class Compilation:
                 yield piece
         finally:
             self.active -= 1
-        if count >= LEAST_TOKENS and not self._over and self._thread is None and is_compilable(model):
+        if count >= LEAST_TOKENS and not self._over and self._thread is None and is_usable(model):
             self._start(model)
 
-    def find(self, model: Any) -> Program | None:
-        """The program, with the weights of `model`; None if it cannot be used now."""
+    def find(self, model: Any) -> Program | LeanStep | None:
+        """The step in use, with the weights of `model`; None if it cannot be used now."""
         program = self._program
         if program is None or program.model is model:
             return program
-        if self.active > 1 or not is_compilable(model):
+        fits = _is_leanable if isinstance(program, LeanStep) else is_compilable
+        if self.active > 1 or not fits(model):
             return None
         program.take_weights(model)
         return program
 
     def give_up(self, error: Exception) -> None:
-        """Never use the program again in this process."""
+        """Never use a step again in this process."""
         self._program, self._over = None, True
-        self._say(f"replies go on without the compiled step: {first_line(error)}")
+        self._say(f"replies go on without the faster step: {first_line(error)}")
 
     def wait(self) -> None:
         """Wait until the thread that compiles and tries the program has ended."""
@@ -140,12 +146,22 @@ class Compilation:
 
         return self._home.cache / "compiled" / f"{name_program(model)}.pt2"
 
+    def _trials(self, device: Any) -> Trials:
+        from engine.inference.step_program import describe_device
+
+        return Trials(self._home, str(device), describe_device(device))
+
+    def _is_known(self, model: Any) -> bool:
+        """Whether a step has been tried or compiled before, for a model of this configuration."""
+        path = self._path(model)
+        return path.exists() or self._trials(model.device).read(f"lean step {path.stem}") is not None
+
     def _start(self, model: Any) -> None:
         self._thread = threading.Thread(target=self._run, args=(self._describe(model),), name="compile", daemon=True)
         self._thread.start()
 
     def _describe(self, model: Any) -> dict[str, Any]:
-        """What the worker needs to know to compile the program."""
+        """What the thread, and the worker that compiles the program, need to know."""
         return {
             "base": self._base,
             "attention": model.config._attn_implementation,
@@ -154,41 +170,53 @@ class Compilation:
             "threads": _count_threads(),
             "path": str(self._path(model)),
             "fits": has_memory_to_build(model),
+            "lean": _is_leanable(model),
+            "compilable": is_compilable(model),
         }
 
     def _run(self, request: dict[str, Any]) -> None:
-        """Compile the program unless it is there, load it, and try it unless there is a verdict."""
-        from engine.inference.step_program import describe_device
-
+        """Try the steps that this model can have."""
         try:
-            path, device = Path(request["path"]), request["device"]
-            name = f"compiled step {path.stem}"
-            trials = Trials(self._home, device, describe_device(device))
-            kept = trials.read(name)
-            if kept is not None and not kept.used:
-                return
-            if not path.exists():
-                if not request["fits"]:
-                    return
-                if failure := _build(request, self._home):
-                    trials.keep(Verdict(name, used=False, reason=failure))
-                    self._say(f"compiled step: {failure}")
-                    return
-            while self.active and kept is None:  # a trial would take the device from a reply
-                time.sleep(0.1)
-            model = self._latest() if self._latest else None
-            if model is None or str(self._path(model)) != request["path"]:
-                return
-            program = Program(path, model)
-            if kept is None:
-                kept = _try(trials, name, program, model)
-                self._say(f"compiled step: {kept.reason}")
-            if kept.used:
-                self._program = program
+            trials = self._trials(request["device"])
+            if request["lean"]:
+                self._offer(trials, "lean step", request, make_lean_step)
+            if request["compilable"]:
+                self._compile(trials, request)
         except Exception as error:  # noqa: BLE001 - whatever a compiler, loader or driver raises
             self.give_up(error)
         finally:
             self._over = self._program is None
+
+    def _compile(self, trials: Trials, request: dict[str, Any]) -> None:
+        """Compile the program unless it is there, and try it unless there is a verdict."""
+        path = Path(request["path"])
+        name = f"compiled step {path.stem}"
+        kept = trials.read(name)
+        if kept is not None and not kept.used:
+            return
+        if not path.exists():
+            if not request["fits"]:
+                return
+            if failure := _build(request, self._home):
+                trials.keep(Verdict(name, used=False, reason=failure))
+                self._say(f"compiled step: {failure}")
+                return
+        self._offer(trials, "compiled step", request, lambda model: Program(path, model))
+
+    def _offer(self, trials: Trials, kind: str, request: dict[str, Any], make: Callable[[Any], Any]) -> None:
+        """Use the step that `make` makes for the newest model, if it is correct and faster than the one in use."""
+        name = f"{kind} {Path(request['path']).stem}"
+        kept = trials.read(name)
+        while self.active and kept is None:  # a trial would take the device from a reply
+            time.sleep(0.1)
+        model = self._latest() if self._latest else None
+        if model is None or str(self._path(model)) != request["path"]:
+            return
+        if kept is None:
+            kept = _try(trials, name, make(model), model)
+            self._say(f"{kind}: {kept.reason}")
+        if kept.used and kept.speedup > self._speedup:
+            self._program, self._speedup = make(model), kept.speedup
 
 
 def _build(request: dict[str, Any], home: Home) -> str:
@@ -231,6 +259,11 @@ class _Forward:
         return self._plain(ids, cache.to_cache() if isinstance(cache, Held) else cache)
 
 
+def is_usable(model: Any) -> bool:
+    """Whether a faster step can be tried for this model, and that is not turned off."""
+    return os.environ.get(VARIABLE) != "0" and (is_compilable(model) or _is_leanable(model))
+
+
 def is_compilable(model: Any) -> bool:
     """Whether a model can be compiled: it is one of transformers' own, on one device, with unquantised weights of one
     dtype and full attention in all layers; a compiler is installed; and compilation is not turned off."""
@@ -244,9 +277,9 @@ def is_compilable(model: Any) -> bool:
         return False
     if getattr(model, "reads_both_ways", False) or str(model.dtype).removeprefix("torch.") not in _TOLERANCES:
         return False
-    config = model.config.get_text_config()
-    if getattr(config, "sliding_window", None) or {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}:
+    if not _attends_to_all(model):
         return False
+    config = model.config.get_text_config()
     # The program is compiled from the configuration, so weights must be tied exactly where the configuration ties them.
     ends = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
     if bool(getattr(config, "tie_word_embeddings", False)) != (ends[0] is ends[1]):
@@ -255,6 +288,18 @@ def is_compilable(model: Any) -> bool:
     return all(weight.dtype == model.dtype and weight.device == model.device for weight in model.parameters()) and all(
         type(part) in linear for part in model.modules() if hasattr(part, "in_features")
     )
+
+
+def _is_leanable(model: Any) -> bool:
+    known = str(model.dtype).removeprefix("torch.") in _TOLERANCES
+    return known and not is_spread(model) and is_lean(model) and _attends_to_all(model)
+
+
+def _attends_to_all(model: Any) -> bool:
+    """Whether every layer attends to all tokens, without a window."""
+    config = model.config.get_text_config()
+    kinds = {*(getattr(config, "layer_types", None) or ())}
+    return not getattr(config, "sliding_window", None) and kinds <= {"full_attention"}
 
 
 def _has_compiler(kind: str) -> bool:
@@ -283,7 +328,7 @@ def _hold(cache: Any) -> Held | None:
     return Held(cache, 1 << (length + _ROOM - 1).bit_length())
 
 
-def _try(trials: Trials, name: str, program: Program, model: Any) -> Verdict:
+def _try(trials: Trials, name: str, program: Program | LeanStep, model: Any) -> Verdict:
     """Compare some tokens of the program with those of the model."""
     import torch
 

@@ -75,6 +75,7 @@ class BadBatchGuard:
         loop = self._loop
         step, live = loop.step, memory.smaller_micro_batch(loop.profile, max(loop.batches.lengths))
         cause = next(filter(None, loop.ranks.gather(loop.memory.error)))
+        loop.drop_gradients()
         accelerator.release()
         if live is None:
             raise torch.OutOfMemoryError(cause)

@@ -85,6 +85,45 @@ def try_varlen(trials: Trials, device: str, dtype: Any, heads: int, groups: int,
     )
 
 
+def use_fused_lora(job: Job, model: Any) -> bool:
+    """Whether LoRA layers are computed by one function each. Forecasts count with peft's layers, which take more."""
+    from engine.training.adapters import fused_lora
+
+    layers = [layer for layer in fused_lora.list_layers(model) if fused_lora.can_fuse(layer)]
+    if not layers or job.simulated:
+        return False
+    return use(job, lambda trials: try_fused_lora(trials, layers[0], job.device.name, job.device.autocast))
+
+
+def try_fused_lora(trials: Trials, layer: Any, device: str, autocast: Callable[[], Any]) -> Verdict:
+    """Try a copy of this LoRA layer, with an update that is not zero, on random activations."""
+    from engine.training.adapters.fused_lora import FusedLinear
+
+    (name,) = layer.active_adapters
+    layer = copy.deepcopy(layer).train()
+    plain = type(layer)
+    down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+    generator = torch.Generator().manual_seed(0)
+    with autocast():
+        probe = layer.get_base_layer()(torch.zeros(1, down.shape[1], device=device, dtype=down.dtype))
+    values, upstream = (
+        torch.randn(sum(_ROWS), width, generator=generator).to(device, probe.dtype)
+        for width in (down.shape[1], up.shape[0])
+    )
+    torch.nn.init.normal_(up, std=0.02)
+
+    def work(kind: Any) -> Sequence[Any]:
+        layer.__class__ = kind
+        given = values.detach().requires_grad_()
+        with autocast():
+            output = layer(given)
+        return (output, *torch.autograd.grad(output, (given, down, up), upstream))
+
+    base = f"{str(probe.dtype).removeprefix('torch.')} {down.shape[1]} to {up.shape[0]}, rank {down.shape[0]}"
+    with _no_dropout(layer):
+        return trials.decide(f"fused LoRA {base}", lambda: work(plain), lambda: work(FusedLinear), tolerance=_TOLERANCE)
+
+
 def try_compiled(loop: TrainingLoop, compiled: CompiledLayers) -> None:
     """Let the compiled layers run only if two rows have the same loss and gradients with them, and, unless the profile
     demands them, if they are faster."""

@@ -1,17 +1,24 @@
 """Liger's kernels (https://github.com/linkedin/Liger-Kernel): norms, rotary positions and gated feed-forward layers,
-each as one Triton kernel.
+each as one Triton kernel. They are used after a trial (`engine.models.trials`).
 
 Its cross entropy is not used: the output layer here computes only trained positions, which saves more.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
+from engine.models.trials import Trials, Verdict
 from engine.protocol.messages import Problem, ProblemError
 
 _KERNELS = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+_TOKENS = 512
+"""Length of the row on which the kernels are tried."""
+_TOLERANCE = 0.03
+"""Relative difference of loss and gradients that rounding to 16 bits explains."""
 
 
 def is_enabled(setting: bool | str, device_kind: str) -> bool:
@@ -35,7 +42,7 @@ def is_enabled(setting: bool | str, device_kind: str) -> bool:
                 code="package.missing",
                 title="training.liger needs the package liger-kernel",
                 cause="it is not installed in this environment",
-                hint="pip install liger-kernel, or set training.liger to auto",
+                hint="pip install 'cockpit[liger]', or set training.liger to auto",
             )
         )
     return bool(setting)
@@ -46,3 +53,57 @@ def install(model: Any) -> None:
     from transformers.integrations.liger import apply_liger_kernel
 
     apply_liger_kernel(model, _KERNELS)
+
+
+def try_kernels(trials: Trials, model: Any, device: str, autocast: Callable[[], Any], *, demanded: bool) -> Verdict:
+    """Try the kernels in one layer of this model's shape with random weights. If they are `demanded`, they need not be
+    faster, only correct."""
+    import torch
+
+    config = _shorten(model.config.get_text_config())
+    # `torch.random` is left as it was: the run's own numbers must not depend on whether there is a verdict.
+    with torch.random.fork_rng([torch.device(device)] if device != "cpu" else []):
+        torch.manual_seed(0)
+        plain = _make_layer(config, model).to(device, model.dtype).train()
+    fast = copy.deepcopy(plain)
+    ids = torch.arange(_TOKENS, device=device)[None] % config.vocab_size
+
+    def work(kind: Any) -> list[Any]:
+        if kind is fast and not installed:
+            install(fast)
+            installed.append(True)
+        with autocast():
+            logits = kind(input_ids=ids, use_cache=False).logits.float()
+        loss = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
+        return [loss, *torch.autograd.grad(loss, [*kind.parameters()], allow_unused=False)]
+
+    installed: list[bool] = []
+    name = (
+        f"Liger's kernels in {config.model_type} {config.hidden_size} wide, {str(model.dtype).removeprefix('torch.')}"
+    )
+    return trials.decide(
+        name, lambda: work(plain), lambda: work(fast), tolerance=_TOLERANCE, faster=0.0 if demanded else 1.0
+    )
+
+
+def _make_layer(config: Any, model: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(config, attn_implementation=_attention(model))
+
+
+def _attention(model: Any) -> str:
+    """That of the model, unless it is the one that knows joined rows."""
+    name = str(model.config._attn_implementation)
+    return name if name in ("eager", "sdpa") else "sdpa"
+
+
+def _shorten(config: Any) -> Any:
+    """The same configuration with one layer and a small vocabulary."""
+    short = copy.deepcopy(config)
+    short.num_hidden_layers, short.vocab_size = 1, min(_TOKENS, config.vocab_size)
+    if getattr(short, "layer_types", None):
+        short.layer_types = short.layer_types[:1]
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(short, name, None)
+    return short

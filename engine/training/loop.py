@@ -1,7 +1,8 @@
 """The training loop: everything that happens from the first step of an attempt to its last, in order.
 
-One optimiser step is one global batch. Each rank computes its micro-batches without communicating; then the ranks vote
-(was there enough memory, what is the loss), sum their gradients, clip them and step. At the boundary between two steps,
+One optimiser step is one global batch. Each rank computes its micro-batches without communicating. Before the last
+backward pass the ranks vote (was there enough memory); with `ddp` and `zero1` they sum their gradients during it. Then
+they vote again (was there enough, what is the loss), clip the gradients and step. At the boundary between two steps,
 metrics are reported, the model is evaluated and saved, and commands are carried out. Each separate duty belongs to a
 collaborator that the loop calls by name:
 
@@ -152,7 +153,7 @@ class TrainingLoop:
         self.clock.lap("rollouts")
         units = max(self.ranks.sum([sum(map(self.method.units, micro_batches))])[0], 1.0)
         self.clock.lap("wait")
-        share = self.compute_gradients(micro_batches, units)
+        share = self.compute_gradients(micro_batches, units, reducing=True)
         self.ledger.record()
         self.clock.lap("logging")
         loss = self.guard.vote(share)
@@ -171,27 +172,37 @@ class TrainingLoop:
         self.loss_share = share
         self.clock.lap("optimizer")
 
-    def compute_gradients(self, micro_batches: list[Batch], units: float) -> float:
-        """Accumulate the gradients of these micro-batches; returns this rank's share of the global batch's loss."""
+    def compute_gradients(self, micro_batches: list[Batch], units: float, *, reducing: bool = False) -> float:
+        """Accumulate the gradients of these micro-batches; returns this rank's share of the global batch's loss. With
+        `reducing`, their sums over all ranks are under way afterwards."""
         import torch
 
         loss = torch.zeros((), device=self.job.device.name)
         for number, batch in enumerate(micro_batches, 1):
             if self.memory.error:
                 break
-            with self.memory.catch(), self.strategy.micro_batch(last=number == len(micro_batches)):
+            last = number == len(micro_batches)
+            with self.memory.catch(), self.strategy.micro_batch(last=last):
                 there = self.method.to_device(batch)
                 self.clock.lap("copy")
                 with self.routers.watch():
                     part = self.method.loss(self.model, there, units)
                 part = part + self.routers.auxiliary_loss(self.method.units(batch) / units)
                 self.clock.lap("forward")
+                if reducing and last:
+                    reducing = False
+                    self.strategy.begin_reduction(failed=False)
+                    self.clock.lap("wait")
                 self.strategy.backward(part)
                 loss += part.detach()
                 self.clock.lap("backward")
+        if reducing:  # the last forward pass was not reached, or has failed
+            self.strategy.begin_reduction(failed=bool(self.memory.error))
         if self.memory.error:
             self.drop_gradients()
             accelerator.release()
+        else:
+            self.strategy.end_pass()
         found = float(loss.item())  # waits until the device is done
         self.clock.lap("backward")
         return found

@@ -20,7 +20,7 @@ def build(job: Job, strategy: SingleProcess) -> Any:
     model = strategy.build(lambda device: _make(job, device, masters), job.device, masters)
     rounded = job.profile.adapter.kind == "none" and model.dtype != getattr(torch, job.profile.model.dtype)
     job.masters = rounded or job.profile.training.ema is not None
-    _set_up(job, model)
+    _set_up(job, model, strategy)
     return model
 
 
@@ -68,16 +68,19 @@ def _make(job: Job, device: Device, masters: Any) -> Any:
     return model
 
 
-def _set_up(job: Job, model: Any) -> None:
+def _set_up(job: Job, model: Any, strategy: SingleProcess) -> None:
     """Install what computes a model's passes, on every rank."""
-    from engine.training import dropout
+    from engine.training import dropout, fast_paths
     from engine.training.adapters import fused_lora
 
     profile, full = job.profile, job.profile.adapter.kind == "none"
-    if not full and job.device.kind == "cpu" and profile.training.optimizations:
-        if profile.method.rows == "tokens":  # type: ignore[attr-defined]
+    if not full and profile.training.optimizations:
+        on_cpu = job.device.kind == "cpu"
+        if on_cpu and profile.method.rows == "tokens":  # type: ignore[attr-defined]
             dropout.install(model)
-        fused_lora.install(model)
+        # A trial copies a layer, of which a sharded strategy has only parts.
+        if on_cpu or (not strategy.sharded and fast_paths.use_fused_lora(job, model)):
+            fused_lora.install(model)
     if profile.training.gradient_checkpointing:
         if hasattr(model, "activation_checkpointing_enable"):
             model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})

@@ -58,13 +58,23 @@ def optimize_model(job: Job, model: Any, steps: int, *, compiles: bool = True) -
     settings, kind = job.profile.training, job.device.kind
     if not settings.optimizations:
         return None
-    if liger.is_enabled(settings.liger, kind):
+    if liger.is_enabled(settings.liger, kind) and _try_liger(job, model):
         liger.install(model)
     if compiles and compiling.is_enabled(settings.compile, kind, steps):
         return compiling.install(
             model, kind, lambda message, hint, *, code: job.reporter.warn(code=code, message=message, hint=hint)
         )
     return None
+
+
+def _try_liger(job: Job, model: Any) -> bool:
+    """Whether Liger's kernels compute correctly here and, unless the profile demands them, faster."""
+    from engine.training import fast_paths
+
+    demanded, device = job.profile.training.liger is True, job.device
+    return fast_paths.use(
+        job, lambda trials: liger.try_kernels(trials, model, device.name, device.autocast, demanded=demanded)
+    )
 
 
 def count_workers(setting: int | str, device_kind: str, world: int) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,3 +51,52 @@ def test_a_run_in_bfloat16_decides_about_its_attention(device: str, bare_home: H
     losses(bare_home, "run", prepared, "model.dtype=bfloat16")
     names = [name for name in find_verdicts(bare_home) if name.startswith("variable-length attention")]
     assert len(names) == (1 if device == "cuda" else 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_fused_lora_is_tried(device: str, bare_home: Home, dtype: str) -> None:
+    import torch
+
+    from engine.models.trials import Trials
+    from engine.training.adapters import fused_lora
+    from engine.training.fast_paths import try_fused_lora
+    from tests.training.test_cpu_lora import tiny as make
+
+    layer = fused_lora.list_layers(make().to(device))[0]
+    passes = partial(torch.autocast, device, getattr(torch, dtype)) if dtype != "float32" else nullcontext
+    verdict = try_fused_lora(Trials(bare_home, device, "this one"), layer, device, passes)
+    assert not verdict.failed and verdict.difference <= 0.03, verdict
+
+
+def test_ligers_kernels_are_tried(device: str, bare_home: Home) -> None:
+    if device == "cpu":
+        pytest.skip("Liger's kernels need a GPU")
+    pytest.importorskip("liger_kernel")
+    import torch
+
+    from engine.models.trials import Trials
+    from engine.training import liger
+    from tests.inference.test_lean_step import make
+
+    model = make("llama", torch.bfloat16).to(device)
+    verdict = liger.try_kernels(Trials(bare_home, device, "this one"), model, device, nullcontext, demanded=True)
+    assert verdict.used and verdict.difference <= 0.03, verdict
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_captured_step_decodes_what_the_model_does(device: str, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through growth of the cache, and for two replies one after the other. A CPU rehearses it without a capture."""
+    from engine.inference import compiled_step, lean_step
+    from engine.inference.compiled_step import Compilation
+    from tests.inference.test_compiled_step import reply
+    from tests.inference.test_lean_step import make, repeat
+
+    monkeypatch.setattr(compiled_step, "_ROOM", 16)
+    model = make(family).to(device)
+    capture = lean_step.capture_graph if device == "cuda" else repeat([])
+    for _ in range(2):
+        expected = reply(model, 125)
+        compilation = Compilation(Home(Path("nowhere")), "")
+        compilation._program = lean_step.LeanStep(model, capture)
+        assert reply(model, 125, compilation.open) == expected
+        assert compilation._program is not None, "the captured step has failed"

@@ -94,11 +94,11 @@ def kill(where: str, step: int) -> None:
 
         compute = TrainingLoop.compute_gradients
 
-        def second_dies(self: Any, micro_batches: Any, units: float) -> Any:
+        def second_dies(self: Any, micro_batches: Any, units: float, **named: Any) -> Any:
             if self.step == step and len(micro_batches) > 1:
                 compute(self, micro_batches[:1], units)
                 _die()
-            return compute(self, micro_batches, units)
+            return compute(self, micro_batches, units, **named)
 
         TrainingLoop.compute_gradients = second_dies  # type: ignore[method-assign]
 

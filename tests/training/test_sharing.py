@@ -196,7 +196,7 @@ if __name__ == "__main__":  # one of the ranks of test_every_optimiser_moves_the
 def test_the_next_bucket_is_under_way_while_one_is_waited_for() -> None:
     import torch
 
-    from engine.training.parallel.ddp import send_in_buckets
+    from engine.training.parallel.reduction import send_in_buckets
 
     told: list[str] = []
 

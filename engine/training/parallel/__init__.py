@@ -7,8 +7,10 @@ build(make, device, masters)      make or load the model, on the device of this 
 prepare(model, make_optimizer)    make its optimiser; sets `model` and `optimizer`
 load(folder)                      restore the optimiser's state from a checkpoint's `trainer/`, written by any strategy
 micro_batch(last)                 context of one forward and backward pass, the last one of a step or not
+begin_reduction(failed)           let the coming backward pass sum its gradients over all ranks, unless one has failed
 backward(loss)                    compute gradients
-reduce()                          sum the gradients over all ranks
+end_pass()                        send the gradients that the pass has left
+reduce()                          wait for the sums of all gradients
 clip(max_norm)                    scale the gradients down to this norm; returns the norm before; 0 clips nothing
 drop()                            drop all gradients
 settle()                          drop weights that a pass has gathered

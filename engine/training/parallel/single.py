@@ -51,13 +51,20 @@ class SingleProcess:
         """Compute this rank's gradients of the loss, and add them to those of earlier micro-batches."""
         self.accelerator.backward(loss)
 
+    def begin_reduction(self, *, failed: bool) -> None:
+        """Let the coming backward pass, the last one of a step, sum the gradients over all ranks while it computes
+        them, unless a rank has `failed`. Every rank calls it once in a step, before that pass or instead of it."""
+
+    def end_pass(self) -> None:
+        """Send what that pass has left. Every rank calls it, or `drop`, before the ranks vote."""
+
     def drop(self) -> None:
         """Drop the gradients; an optimiser step without gradients changes nothing."""
         for parameter in self.model.parameters():
             parameter.grad = None
 
     def reduce(self) -> None:
-        pass
+        """Return when the gradients are the sums of all ranks'; sum those that no pass has."""
 
     def norm(self) -> Any:
         """The norm of all gradients; if the loss is scaled, that of the scaled gradients."""

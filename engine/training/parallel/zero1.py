@@ -5,8 +5,7 @@ optimiser is the ordinary one, with all weights in its groups: before its step a
 share, and afterwards the owner of each share broadcasts it. Schedules, clipping, a changed learning rate and the loss
 scaler work unchanged, and as the gradients and their norm are those of `ddp`, so are all results.
 
-Unlike `zero2` and `fsdp`, this works with every optimiser. No collective runs within a pass, so a rank that runs out of
-memory can report it.
+Unlike `zero2` and `fsdp`, this works with every optimiser, and a rank that runs out of memory can report it.
 
 torch's ZeroRedundancyOptimizer requires weights of one dtype, takes optimisers by class, and does not support the
 `state_dict()` that accelerate calls when it prepares an optimiser.
@@ -19,7 +18,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from engine.training.parallel.ddp import DataParallel, send_in_buckets
+from engine.training.parallel.ddp import DataParallel
+from engine.training.parallel.reduction import send_in_buckets
 from engine.training.ranks import Ranks
 
 T = TypeVar("T")
