@@ -16,8 +16,8 @@ from textual.screen import ModalScreen, Screen
 from textual.widgets import Static
 
 from cockpit.content import Content
-from cockpit.language.translate import tr
 from cockpit.keymap import names_of
+from cockpit.language.translate import tr
 from cockpit.screens import SCREENS
 from cockpit.screens.key_help import HELP
 

@@ -21,8 +21,8 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from cockpit.content import Content
-from cockpit.language.translate import tr_engine
 from cockpit.keymap import named
+from cockpit.language.translate import tr_engine
 from cockpit.profiles.yaml_edit import to_flow_yaml, value_at
 from cockpit.widgets.completion import LineSuggester
 

@@ -101,7 +101,7 @@ class Server:
         self.ahead = ahead = Ahead(home, workers, devices)
         self.services = Services(home, workers, address, devices, publish, self.instruct, self._pending.fail, ahead)
         self.runs = Runs(home)
-        self.queue = Queue(self.runs, Launcher(home, workers, address, devices, self.services.slurm, ahead))
+        self.queue = Queue(self.runs, Launcher(home, workers, address, devices, ahead, self.services.slurm))
         self.backlog = Backlog(self.runs, self.index, self._unstored.wait)
         self.monitor = RunMonitor(self.runs, self.queue, publish, self.instruct, self.run_in_background)
         self.notices = Notices(home, self.runs, self.call_soon, self.monitor.warn)

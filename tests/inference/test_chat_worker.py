@@ -99,8 +99,10 @@ def test_a_conversation(desk: Desk, adapters: list[Path], home: Home) -> None:
     # Greedy: each of its tokens is the likeliest of all; nobody would have written another reply.
     asked = {"messages": say("What is the capital of France?"), "alternatives": 2}
     scored = desk.result("score", **asked, reply=reply["reply"])
-    assert scored["own"] and scored["scored"] == 8 and "".join(text for text, _, _ in scored["tokens"][:-1]) == (
-        reply["reply"]
+    assert (
+        scored["own"]
+        and scored["scored"] == 8
+        and "".join(text for text, _, _ in scored["tokens"][:-1]) == (reply["reply"])
     )
     assert all([text, value] == likeliest[0] and len(likeliest) == 2 for text, value, likeliest in scored["tokens"])
     other = desk.result("score", **asked, reply="The capital of France is Bonn.")

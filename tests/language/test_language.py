@@ -76,9 +76,7 @@ def test_each_message_of_the_engine_is_recognised_with_its_fields(chinese: None)
         translation = str(catalogue.get(message.text, ENGINE).string)  # type: ignore[union-attr]
         expected = FIELD.sub(lambda field, fillers=fillers: fillers[field[1]], translation)  # type: ignore[misc]
         wrong += [(message.text, said)] if said != expected else []
-    assert len(wrong) < 0.02 * len(find_messages()), (
-        wrong
-    )  # two may look alike
+    assert len(wrong) < 0.02 * len(find_messages()), wrong  # two may look alike
 
 
 def test_what_nobody_knows_stays_as_it_is(chinese: None) -> None:
