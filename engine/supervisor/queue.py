@@ -92,14 +92,17 @@ class Queue:
         record.environment = message.environment
         self.runs.records[record.run.id] = record
         self.runs.remember_profile(record, profile)
-        if message.group:
-            labels.change(run_directory, record.run, Label(run=record.run.id, group=message.group))
+        labels.change(run_directory, record.run, Label(run=record.run.id, group=message.group))
         record.run.priority = profile.launch.priority
         self.enqueue(record, "submitted")
+        self._warn_near(record, near)
+        return record.run
+
+    def _warn_near(self, record: Record, near: str) -> None:
+        """Note that the run may not fit, if there is a word about it."""
         if near:
             record.write_lifecycle(room.warn_near(record.run.attempt, near))
             record.warnings.append(near)
-        return record.run
 
     def _requeue_trained(self, message: Submit, record: Record, profile: Profile) -> Run:
         """Queue the next attempt of a trained run, from the stage `message.first` on, with the settings of

@@ -38,6 +38,8 @@ class FakeServices(FakeEngine):
 
     async def request(self, operation: str, message: Message | None = None, timeout: float = 30.0) -> Any:
         asked: Any = message
+        if getattr(message, "run", "") not in ("", *self.runs):
+            raise ProblemError(Problem(code="run.not_found", title="There is no such run"))
         match operation:
             case "service_open":
                 self._services += 1
@@ -63,8 +65,6 @@ class FakeServices(FakeEngine):
         return await super().request(operation, message, timeout)
 
     def _change(self, asked: Any) -> Run:
-        if asked.run not in self.runs:
-            raise ProblemError(Problem(code="run.not_found", title="There is no such run"))
         run = self.runs[asked.run]
         for name in ("note", "pinned", "group", "priority"):
             if getattr(asked, name, None) is not None:

@@ -114,7 +114,7 @@ async def test_groups_fold_and_runs_join_and_leave(size: tuple[int, int]) -> Non
         assert_fits(pilot)
         await pilot.press("escape", "Z")
         await until(pilot, lambda: screen_text(pilot).count("▸") == 3)
-        assert pilot.app.settings.get("runs.folded", []) == ["best", "lr-sweep", "抽取"]
+        assert screen.app.settings.get("runs.folded", []) == ["best", "lr-sweep", "抽取"]
         before = screen.current_group
         await pilot.press("v")  # the columns are laid out anew: the cursor stays on its heading
         await until(pilot, lambda: screen.current_group is not None and screen.current_group == before)

@@ -54,14 +54,8 @@ def test_rows_without_a_single_label_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "t.jsonl", [masked] * 9)
     ((key, message),) = refused("data: {train: t.jsonl}", tmp_path)
     assert key == "data.train" and "in all 9 rows each assistant turn has the weight 0 (t.jsonl:1 " in message
-    assert (
-        refused(
-            "data: {train: t.jsonl}\nmethod: {kind: grpo, reward: {task: triples, metric: triples_f1}, generations: 2}\ntraining: {accumulation: 2}",
-            tmp_path,
-        )
-        == []
-    )
-    write(tmp_path / "t.jsonl", [*[masked] * 9, say("q", "a")])
+    asked, reply = masked["messages"]
+    write(tmp_path / "t.jsonl", [*[masked] * 9, {"messages": [asked, {**reply, "weight": 1}]}])
     assert refused("data: {train: t.jsonl}", tmp_path) == []
     write(tmp_path / "t.jsonl", [{"text": "all of it is trained"}])
     assert refused("data: {train: t.jsonl}", tmp_path) == []

@@ -121,7 +121,8 @@ def test_the_long_journal_of_a_live_run_waits_for_the_registry_instead_of_fillin
     with open(directory.events, "ab") as file:
         for step in range(4, 30_004):
             file.write(b'{"kind":"metrics","time":1.0,"attempt":1,"step":%d,"values":{"train/loss":0.5}}\n' % step)
-    unstored, most, stored = Unstored(most=2), [0], []
+    unstored, most = Unstored(most=2), [0]
+    stored: list[Any] = []
     with ThreadPoolExecutor(1) as thread:
 
         def store(points: list[Any]) -> None:
