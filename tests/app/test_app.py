@@ -91,7 +91,7 @@ async def test_help_and_palette_know_the_keys() -> None:
         await pilot.press("end")
         await until(pilot, lambda: "1–6" in screen_text(pilot))
         await pilot.press("escape", "colon")
-        await until(pilot, lambda: "Search for commands" in screen_text(pilot))
+        await until(pilot, lambda: "an action, run, profile" in screen_text(pilot))
         await pilot.press(*"runs")
         await until(pilot, lambda: "screen 4" in screen_text(pilot))
         await pilot.press("enter")
