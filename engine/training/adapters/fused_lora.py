@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import Linear
+from torch.amp import custom_bwd, custom_fwd
 
 from engine.training.dropout import PooledDropout
 
@@ -54,7 +55,8 @@ class FusedLinear(Linear):  # type: ignore[misc]
             factors = None
         else:
             return super().forward(x)  # type: ignore[no-any-return]
-        fused: torch.Tensor = _Fused.apply(
+        function = _Fused if x.device.type == "cpu" and not _is_float16() else _FusedElsewhere
+        fused: torch.Tensor = function.apply(
             x,
             base.weight,
             base.bias,
@@ -66,7 +68,51 @@ class FusedLinear(Linear):  # type: ignore[misc]
         return fused
 
 
+def _is_float16() -> bool:
+    """Whether a CPU's autocast computes in float16, as in a rehearsal of a GPU."""
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16
+
+
 class _Fused(torch.autograd.Function):
+    """x [..., in] · Wᵀ + bias + s · ((x ⊙ factors) · Aᵀ) · Bᵀ, with gradients of x, A [rank, in] and B [out, rank]. W
+    is frozen."""
+
+    @staticmethod
+    @custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scale: float,
+        factors: torch.Tensor | None,
+    ) -> torch.Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        factors = factors if factors is None else factors.reshape(flat.shape)
+        dropped = flat if factors is None else flat * factors
+        low = (dropped @ a.t()).mul_(scale)
+        ctx.save_for_backward(weight, a, b, dropped, low, factors)
+        ctx.scale = scale
+        return torch.nn.functional.linear(flat, weight, bias).addmm_(low, b.t()).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @custom_bwd(device_type="cpu")
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        weight, a, b, dropped, low, factors = ctx.saved_tensors
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        into_low = (flat @ b).mul_(ctx.scale)
+        into_x = None
+        if ctx.needs_input_grad[0]:
+            update = into_low @ a
+            into_x = flat @ weight
+            into_x = into_x.add_(update) if factors is None else into_x.addcmul_(update, factors)
+            into_x = into_x.view(*gradient.shape[:-1], -1)
+        return into_x, None, None, into_low.t() @ dropped, flat.t() @ low, None, None
+
+
+class _FusedElsewhere(torch.autograd.Function):
     """x [..., in] · Wᵀ + bias + s · ((x ⊙ factors) · Aᵀ) · Bᵀ, with gradients of x, A [rank, in] and B [out, rank]. W
     is frozen. Within autocast, all products are computed in its dtype."""
 
