@@ -92,9 +92,9 @@ def typed(home: Home, *lines: str, **more: str) -> subprocess.CompletedProcess[s
 def test_the_commands_of_a_conversation(bare_home: Home, tmp_path: Path) -> None:
     kept = tmp_path / "kept.json"
     said = typed(
-        bare_home, "/tokens", "/perplexity", "/system be brief", "one", "/tokens", "/perplexity a b c", "/regenerate",
+        bare_home, "/system be brief", "one", "/regenerate", "/tokens", "/perplexity a b c", "/perplexity",
         "/set temperature=0.5 stop='a b'", "/set temperature=", "/set nothing=1", "/set top_k=many", f"/save {kept}",
-        "/save short", "clear", "two", f"/load {kept}", "three", "/nope", "quit",
+        "/save short", "clear", "/tokens", "two", f"/load {kept}", "three", "/nope", "quit",
     )  # fmt: skip
     assert said.returncode == 0
     replies = [line.removeprefix("you> ").removeprefix("you> ").strip() for line in said.stdout.splitlines()]
