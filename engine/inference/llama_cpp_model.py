@@ -101,7 +101,7 @@ def find(file: Path | None, context: int, device: str) -> tuple[LlamaCppModel | 
     except Exception as error:  # noqa: BLE001 - a library of another build raises many kinds
         return (
             None,
-            f"llama.cpp cannot compute it ({first_line(str(error))}), so single replies are computed with these",
+            f"llama.cpp cannot compute it ({first_line(error)}), so single replies are computed with these",
         )
     return made, f"single replies are computed by llama.cpp ({made.version}) from the file itself"
 
