@@ -250,7 +250,7 @@ class CockpitApp(PaintedApp):
         if self.screen.is_modal:
             return
         choices = [Choice(code, name) for code, name in LANGUAGES.items()]
-        chosen = await self.push_screen_wait(Picker("Language · 语言", "type to filter", choices))
+        chosen = await self.push_screen_wait(Picker(tr("Language · 语言"), tr("type to filter"), choices))
         if chosen is not None and chosen != current_language():
             self.settings.set("language", chosen)
             self.drafts.flush()
@@ -357,7 +357,7 @@ class CockpitApp(PaintedApp):
         if isinstance(self.screen, CommandPalette):
             self.screen.dismiss()
         elif not any(isinstance(screen, CommandPalette) for stack in self._screen_stacks.values() for screen in stack):
-            self.push_screen(CommandPalette(placeholder="an action, run, profile, setting, checkpoint or host"))
+            self.push_screen(CommandPalette(placeholder=tr("an action, run, profile, setting, checkpoint or host")))
 
     def action_help(self) -> None:
         from cockpit.screens.help import HelpScreen
@@ -370,20 +370,24 @@ class CockpitApp(PaintedApp):
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """The command palette's entries: the screens, the keys of the current screen, and the app's own commands."""
         for key, (name, (title, _)) in enumerate(SCREENS.items(), start=1):
-            yield SystemCommand(tr(title), f"screen {key}", partial(self.action_go, name))
+            yield SystemCommand(tr(title), tr("screen {key}", key=key), partial(self.action_go, name))
         for active in screen.active_bindings.values():
             binding = active.binding
             own = active.node is screen and isinstance(screen, CockpitScreen) and "." not in binding.action
             if own and active.enabled and binding.description:
                 command = partial(self.run_action, binding.action, default_namespace=screen)
                 where = f" · {binding.id}" if binding.id else ""
-                yield SystemCommand(tr(binding.description), f"key {self.get_key_display(binding)}{where}", command)
+                yield SystemCommand(
+                    tr(binding.description),
+                    tr("key {get_key_display}{where}", get_key_display=self.get_key_display(binding), where=where),
+                    command,
+                )
         if self.engines[0].name:
-            yield SystemCommand("Hosts", "choose the host that the screens show", self.action_hosts)
-        yield SystemCommand("Theme", "choose the colours", self.action_change_theme)
-        yield SystemCommand("Language · 语言", "choose the language: English or 中文", self.action_language)
-        yield SystemCommand("Help", "keys of this screen", self.action_help)
-        yield SystemCommand("Detach", "leave the app; the runs go on", self.action_detach)
+            yield SystemCommand(tr("Hosts"), tr("choose the host that the screens show"), self.action_hosts)
+        yield SystemCommand(tr("Theme"), tr("choose the colours"), self.action_change_theme)
+        yield SystemCommand(tr("Language · 语言"), tr("choose the language: English or 中文"), self.action_language)
+        yield SystemCommand(tr("Help"), tr("keys of this screen"), self.action_help)
+        yield SystemCommand(tr("Detach"), tr("leave the app; the runs go on"), self.action_detach)
 
 
 def run(
@@ -401,17 +405,22 @@ def run(
         app = CockpitApp(home, readonly=readonly, selected=app.state.selected, first=app.screen_name, engines=engines)
         app.run()
     if app.return_code == REOPEN:
-        print("The language has been changed: open the app again.")
+        print(tr("The language has been changed: open the app again."))
     elif app.return_code:
-        print(f"The app had to end. The report is in {app.fault_log}", file=sys.stderr)
+        print(tr("The app had to end. The report is in {fault_log}", fault_log=app.fault_log), file=sys.stderr)
     for engine in app.engines if not app.is_web else ():
         live = [run.id for run in engine.state.runs.values() if run.state in LIVE and run.state != "stopping"]
         if live:
             goes = "goes" if len(live) == 1 else "go"
             command = engine.command
             print(
-                f"Detached: {', '.join(live)} {goes} on. Come back with `{command}`, stop with "
-                f"`{command} stop {live[0]}`."
+                tr(
+                    "Detached: {live} {goes} on. Come back with `{command}`, stop with `{command} stop {live_2}`.",
+                    live=", ".join(live),
+                    goes=goes,
+                    command=command,
+                    live_2=live[0],
+                )
             )
     return 0 if app.return_code == REOPEN else app.return_code or 0
 

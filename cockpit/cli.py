@@ -94,14 +94,17 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, f"{self.prog} --help")
+        raise UsageError(message, tr("{prog} --help", prog=self.prog))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """For a mistyped verb or choice say which one was probably meant, rather than list them all."""
         choices = [str(choice) for choice in action.choices or ()]
         if choices and str(value) not in choices and (meant := _did_you_mean(str(value), choices)):
             name = "verb" if isinstance(action, argparse._SubParsersAction) else "/".join(action.option_strings)
-            raise argparse.ArgumentError(None, f"there is no {name} {value!r}: {meant}".replace("  ", " "))
+            raise argparse.ArgumentError(
+                None,
+                tr("there is no {name} {value!r}: {meant}", name=name, value=value, meant=meant).replace("  ", " "),
+            )
         super()._check_value(action, value)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -119,7 +122,7 @@ def _did_you_mean(word: str, known: Sequence[str]) -> str:
     from difflib import get_close_matches
 
     close = get_close_matches(word, known, 1, 0.7)
-    return f"did you mean `{close[0]}`?" if close else ""
+    return tr("did you mean `{close}`?", close=close[0]) if close else ""
 
 
 class UsageError(ValueError):
@@ -136,7 +139,7 @@ class VersionAction(argparse.Action):
     def __call__(self, *_: Any) -> NoReturn:
         from importlib.metadata import version
 
-        print(f"cockpit {version('cockpit')}")
+        print(tr("cockpit {version}", version=version("cockpit")))
         sys.exit(DONE)
 
 
@@ -145,33 +148,35 @@ def build_parser(*, whole: bool = False) -> Parser:
     is parsed; with `whole`, all of them at once."""
     parser = Parser(
         prog="cockpit",
-        description="The terminal cockpit for training language models. Without a verb it opens the app.",
-        epilog="Results go to stdout, everything else to stderr.",
+        description=tr("The terminal cockpit for training language models. Without a verb it opens the app."),
+        epilog=tr("Results go to stdout, everything else to stderr."),
         allow_abbrev=False,
     )
     parser.set_defaults(function=OPEN_APP, home=None, json=False, on=[])
     _add_shared(parser)
-    parser.add_argument("--readonly", action="store_true", help="only watch: no key of the app changes a run")
-    parser.add_argument("--version", action=VersionAction, nargs=0, help="print the version and exit")
+    parser.add_argument("--readonly", action="store_true", help=tr("only watch: no key of the app changes a run"))
+    parser.add_argument("--version", action=VersionAction, nargs=0, help=tr("print the version and exit"))
     _add_verbs(parser, VERBS, whole=whole)
     return parser
 
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
     # SUPPRESS: an option that is absent after the verb must not overwrite one that was given before it.
-    parser.add_argument("--home", metavar="DIR", default=argparse.SUPPRESS, help="instead of COCKPIT_HOME (~/.cockpit)")
-    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+    parser.add_argument(
+        "--home", metavar="DIR", default=argparse.SUPPRESS, help=tr("instead of COCKPIT_HOME (~/.cockpit)")
+    )
+    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=tr("print JSON"))
     parser.add_argument(
         "--on",
         metavar="HOST",
         action="append",
         default=argparse.SUPPRESS,
-        help="work on this host, which ssh reaches: user@host; the app takes several, and . is this host",
+        help=tr("work on this host, which ssh reaches: user@host; the app takes several, and . is this host"),
     )
 
 
 def _add_verbs(parser: Parser, verbs: tuple[Verb, ...], *, required: bool = False, whole: bool) -> None:
-    children = parser.add_subparsers(metavar="VERB", title="verbs", required=required)
+    children = parser.add_subparsers(metavar="VERB", title=tr("verbs"), required=required)
     for verb in verbs:
         child = children.add_parser(
             verb.name, help=tr(verb.help), description=tr(verb.help), allow_abbrev=False, add_help=False
@@ -182,7 +187,7 @@ def _add_verbs(parser: Parser, verbs: tuple[Verb, ...], *, required: bool = Fals
 
 
 def _add_arguments(parser: Parser, verb: Verb, *, whole: bool) -> None:
-    parser.add_argument("-h", "--help", action="help", help="show this help message and exit")
+    parser.add_argument("-h", "--help", action="help", help=tr("show this help message and exit"))
     _add_shared(parser)
     for each in verb.options:
         parser.add_argument(*each.flags, **each.settings | {"help": tr(each.settings.get("help", ""))})

@@ -28,6 +28,7 @@ from textual.screen import Screen
 from textual.widget import Widget
 from textual.worker import WorkerFailed
 
+from cockpit.language.translate import tr
 from engine.protocol.home import make_private, open_private
 from engine.protocol.messages import Problem
 from engine.protocol.terminal import show_controls
@@ -117,10 +118,16 @@ class FaultTolerantApp(App[None]):
     def _report(self, error: Exception, pump: MessagePump | None) -> str:
         from importlib.metadata import version
 
-        where = f"{type(pump).__name__} on {type(_screen_of(pump)).__name__}" if pump else "the app"
+        where = f"{type(pump).__name__} on {type(_screen_of(pump)).__name__}" if pump else tr("the app")
         trace = "".join(traceback.format_exception(error))
-        facts = f"cockpit {version('cockpit')}, textual {version('textual')}, {self.size.width}x{self.size.height}"
-        return show_controls(f"{facts}, in {where}\n{trace}")
+        facts = tr(
+            "cockpit {version}, textual {version_2}, {width}x{height}",
+            version=version("cockpit"),
+            version_2=version("textual"),
+            width=self.size.width,
+            height=self.size.height,
+        )
+        return show_controls(tr("{facts}, in {where}\n{trace}", facts=facts, where=where, trace=trace))
 
     def _write_report(self, report: str) -> None:
         now = time.monotonic()
@@ -140,10 +147,10 @@ def describe(error: Exception) -> Problem:
     place = next(reversed([_place(frame, line) for frame, line in _walk(error) if _is_ours(frame)]), "")
     return Problem(
         code="app.fault",
-        title="Something in the app went wrong",
+        title=tr("Something in the app went wrong"),
         cause=f"{type(error).__name__}: {error}",
         place=place,
-        hint="press c to copy the report, and send it to whoever maintains this cockpit",
+        hint=tr("press c to copy the report, and send it to whoever maintains this cockpit"),
     )
 
 
@@ -215,4 +222,6 @@ def _is_ours(frame: FrameType) -> bool:
 
 
 def _place(frame: FrameType, line: int) -> str:
-    return f"{frame.f_globals.get('__name__')}:{line} in {frame.f_code.co_name}"
+    return tr(
+        "{name}:{line} in {co_name}", name=frame.f_globals.get("__name__"), line=line, co_name=frame.f_code.co_name
+    )

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 from textual.binding import BindingsMap
 from textual.dom import DOMNode
 
+from cockpit.language.translate import tr
+
 Node = TypeVar("Node", bound=type[DOMNode])
 
 WIDGETS = (
@@ -79,10 +81,14 @@ def check_keys(keymap: Mapping[str, str]) -> Iterator[str]:
     for name, keys in keymap.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            yield f"keys.{name}: there is no such action{f'; did you mean {near[0]}?' if near else ''}"
+            yield tr(
+                "keys.{name}: there is no such action{value}",
+                name=name,
+                value=f"; did you mean {near[0]}?" if near else "",
+            )
         for key in keys.split(","):
             if not _KEY.fullmatch(key.strip()):
-                yield f"keys.{name}: {key.strip()!r} is not a key; write ctrl+k, f5 or K"
+                yield tr("keys.{name}: {key!r} is not a key; write ctrl+k, f5 or K", name=name, key=key.strip())
     for node in classes:
         yield from _find_conflicts(node, CockpitApp, keymap)
 
@@ -95,7 +101,12 @@ def _find_conflicts(node: type[DOMNode], app: type[DOMNode], keymap: Mapping[str
         changed = sorted(name for name in names if name in keymap)
         others = sorted((names | everywhere.get(key, set())) - set(changed[:1]))
         if changed and others:
-            yield f"{key} is {changed[0]} and also {', '.join(others)}; the first wins: choose another key for one"
+            yield tr(
+                "{key} is {changed} and also {others}; the first wins: choose another key for one",
+                key=key,
+                changed=changed[0],
+                others=", ".join(others),
+            )
 
 
 def _assign(node: type[DOMNode], keymap: Mapping[str, str]) -> dict[str, set[str]]:

@@ -14,6 +14,7 @@ from cockpit.connection.attachment import Attachment
 from cockpit.connection.engine_app import EngineApp
 from cockpit.frame import Frame, FrameUpdate
 from cockpit.keymap import check_keys, read_keys
+from cockpit.language.translate import tr
 from cockpit.theme import COCKPIT, COCKPIT_LIGHT
 from engine.protocol.home import Home
 
@@ -46,7 +47,7 @@ class PaintedApp(EngineApp):
         if keys := read_keys(self.settings.get_mapping("keys")):
             self.set_keymap(keys)
             if wrong := list(check_keys(keys)):
-                self.notify("\n".join(wrong[:6]), title="Keys in settings.yaml", severity="warning", timeout=12)
+                self.notify("\n".join(wrong[:6]), title=tr("Keys in settings.yaml"), severity="warning", timeout=12)
 
     def _display(self, screen: Screen[Any], renderable: Any) -> None:
         if isinstance(renderable, (ChopsUpdate, LayoutUpdate)):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from cockpit.connection.settings import Settings
-from cockpit.language.translate import tr_engine
+from cockpit.language.translate import tr, tr_engine
 from cockpit.state.formatting import format_number
 from engine.protocol import states
 from engine.protocol.messages import Run
@@ -44,14 +44,14 @@ def find_news(before: Run | None, now: Run) -> News | None:
             figures = [
                 f"{key} {format_number(now.metrics[key])}" for key in ("train/loss", "eval/loss") if key in now.metrics
             ]
-            return News(f"{name} is completed", ", ".join([f"step {now.step:,}", *figures]))
+            return News(tr("{name} is completed", name=name), ", ".join([tr("step {step:,}", step=now.step), *figures]))
         case states.FAILED | states.LOST:
             why = tr_engine(now.problem.title if now.problem else now.reason)
             return News(f"{name} {'has failed' if now.state == states.FAILED else 'is lost'}", why or now.id, "error")
         case states.PAUSED if now.code != ASKED:
-            return News(f"{name} is paused", tr_engine(now.reason) or now.id, "warning")
+            return News(tr("{name} is paused", name=name), tr_engine(now.reason) or now.id, "warning")
         case _ if now.state in BEGUN and before.state == states.QUEUED and before.holders:
-            return News(f"{name} has begun", "its devices are free")
+            return News(tr("{name} has begun", name=name), tr("its devices are free"))
     return None
 
 
@@ -63,8 +63,8 @@ def write_title(runs: Mapping[str, Run], selected: str | None) -> tuple[str, int
         return "cockpit", None
     share = int(100 * min(1.0, run.step / run.max_steps)) if run.max_steps else None
     parts = [f"{share} %" if share is not None else run.state, run.name or run.id]
-    more = f" and {len(live) - 1} more" if len(live) > 1 else ""
-    return f"{' '.join(parts)}{more} · cockpit", share
+    more = tr(" and {live} more", live=len(live) - 1) if len(live) > 1 else ""
+    return tr("{parts}{more} · cockpit", parts=" ".join(parts), more=more), share
 
 
 class Alerts:

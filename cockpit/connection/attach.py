@@ -12,6 +12,7 @@ from cockpit.connection.attachment import Attachment
 from cockpit.connection.engine_app import connect
 from cockpit.connection.link import Link
 from cockpit.connection.ssh import RemoteHost, can_answer
+from cockpit.language.translate import tr
 from cockpit.remote_names import HERE
 from engine.protocol.home import Home, host_name
 from engine.protocol.messages import Problem, ProblemError
@@ -34,7 +35,7 @@ def make_engines(names: Sequence[str], home: Home, far_home: str = "") -> list[A
     engines = []
     for name in dict.fromkeys(names):
         if name == HERE:
-            engines.append(Attachment(partial(connect, home), f"{host_name()} (here)"))
+            engines.append(Attachment(partial(connect, home), tr("{host_name} (here)", host_name=host_name())))
         else:
             link = Link(RemoteHost.parse(name), far_home)
             engines.append(Attachment(partial(_connect_link, link), str(link.host), link))

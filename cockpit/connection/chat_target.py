@@ -9,6 +9,7 @@ from typing import Any
 
 from cockpit.connection.engine_app import EngineApp
 from cockpit.connection.service_client import ANSWER_TIMEOUT, ServiceClient
+from cockpit.language.translate import tr
 from engine.protocol.messages import Ask, Cancel, Problem, ProblemError
 from engine.protocol.states import PAUSED, RUNNING
 
@@ -58,9 +59,9 @@ class ChatTarget:
             raise ProblemError(
                 Problem(
                     code="request.invalid",
-                    title="A run that is training scores no text",
-                    cause="its process answers questions alone",
-                    hint=f"ctrl+t picks a checkpoint of {self.run}",
+                    title=tr("A run that is training scores no text"),
+                    cause=tr("its process answers questions alone"),
+                    hint=tr("ctrl+t picks a checkpoint of {run}", run=self.run),
                 )
             )
         answer: dict[str, Any] = await self._ask("score", arguments)
@@ -89,19 +90,19 @@ class ChatTarget:
             raise ProblemError(
                 Problem(
                     code="app.read_only",
-                    title="This cockpit is read-only",
-                    cause="answering takes training time from a run",
+                    title=tr("This cockpit is read-only"),
+                    cause=tr("answering takes training time from a run"),
                 )
             )
         run = self.app.state.runs.get(self.run)
         if run is None or run.state not in (RUNNING, PAUSED):
-            state = run.state if run else "not there"
+            state = run.state if run else tr("not there")
             raise ProblemError(
                 Problem(
                     code="run.not_training",
-                    title=f"{self.run} is {state}",
-                    cause="only a run that is training answers from its own process",
-                    hint=f"choose one of its checkpoints: {self.run}",
+                    title=tr("{run} is {state}", run=self.run, state=state),
+                    cause=tr("only a run that is training answers from its own process"),
+                    hint=tr("choose one of its checkpoints: {run}", run=self.run),
                 )
             )
         return {"label": f"{self.run}{NOW}", "template": True, "seconds": 0.0}
@@ -115,15 +116,19 @@ class ChatTarget:
                 raise ProblemError(
                     Problem(
                         code="engine.not_attached",
-                        title="Not attached to the engine",
-                        hint="wait a moment and try again",
+                        title=tr("Not attached to the engine"),
+                        hint=tr("wait a moment and try again"),
                     )
                 )
             ask = Ask(service=self.run, request=self.request, question=question, arguments=arguments)
             result = (await self.app.client.request("service_ask", ask, ANSWER_TIMEOUT)).result
             if result is None:
                 raise ProblemError(
-                    Problem(code="run.ended", title=f"{self.run} has ended", hint="ask its last checkpoint instead")
+                    Problem(
+                        code="run.ended",
+                        title=tr("{run} has ended", run=self.run),
+                        hint=tr("ask its last checkpoint instead"),
+                    )
                 )
             return result
         finally:

@@ -36,7 +36,7 @@ from cockpit.connection.settings import Settings
 from cockpit.control_filter import SHOW_CONTROLS
 from cockpit.fault_guard import FaultTolerantApp, guard_handlers
 from cockpit.key_queue import KeyQueue
-from cockpit.language.translate import tr_engine
+from cockpit.language.translate import tr, tr_engine
 from cockpit.looks import choose_filters, has_colour
 from cockpit.state.app_state import AppState, reduce, select_run
 from engine.protocol.console import GuardedConsole
@@ -102,7 +102,7 @@ class EngineApp(FaultTolerantApp):
             ),
             SHOW_CONTROLS,
         ]
-        self.settings.failed = lambda reason: self.notify(reason, title="Settings", severity="warning", timeout=8)
+        self.settings.failed = lambda reason: self.notify(reason, title=tr("Settings"), severity="warning", timeout=8)
         self.drafts = Drafts(home, lambda seconds, call: self.set_timer(seconds, call))
         self.drafts.failed = self._report_drafts
         self.alerts = Alerts(self.settings)
@@ -191,7 +191,11 @@ class EngineApp(FaultTolerantApp):
         self.set_interval(1.0, self._watch)
 
     def _report_drafts(self, reason: str) -> None:
-        self.notify(f"{reason}\n→ save what you change with ctrl+s", title="Drafts cannot be kept", severity="warning")
+        self.notify(
+            tr("{reason}\n→ save what you change with ctrl+s", reason=reason),
+            title=tr("Drafts cannot be kept"),
+            severity="warning",
+        )
 
     async def on_unmount(self) -> None:
         self.drafts.flush()
@@ -219,7 +223,10 @@ class EngineApp(FaultTolerantApp):
                 self._set_connection(engine, "lost", error.problem)
                 if news:
                     self.notify(
-                        tr_engine(str(error.problem)), title=engine.name or "No engine", severity="error", timeout=10
+                        tr_engine(str(error.problem)),
+                        title=engine.name or tr("No engine"),
+                        severity="error",
+                        timeout=10,
                     )
                 await engine.wait(RETRY)
 
@@ -235,7 +242,7 @@ class EngineApp(FaultTolerantApp):
         if engine.state.connection == "attached":
             engine.succeeded()
             if before == "lost":
-                self.notify("attached again", title=engine.name or "Engine")
+                self.notify(tr("attached again"), title=engine.name or tr("Engine"))
         self.show_message(engine, body)
 
     def _tell(self, engine: Attachment, before: Mapping[str, Run], body: RunChanged | Snapshot) -> None:
@@ -272,11 +279,19 @@ class EngineApp(FaultTolerantApp):
         try:
             if self.readonly and operation not in READING | SERVING:
                 raise ProblemError(
-                    Problem(code="app.read_only", title="This cockpit is read-only", hint="start it without --readonly")
+                    Problem(
+                        code="app.read_only",
+                        title=tr("This cockpit is read-only"),
+                        hint=tr("start it without --readonly"),
+                    )
                 )
             if self.client is None:
                 raise ProblemError(
-                    Problem(code="engine.not_attached", title="Not attached yet", hint="wait until the engine is there")
+                    Problem(
+                        code="engine.not_attached",
+                        title=tr("Not attached yet"),
+                        hint=tr("wait until the engine is there"),
+                    )
                 )
             reply = await self.client.request(operation, message, timeout)
             # While the app exits, its screens are being removed: nobody is there to show the reply.

@@ -24,6 +24,7 @@ import zmq
 from cockpit import remote_names
 from cockpit.connection.agent import Found, Inquiry
 from cockpit.connection.ssh import RemoteHost, describe_failure, describe_refusal, missing_ssh, read_last_line
+from cockpit.language.translate import tr
 from engine.protocol import sockets, wire
 from engine.protocol.home import open_private
 from engine.protocol.messages import PROTOCOL, Problem, ProblemError
@@ -90,7 +91,7 @@ class Link:
             if found.connection is None and found.problem and found.problem.code == "engine.unreachable":
                 raise ProblemError(self._name(found.problem))
             if found.connection is None or found.connection.control != self._forwarded:
-                raise unreachable_error(f"the engine on {self.host} has ended")
+                raise unreachable_error(tr("the engine on {host} has ended", host=self.host))
             check_versions(self.host, found)
             address = f"ipc://{self._local_path}"
             if sockets.check_peer(address) and (socket := dial(address, DIAL)):
@@ -98,15 +99,15 @@ class Link:
             raise ProblemError(
                 Problem(
                     code="remote.forward_failed",
-                    title=f"The engine's socket on {self.host} accepts no connection",
+                    title=tr("The engine's socket on {host} accepts no connection", host=self.host),
                     cause=self._last_words(),
-                    hint="sshd there must allow the forwarding of Unix sockets (AllowStreamLocalForwarding)",
+                    hint=tr("sshd there must allow the forwarding of Unix sockets (AllowStreamLocalForwarding)"),
                 )
             )
 
     def check(self, connection: wire.Connection) -> None:
         if not self._is_alive():
-            raise unreachable_error(f"the ssh connection to {self.host} has ended")
+            raise unreachable_error(tr("the ssh connection to {host} has ended", host=self.host))
 
     # ── the ssh process ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -130,11 +131,11 @@ class Link:
         with self._lock, _failures_told(self.host):
             self._end()
             if self._closed:
-                raise unreachable_error("this link is closed")
+                raise unreachable_error(tr("this link is closed"))
             try:
                 self._start_ssh(ask)
                 if self._closed:  # meanwhile, by another thread
-                    raise unreachable_error("this link is closed")
+                    raise unreachable_error(tr("this link is closed"))
                 self._inquire(Inquiry(id=0), LOGIN_WITH_QUESTIONS if ask else LOGIN)
                 self._answered = True
             except BaseException:
@@ -172,7 +173,7 @@ class Link:
     def build_command(self, *arguments: str) -> list[str]:
         """The command line that runs a verb there over this connection. Raises ProblemError when there is none."""
         if not self.is_connected:
-            raise unreachable_error(f"there is no connection to {self.host}")
+            raise unreachable_error(tr("there is no connection to {host}", host=self.host))
         home = ("--home", self._home) if self._home else ()
         return self.host.build_ssh(
             "-T",
@@ -211,14 +212,14 @@ class Link:
 
     def _inquire_alive(self, inquiry: Inquiry) -> Found:
         if not self._is_alive():
-            raise unreachable_error(f"there is no connection to {self.host}")
+            raise unreachable_error(tr("there is no connection to {host}", host=self.host))
         return self._inquire(inquiry, ANSWER)
 
     def _inquire(self, inquiry: Inquiry, seconds: float) -> Found:
         """Ask the far end. Raises ProblemError when it does not answer; then the connection is ended."""
         ssh, lines = self._ssh, self._lines
         if ssh is None or ssh.stdin is None:
-            raise unreachable_error("this link is closed")
+            raise unreachable_error(tr("this link is closed"))
         self._inquiries += 1
         inquiry.id = self._inquiries
         with contextlib.suppress(OSError, ValueError):  # it has ended: that is said below
@@ -268,9 +269,9 @@ class Link:
             raise ProblemError(
                 Problem(
                     code="remote.forward_failed",
-                    title=f"ssh does not forward the engine's socket on {self.host}",
+                    title=tr("ssh does not forward the engine's socket on {host}", host=self.host),
                     cause=read_last_line(done.stderr) or self._last_words(),
-                    hint="COCKPIT_SSH must be an OpenSSH client, and its configuration must not forbid forwarding",
+                    hint=tr("COCKPIT_SSH must be an OpenSSH client, and its configuration must not forbid forwarding"),
                 )
             )
         self._forwarded = control
@@ -305,21 +306,38 @@ def check_versions(host: RemoteHost, found: Found) -> None:
     spoken = found.protocol if found.connection is None else found.connection.protocol
     if spoken == PROTOCOL:
         return
-    restart = f"`cockpit --on {host.text} engine stop`, then connect again; runs go on, and the next engine adopts them"
+    restart = tr(
+        "`cockpit --on {text} engine stop`, then connect again; runs go on, and the next engine adopts them",
+        text=host.text,
+    )
     if found.protocol == PROTOCOL:
-        hint = f"its cockpit is of this version, but the engine was started by another one: {restart}"
+        hint = tr(
+            "its cockpit is of this version, but the engine was started by another one: {restart}", restart=restart
+        )
     elif found.protocol > PROTOCOL:
-        hint = f"update the cockpit here to version {found.version}, which {host} has"
+        hint = tr("update the cockpit here to version {version}, which {host} has", version=found.version, host=host)
     else:
-        hint = f"update cockpit on {host}" + (f"; then {restart}" if found.connection is not None else "")
-    engine = "no engine runs there" if found.connection is None else f"the engine there speaks version {spoken}"
+        hint = tr("update cockpit on {host}", host=host) + (
+            tr("; then {restart}", restart=restart) if found.connection is not None else ""
+        )
+    engine = (
+        tr("no engine runs there")
+        if found.connection is None
+        else tr("the engine there speaks version {spoken}", spoken=spoken)
+    )
     raise ProblemError(
         Problem(
             code="engine.protocol_mismatch",
-            title=f"This cockpit and the engine on {host} speak different protocols",
+            title=tr("This cockpit and the engine on {host} speak different protocols", host=host),
             cause=(
-                f"{engine}, the cockpit there ({found.version}) speaks version {found.protocol}, this cockpit version "
-                f"{PROTOCOL}"
+                tr(
+                    "{engine}, the cockpit there ({version}) speaks version {protocol}, this cockpit version "
+                    "{PROTOCOL}",
+                    engine=engine,
+                    version=found.version,
+                    protocol=found.protocol,
+                    PROTOCOL=PROTOCOL,
+                )
             ),
             hint=hint,
         )
@@ -343,9 +361,9 @@ def _failures_told(host: RemoteHost) -> Iterator[None]:
         raise ProblemError(
             Problem(
                 code="remote.ssh_failed",
-                title=f"There is no connection to {host}",
+                title=tr("There is no connection to {host}", host=host),
                 cause=(error.strerror if isinstance(error, OSError) else "") or str(error),
-                hint="check that /tmp here can be written and has space, and that COCKPIT_SSH is right",
+                hint=tr("check that /tmp here can be written and has space, and that COCKPIT_SSH is right"),
             )
         ) from error
 
@@ -377,12 +395,14 @@ def _silent(host: RemoteHost, words: str) -> ProblemError:
     return ProblemError(
         Problem(
             code="remote.silent",
-            title=f"{host} does not answer",
-            cause=words or "nothing has come over the ssh connection for too long",
-            hint=f"see whether {host} can be reached and is not overloaded",
+            title=tr("{host} does not answer", host=host),
+            cause=words or tr("nothing has come over the ssh connection for too long"),
+            hint=tr("see whether {host} can be reached and is not overloaded", host=host),
         )
     )
 
 
 def _no_engine(host: RemoteHost) -> Problem:
-    return Problem(code="engine.not_started", title="The engine did not start", hint=f"look at its log on {host}")
+    return Problem(
+        code="engine.not_started", title=tr("The engine did not start"), hint=tr("look at its log on {host}", host=host)
+    )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cockpit.language.translate import tr
 from cockpit.state.run_comparison import Side, flatten
 from engine.protocol import journal, states
 from engine.protocol.home import RunDirectory, host_name
@@ -20,7 +21,7 @@ def read_side(run: RunDirectory, now: float) -> Side:
     noted = []
     settings = _read_profile(run.profile)
     if settings is None:
-        noted.append("its profile cannot be read")
+        noted.append(tr("its profile cannot be read"))
     values: dict[str, float] = {}
     steps = attempts = 0
     heard: dict[int, float] = {}

@@ -8,6 +8,7 @@ from typing import Any
 
 from cockpit.connection.engine_app import EngineApp
 from cockpit.connection.submission import shell_environment
+from cockpit.language.translate import tr
 from engine.protocol.messages import Ask, Cancel, OpenService, Problem, ProblemError, Service, ServiceRef
 
 ANSWER_TIMEOUT = 3600.0
@@ -83,8 +84,8 @@ class ServiceClient:
             raise ProblemError(
                 Problem(
                     code="engine.not_attached",
-                    title="Not attached to the engine yet",
-                    hint="wait a moment and try again",
+                    title=tr("Not attached to the engine yet"),
+                    hint=tr("wait a moment and try again"),
                 )
             )
         return await self.app.client.request(operation, message, seconds)

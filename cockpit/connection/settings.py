@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from cockpit.language.translate import tr
 from engine.protocol.home import Home, make_private, write_private
 from engine.protocol.terminal import escape_json
 from engine.protocol.text import first_line
@@ -53,11 +54,11 @@ class Settings:
             if not self.path.exists():
                 return ""
             if not self.path.is_file():
-                raise ValueError("it is not a file")
+                raise ValueError(tr("it is not a file"))
             with self.path.open("rb") as file:
                 content = file.read(LARGEST + 1)
             if len(content) > LARGEST:
-                raise ValueError(f"it is larger than {LARGEST >> 10} KiB")
+                raise ValueError(tr("it is larger than {LARGEST} KiB", LARGEST=LARGEST >> 10))
             return content.decode()
         except (OSError, ValueError) as error:
             self.damage = first_line(error)[:200]
@@ -103,7 +104,14 @@ class Settings:
         places = (self.path.with_name(f"{named}-{number}" if number else named) for number in range(1000))
         kept = next(path for path in places if not path.exists())
         self.path.rename(kept)
-        self.failed(f"{self.path.name} could not be read ({self.damage}); it is now {kept.name}")
+        self.failed(
+            tr(
+                "{name} could not be read ({damage}); it is now {name_2}",
+                name=self.path.name,
+                damage=self.damage,
+                name_2=kept.name,
+            )
+        )
         self.damage = ""
 
 
@@ -124,7 +132,7 @@ def _parse(text: str) -> dict[str, Any]:
     if document is None:
         return {}
     if not isinstance(document, dict):
-        raise ValueError("it is not a mapping of settings")
+        raise ValueError(tr("it is not a mapping of settings"))
     return document
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from cockpit.language.translate import tr
 from engine.protocol.messages import Problem, ProblemError
 
 FAILED, NOT_FOUND, NOT_EXECUTABLE = 255, 127, 126
@@ -55,9 +56,11 @@ class RemoteHost:
             raise ProblemError(
                 Problem(
                     code="remote.host_invalid",
-                    title=f"{text!r} is not a host",
-                    hint="write it as for ssh, user@host or a name from your ssh configuration, and behind a colon the "
-                    "path of cockpit there where it is not on the PATH: user@host:/path/to/cockpit",
+                    title=tr("{text!r} is not a host", text=text),
+                    hint=tr(
+                        "write it as for ssh, user@host or a name from your ssh configuration, and behind a colon "
+                        "the path of cockpit there where it is not on the PATH: user@host:/path/to/cockpit"
+                    ),
                 )
             )
         path = match["cockpit"]
@@ -132,24 +135,32 @@ def describe_failure(host: RemoteHost, status: int, words: bytes, told: bytes) -
     if status in (NOT_FOUND, NOT_EXECUTABLE):
         return Problem(
             code="remote.no_cockpit",
-            title=f"cockpit was not found on {host}",
+            title=tr("cockpit was not found on {host}", host=host),
             cause=last,
-            hint=f"install it there, or say where it is: --on {host}:/path/to/cockpit, or the variable COCKPIT_REMOTE",
+            hint=tr(
+                "install it there, or say where it is: --on {host}:/path/to/cockpit, or the variable COCKPIT_REMOTE",
+                host=host,
+            ),
         )
     if status == FAILED or status < 0:
         return Problem(
             code="remote.ssh_failed",
-            title=f"There is no connection to {host}",
+            title=tr("There is no connection to {host}", host=host),
             cause=read_last_line(words)
             or last
-            or ("ssh was ended by a signal" if status < 0 else f"ssh ended with status {status}"),
-            hint=f"try `{shlex.join(read_ssh())} {host}` in a terminal",
+            or (tr("ssh was ended by a signal") if status < 0 else tr("ssh ended with status {status}", status=status)),
+            hint=tr("try `{read_ssh} {host}` in a terminal", read_ssh=shlex.join(read_ssh()), host=host),
         )
     return Problem(
         code="remote.ended",
-        title=f"The cockpit on {host} ended before it answered",
-        cause=last or f"it ended with status {status}",
-        hint=f"try `{shlex.join(read_ssh())} {host} {host.cockpit} engine status` in a terminal",
+        title=tr("The cockpit on {host} ended before it answered", host=host),
+        cause=last or tr("it ended with status {status}", status=status),
+        hint=tr(
+            "try `{read_ssh} {host} {cockpit} engine status` in a terminal",
+            read_ssh=shlex.join(read_ssh()),
+            host=host,
+            cockpit=host.cockpit,
+        ),
     )
 
 
@@ -158,9 +169,9 @@ def describe_refusal(host: RemoteHost, problem: Problem) -> Problem:
     if problem.code == "request.usage":
         return Problem(
             code="remote.too_old",
-            title=f"The cockpit on {host} is too old to be connected to",
+            title=tr("The cockpit on {host} is too old to be connected to", host=host),
             cause=problem.title,
-            hint=f"update cockpit on {host}",
+            hint=tr("update cockpit on {host}", host=host),
         )
     return msgspec.structs.replace(problem, title=f"{host}: {problem.title}")
 
@@ -170,8 +181,8 @@ def missing_ssh(error: OSError) -> ProblemError:
     return ProblemError(
         Problem(
             code="remote.ssh_missing",
-            title=f"{shlex.join(read_ssh())} cannot be started",
+            title=tr("{read_ssh} cannot be started", read_ssh=shlex.join(read_ssh())),
             cause=error.strerror or str(error),
-            hint="install the OpenSSH client, or name another command in COCKPIT_SSH",
+            hint=tr("install the OpenSSH client, or name another command in COCKPIT_SSH"),
         )
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from cockpit.language.translate import tr
 from cockpit.profiles.files import ProfileFile
 from cockpit.profiles.yaml_edit import read_yaml
 from cockpit.state.formatting import counted
@@ -48,7 +49,9 @@ def check_profile(text: str, file: ProfileFile, home: Home, elsewhere: str = "")
         profile = parse(text, file.path.name, file.path.parent, home=home, elsewhere=bool(elsewhere), rows=True)
     except ProfileError as error:
         return ProfileCheck(text, document, fields, error.issues)
-    notes = [f"data and models are checked on {elsewhere} when it is launched"] if elsewhere else []
+    notes = (
+        [tr("data and models are checked on {elsewhere} when it is launched", elsewhere=elsewhere)] if elsewhere else []
+    )
     return ProfileCheck(text, document, fields, profile=profile, notes=notes or list_notes(profile, home))
 
 
@@ -56,19 +59,28 @@ def summarize_launch(profile: Profile) -> str:
     """What a launch would start, in four lines."""
     training, launch = profile.training, profile.launch
     rank = getattr(profile.adapter, "rank", None)
-    adapter = profile.adapter.kind + (f" of rank {rank}" if rank else "")
-    base = f"{profile.model.quantization} base in {profile.model.dtype}"
+    adapter = profile.adapter.kind + (tr(" of rank {rank}", rank=rank) if rank else "")
+    base = tr("{quantization} base in {dtype}", quantization=profile.model.quantization, dtype=profile.model.dtype)
     length = counted(training.max_steps, "step") if training.max_steps else counted(training.epochs, "epoch")
     unit = "tokens" if training.tokens_per_batch else "rows"
     micro = training.tokens_per_batch or training.micro_batch
     nodes = launch.node_count
-    ranks = f"{launch.processes}" if nodes == 1 else f"{launch.processes} × {nodes} nodes"
+    ranks = (
+        f"{launch.processes}"
+        if nodes == 1
+        else tr("{processes} × {nodes} nodes", processes=launch.processes, nodes=nodes)
+    )
     each = f"{micro} × {training.accumulation} × {ranks}"
     return "\n".join(
         (
             f"{profile.name or 'unnamed'}: {profile.method.kind}, {adapter}, {base}",
-            f"base       {profile.model.origin}",
-            f"data       {', '.join(source.source for source in profile.data.train)}",
-            f"length     {length}, {unit} a step {each} (micro batch × accumulation × processes)",
+            tr("base       {origin}", origin=profile.model.origin),
+            tr("data       {source}", source=", ".join(source.source for source in profile.data.train)),
+            tr(
+                "length     {length}, {unit} a step {each} (micro batch × accumulation × processes)",
+                length=length,
+                unit=unit,
+                each=each,
+            ),
         )
     )

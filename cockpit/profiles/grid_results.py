@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from cockpit.language.translate import tr
 from cockpit.profiles.grids import Grid
 from engine.protocol.messages import Run
 
@@ -41,7 +42,9 @@ def list_rows(grid: Grid, runs: Mapping[str, Run]) -> list[GridRow]:
     for member in grid.runs:
         run = runs.get(member.run)
         if run is None:
-            rows.append(GridRow(member.run, "deleted" if member.run else "not queued", 0, member.settings, None, {}))
+            rows.append(
+                GridRow(member.run, "deleted" if member.run else tr("not queued"), 0, member.settings, None, {})
+            )
         else:
             value = run.metrics.get(measure)
             value = value if value is not None and math.isfinite(value) else None

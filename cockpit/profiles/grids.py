@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from cockpit.language.translate import tr
 from engine.protocol.home import Home, make_private, write_private
 
 MOST = 200
@@ -81,7 +82,7 @@ def combine(axes: Mapping[str, Sequence[str]]) -> list[Member]:
     for values in axes.values():
         count *= len(values)
     if count > MOST:
-        raise ValueError(f"the grid has {count:,} runs; at most {MOST} are queued at once")
+        raise ValueError(tr("the grid has {count:,} runs; at most {MOST} are queued at once", count=count, MOST=MOST))
     return [Member(dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())]
 
 
@@ -106,8 +107,12 @@ def load(home: Home, name: str) -> Grid:
     known = list_grids(home)
     found = known[:1] if name == "last" else [grid for grid in known if grid.name == name]
     if not found:
-        names = ", ".join(grid.name for grid in known[:10]) or "there are none yet: cockpit train PROFILE --grid K=V,V"
-        raise ValueError(f"there is no grid {name}; {'known are ' if known else ''}{names}")
+        names = ", ".join(grid.name for grid in known[:10]) or tr(
+            "there are none yet: cockpit train PROFILE --grid K=V,V"
+        )
+        raise ValueError(
+            tr("there is no grid {name}; {value}{names}", name=name, value="known are " if known else "", names=names)
+        )
     return found[0]
 
 
@@ -129,4 +134,4 @@ def read(content: Mapping[str, Any]) -> Grid:
     try:
         return msgspec.convert({name: content[name] for name in _FIELDS if name in content}, Grid)
     except TypeError as error:
-        raise ValueError(f"it is no grid: {error}") from None
+        raise ValueError(tr("it is no grid: {error}", error=error)) from None

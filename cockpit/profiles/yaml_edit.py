@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
+from cockpit.language.translate import tr
 from engine.config import yaml_text
 
 INDENT = "  "
@@ -51,7 +52,7 @@ def set_value(text: str, key: str, value: str) -> str:
         yaml_text.check(value)
         expected = YAML(typ="safe", pure=True).load(value)
     except (YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"not a YAML value: {value}") from error
+        raise ValueError(tr("not a YAML value: {value}", value=value)) from error
     root = _compose(text)
     section, _, name = key.partition(".")
     if name.count("."):
@@ -67,7 +68,7 @@ def set_value(text: str, key: str, value: str) -> str:
     with contextlib.suppress(KeyError):
         if value_at(read_yaml(changed), key) == expected:
             return changed
-    raise ValueError(f"cannot write {value} there; edit the YAML instead")
+    raise ValueError(tr("cannot write {value} there; edit the YAML instead", value=value))
 
 
 def set_values(text: str, settings: Mapping[str, Any]) -> str:
@@ -112,7 +113,13 @@ def _put_deep(text: str, root: MappingNode | None, keys: list[str], value: str) 
             node = pair[1]
             continue
         if pair is not None and isinstance(pair[1], ScalarNode) and pair[1].value not in ("", "null", "~"):
-            raise ValueError(f"{'.'.join(keys[: depth + 1])} is {pair[1].value}, and no mapping; edit the YAML instead")
+            raise ValueError(
+                tr(
+                    "{keys} is {value}, and no mapping; edit the YAML instead",
+                    keys=".".join(keys[: depth + 1]),
+                    value=pair[1].value,
+                )
+            )
         inner = value
         for key in reversed(keys[depth + 1 :]):
             inner = f"{{{key}: {inner}}}"
@@ -130,9 +137,9 @@ def _compose(text: str) -> MappingNode | None:
         yaml_text.check(text)
         root = YAML(typ="safe", pure=True).compose(text)
     except (YAMLError, ValueError, RecursionError) as error:
-        raise ValueError("the text is not valid YAML; fix that first") from error
+        raise ValueError(tr("the text is not valid YAML; fix that first")) from error
     if root is not None and not isinstance(root, MappingNode):
-        raise ValueError("a profile is a mapping of sections; fix that first")
+        raise ValueError(tr("a profile is a mapping of sections; fix that first"))
     return root
 
 

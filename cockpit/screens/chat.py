@@ -17,7 +17,7 @@ from textual.widgets import Static, TextArea
 from cockpit.connection.chat_target import ChatTarget
 from cockpit.connection.drafts import PROMPT
 from cockpit.content import Content
-from cockpit.language.translate import tr_engine
+from cockpit.language.translate import tr, tr_engine
 from cockpit.screens.chat_targets import READY
 from cockpit.screens.reply_tools import ReplyToolsScreen
 from cockpit.state.chat_tree import ChatReply, ChatTree, Turn
@@ -97,7 +97,7 @@ class ChatScreen(ReplyToolsScreen):
             yield Sampling()
 
     async def on_mount(self) -> None:
-        self.show_status("no model", "ctrl+t picks one")
+        self.show_status(tr("no model"), tr("ctrl+t picks one"))
         await self.conversation.clear(EMPTY)
         self.query_one(ChatInput).focus()
         self.show_acting()
@@ -154,7 +154,7 @@ class ChatScreen(ReplyToolsScreen):
         try:
             settings = self.query_one(Sampling).settings()
         except ValueError as error:
-            self.notify(str(error), title="Sampling", severity="error")
+            self.notify(str(error), title=tr("Sampling"), severity="error")
             return None
         if len(self.targets) > 1 and settings.get("temperature"):
             settings.setdefault("seed", random.randrange(1 << 31))
@@ -171,7 +171,7 @@ class ChatScreen(ReplyToolsScreen):
             random.shuffle(order)
         names = [target.label for target in targets]
         self.answer = answer = await self.conversation.begin(names, order, self.blind)
-        self.show_status(self._names(names), "writing … Esc stops")
+        self.show_status(self._names(names), tr("writing … Esc stops"))
         self.refresh_bindings()
         replies = await asyncio.gather(
             *(self._reply(target, answer.reply_of(at), question, settings) for at, target in enumerate(targets))
@@ -214,7 +214,7 @@ class ChatScreen(ReplyToolsScreen):
         self.refresh_bindings()
         if answer.hidden:
             self.conversation.focus()
-            self.show_status("Which is better?", "< left · > right · = tie · - both bad")
+            self.show_status(tr("Which is better?"), tr("< left · > right · = tie · - both bad"))
         elif len(replies) == 1:
             self.show_status(self.targets[0].label, *_format_speed(replies[0]))
         else:
@@ -237,8 +237,10 @@ class ChatScreen(ReplyToolsScreen):
             for target in self.targets:
                 if target.worker.id == body.service.id and not target.run:
                     target.loaded = None
-                    problem = body.service.problem or Problem(code="service.ended", title="The chat worker has ended")
-                    self.show_status(target.target, tr_engine(problem.title), "the next message starts it again")
+                    problem = body.service.problem or Problem(
+                        code="service.ended", title=tr("The chat worker has ended")
+                    )
+                    self.show_status(target.target, tr_engine(problem.title), tr("the next message starts it again"))
 
     def _run_changed(self, run: Run) -> None:
         """Say that a run that answers from its own process has ended, and who answers in its place."""
@@ -246,7 +248,9 @@ class ChatScreen(ReplyToolsScreen):
             if target.run == run.id and run.state in ENDED and target.loaded is not None:
                 target.loaded = None
                 self.show_status(
-                    target.target, f"the run is {run.state}", f"ctrl+t picks its last checkpoint: {run.id}"
+                    target.target,
+                    tr("the run is {state}", state=run.state),
+                    tr("ctrl+t picks its last checkpoint: {id}", id=run.id),
                 )
 
     def _show_event(self, column: int, event: ServiceEvent) -> None:
@@ -291,7 +295,7 @@ class ChatScreen(ReplyToolsScreen):
         """Start rephrasing a question; None stops."""
         self.editing = turn.id if turn else None
         box = self.query_one(ChatInput)
-        box.border_title = "editing: Enter asks it as a new branch · Esc cancels" if turn else ""
+        box.border_title = tr("editing: Enter asks it as a new branch · Esc cancels") if turn else ""
         if turn is not None:
             box.load_text(turn.text)
             box.move_cursor(box.document.end)
@@ -362,5 +366,12 @@ def _format_speed(reply: ChatReply) -> list[str]:
     facts = reply.facts
     if "tokens" not in facts:
         return ["interrupted"]
-    speed = f"{facts['tokens']} tokens · {facts.get('tokens_per_second', 0):.1f} tok/s"
-    return [speed, f"first after {facts.get('first_token_seconds', 0):.2f} s"]
+    speed = tr(
+        "{tokens} tokens · {tokens_per_second:.1f} tok/s",
+        tokens=facts["tokens"],
+        tokens_per_second=facts.get("tokens_per_second", 0),
+    )
+    return [
+        speed,
+        tr("first after {first_token_seconds:.2f} s", first_token_seconds=facts.get("first_token_seconds", 0)),
+    ]

@@ -9,6 +9,7 @@ from textual.widgets import Static
 
 from cockpit.connection.chat_target import ChatTarget
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.screens.target_choices import find_local_models, target_choices
 from cockpit.state.chat_tree import ChatTree
@@ -62,7 +63,7 @@ class ChatTargetsScreen(CockpitScreen):
     def refuse_while_busy(self) -> bool:
         """True, after telling the user, while a reply is being written."""
         if self.busy:
-            self.notify("Esc stops the current reply first", severity="warning")
+            self.notify(tr("Esc stops the current reply first"), severity="warning")
         return self.busy
 
     def show_status(self, label: str, *facts: str) -> None:
@@ -75,7 +76,7 @@ class ChatTargetsScreen(CockpitScreen):
     @work(exclusive=True, group="pick")
     async def action_pick(self) -> None:
         """Offer the targets, and load the chosen one in the selected column."""
-        if name := await self._pick("Chat with"):
+        if name := await self._pick(tr("Chat with")):
             self.load(name)
 
     @opens_dialog
@@ -83,8 +84,10 @@ class ChatTargetsScreen(CockpitScreen):
     async def action_beside(self) -> None:
         """Add a target that answers the same prompts with the same seed."""
         if len(self.targets) == MAX_TARGETS:
-            self.notify(f"{MAX_TARGETS} targets is the maximum: x removes one", severity="warning")
-        elif name := await self._pick("Beside it" if self.targets else "Chat with"):
+            self.notify(
+                tr("{MAX_TARGETS} targets is the maximum: x removes one", MAX_TARGETS=MAX_TARGETS), severity="warning"
+            )
+        elif name := await self._pick(tr("Beside it") if self.targets else tr("Chat with")):
             self.load(name, beside=True)
 
     async def _pick(self, title: str) -> str | None:
@@ -94,7 +97,7 @@ class ChatTargetsScreen(CockpitScreen):
         details = [detail for run in runs if (detail := await self.app.ask("show", RunRef(run=run.id)))]
         models = await find_local_models(self.app.home, self.app.engine.link)
         choices = target_choices(details, models, CATALOGUE, hot=not self.app.readonly)
-        placeholder = "run, run@step, folder, catalogue name or org/name"
+        placeholder = tr("run, run@step, folder, catalogue name or org/name")
         return await self.app.push_screen_wait(Picker(title, placeholder, choices))
 
     # ── loading ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -117,14 +120,14 @@ class ChatTargetsScreen(CockpitScreen):
     async def load_columns(self, columns: Sequence[int]) -> bool:
         """Load these targets. Returns False after showing why one cannot be loaded."""
         names = ", ".join(self.targets[column].target for column in columns)
-        self.show_status(names, "loading …")
+        self.show_status(names, tr("loading …"))
         # One after another: loading two at once takes twice the memory, and each becomes slower.
         for column in columns:
             try:
                 await self.targets[column].load()
             except ProblemError as error:
                 await self.conversation.show_problem(error.problem)
-                self.show_status(self.targets[column].target, "not loaded: ctrl+t picks another")
+                self.show_status(self.targets[column].target, tr("not loaded: ctrl+t picks another"))
                 return False
         self.show_loaded()
         return True
@@ -133,18 +136,18 @@ class ChatTargetsScreen(CockpitScreen):
         """Describe the loaded targets in the status line."""
         if len(self.targets) != 1:
             names = "  ".join(f"{LETTERS[at]} {each.label}" for at, each in enumerate(self.targets))
-            blind = "blind: from the next question on, names are hidden until you vote" if self.blind else ""
+            blind = tr("blind: from the next question on, names are hidden until you vote") if self.blind else ""
             self.show_status(names, blind)
             return
         loaded = self.targets[0].loaded or {}
-        template = "" if loaded.get("template") else "no chat template: it continues your text"
+        template = "" if loaded.get("template") else tr("no chat template: it continues your text")
         if not loaded.get("tokenizer", True):
-            template = "no tokenizer in its folder: it cannot chat"
-        context = f"context {loaded['context']:,}" if loaded.get("context") else ""
+            template = tr("no tokenizer in its folder: it cannot chat")
+        context = tr("context {context:,}", context=loaded["context"]) if loaded.get("context") else ""
         if self.targets[0].run:
-            self.show_status(loaded["label"], "the newest weights answer at the run's step boundaries")
+            self.show_status(loaded["label"], tr("the newest weights answer at the run's step boundaries"))
         else:
-            seconds = f"ready after {loaded['seconds']:.1f} s"
+            seconds = tr("ready after {seconds:.1f} s", seconds=loaded["seconds"])
             self.show_status(loaded["label"], seconds, context, template, loaded.get("note") or "")
 
     async def _select_task(self, label: str) -> None:
@@ -176,7 +179,7 @@ class ChatTargetsScreen(CockpitScreen):
         await target.close()
         self.update_columns()
         self.show_loaded()
-        self.notify(f"{target.label} is removed")
+        self.notify(tr("{label} is removed", label=target.label))
 
     def action_blind(self) -> None:
         """From the next question on, hide which of two targets gave which reply."""

@@ -12,6 +12,7 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.screens.base import opens_dialog
 from cockpit.state.formatting import counted, format_size
 from cockpit.widgets.confirm import Confirm
@@ -58,8 +59,8 @@ class CleanDialog(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = Content("Disk")
-            box.border_subtitle = "Space marks · d removes what is marked · Esc closes"
-            yield Static("Looking at checkpoints and caches…", id="clean-summary")
+            box.border_subtitle = tr("Space marks · d removes what is marked · Esc closes")
+            yield Static(tr("Looking at checkpoints and caches…"), id="clean-summary")
             yield OptionList(compact=True)
             yield Static(id="clean-why")
 
@@ -75,13 +76,13 @@ class CleanDialog(ModalScreen[None]):
         summary = self.query_one("#clean-summary", Static)
         if query.remove:
             self.marked = set()  # nothing is removed twice
-            summary.update(f"Removing {counted(len(query.remove), 'thing')}…")
+            summary.update(tr("Removing {things}…", things=counted(len(query.remove), "thing")))
         reply: CleanReply | None = await self.app.ask("clean", query, timeout=PATIENCE)
         refused = reply is None
         if refused and query.remove:  # one of them has come into use
             reply = await self.app.ask("clean", CleanQuery(), timeout=PATIENCE)
         if reply is None:
-            summary.update("It is not known what can be removed: close this, and open it again")
+            summary.update(tr("It is not known what can be removed: close this, and open it again"))
             return
         self.items = reply.items
         self.marked = {item.path for item in reply.items if item.safe} if refused or not query.remove else set()
@@ -91,17 +92,23 @@ class CleanDialog(ModalScreen[None]):
         self.listing.highlighted = 0 if self.items else None
         self.listing.focus()
         if query.remove and not refused:
-            self.notify(f"{format_size(sum(item.bytes for item in reply.removed))} removed")
+            self.notify(tr("{bytes} removed", bytes=format_size(sum(item.bytes for item in reply.removed))))
             if left := len(query.remove) - len(reply.removed):
-                self.notify(f"{left} could not be removed, or came into use meanwhile", severity="warning")
+                self.notify(
+                    tr("{left} could not be removed, or came into use meanwhile", left=left), severity="warning"
+                )
         self._free, self._total = reply.disk_free, reply.disk_total
         self._summarize()
 
     def _summarize(self) -> None:
         chosen = [item for item in self.items if item.path in self.marked]
         size = format_size(sum(item.bytes for item in chosen))
-        text = f"{counted(len(chosen), 'thing')} marked, {size} · " if self.items else "Nothing can be removed · "
-        disk = f"{format_size(self._free)} of {format_size(self._total)} free"
+        text = (
+            tr("{things} marked, {size} · ", things=counted(len(chosen), "thing"), size=size)
+            if self.items
+            else tr("Nothing can be removed · ")
+        )
+        disk = tr("{free} of {total} free", free=format_size(self._free), total=format_size(self._total))
         self.query_one("#clean-summary", Static).update(Content(text + disk))
 
     def _label(self, item: CleanItem) -> Content:
@@ -138,8 +145,8 @@ class CleanDialog(ModalScreen[None]):
             return
         unsafe = [item for item in chosen if not item.safe]
         size = format_size(sum(item.bytes for item in chosen))
-        text = f"{counted(len(chosen), 'thing')}, {size}, permanently."
+        text = tr("{things}, {size}, permanently.", things=counted(len(chosen), "thing"), size=size)
         if unsafe:
-            text += f" {len(unsafe)} of them are not safe to remove: runs may need them."
-        if await self.app.push_screen_wait(Confirm("Remove what is marked?", text, {"y": "remove it"})):
+            text += tr(" {unsafe} of them are not safe to remove: runs may need them.", unsafe=len(unsafe))
+        if await self.app.push_screen_wait(Confirm(tr("Remove what is marked?"), text, {"y": tr("remove it")})):
             self._load(CleanQuery(remove=[item.path for item in chosen], unsafe=bool(unsafe)))

@@ -21,7 +21,7 @@ from textual.widgets import Static
 from cockpit.connection.run_sides import read_side
 from cockpit.connection.service_client import ServiceClient
 from cockpit.content import Content
-from cockpit.language.translate import tr_engine
+from cockpit.language.translate import tr, tr_engine
 from cockpit.screens.base import CockpitScreen
 from cockpit.state.evaluation_results import VERDICTS
 from cockpit.state.run_comparison import (
@@ -70,7 +70,7 @@ The difference between two evaluations has a 95 % interval. If it contains 0, th
 
     def compose_body(self) -> ComposeResult:
         with VerticalScroll():
-            yield Static("reading …", id="text")
+            yield Static(tr("reading …"), id="text")
 
     def on_mount(self) -> None:
         self.query_one(VerticalScroll).focus()
@@ -93,9 +93,9 @@ The difference between two evaluations has a 95 % interval. If it contains 0, th
             name for (name, _), path in zip(known, paths, strict=True) if not engine.is_here or not path.is_dir()
         ]
         if missing:
-            self._problem = f"The files of {', '.join(missing)} are not on this host"
+            self._problem = tr("The files of {missing} are not on this host", missing=", ".join(missing))
             if engine.elsewhere:
-                self._problem += f": {engine.command} compare {shlex.join(self.runs)}"
+                self._problem += tr(": {command} compare {runs}", command=engine.command, runs=shlex.join(self.runs))
             self._show()
             return
         now, self._problem, self._compared = time.time(), "", None
@@ -138,12 +138,14 @@ The difference between two evaluations has a 95 % interval. If it contains 0, th
             ]
             blocks += self._evaluations(width)
         elif not self._problem:
-            blocks.append(Content.styled("reading …", "$text-muted"))
+            blocks.append(Content.styled(tr("reading …"), "$text-muted"))
         return Content("\n\n").join(blocks)
 
     def _legend(self) -> Content:
         return Content("\n").join(
-            Content.assemble((f"{mark} ", "bold $accent"), (run, "bold $text"), (" the others are held to it", "dim"))
+            Content.assemble(
+                (f"{mark} ", "bold $accent"), (run, "bold $text"), (tr(" the others are held to it"), "dim")
+            )
             if not at
             else Content.assemble((f"{mark} ", "bold $accent"), (run, "bold $text"))
             for at, (mark, run) in enumerate(zip(RUN_MARKS, self.runs, strict=False))
@@ -151,19 +153,28 @@ The difference between two evaluations has a 95 % interval. If it contains 0, th
 
     def _evaluations(self, width: int) -> list[Content]:
         if self._compared is None:
-            return [_section(Section("evaluations", note="comparing …"), 1, width)]
+            return [_section(Section(tr("evaluations"), note=tr("comparing …")), 1, width)]
         blocks = []
         for run, each in self._compared.items():
-            title = f"evaluations: {RUN_MARKS[self.runs.index(run)]} against {RUN_MARKS[0]}"
+            title = tr(
+                "evaluations: {RUN_MARKS} against {RUN_MARKS_2}",
+                RUN_MARKS=RUN_MARKS[self.runs.index(run)],
+                RUN_MARKS_2=RUN_MARKS[0],
+            )
             if each is None:
-                blocks.append(_section(Section(title, note="none on the same rows with stored replies"), 1, width))
+                blocks.append(_section(Section(title, note=tr("none on the same rows with stored replies")), 1, width))
                 continue
             rows = [
                 (name, first, second, change, interval, f"{VERDICTS[verdict][0]} {verdict}")
                 for name, first, second, change, interval, verdict in evaluation_rows(each)
             ]
-            note = f"steps {each['step']:,} and {each['first_step']:,}, {each['compared_rows']} rows"
-            head = ("", RUN_MARKS[0], RUN_MARKS[self.runs.index(run)], "change", "95 % interval", "")
+            note = tr(
+                "steps {step:,} and {first_step:,}, {compared_rows} rows",
+                step=each["step"],
+                first_step=each["first_step"],
+                compared_rows=each["compared_rows"],
+            )
+            head = ("", RUN_MARKS[0], RUN_MARKS[self.runs.index(run)], "change", tr("95 % interval"), "")
             blocks.append(_section(Section(title, rows, note), 0, width, head))
         return blocks
 
@@ -176,7 +187,7 @@ The difference between two evaluations has a 95 % interval. If it contains 0, th
 
     def action_copy(self) -> None:
         self.app.copy_to_clipboard(self._text(160).plain)
-        self.notify("copied: the comparison")
+        self.notify(tr("copied: the comparison"))
 
     def action_leave(self) -> None:
         self.app.pop_screen()

@@ -13,7 +13,7 @@ from textual.containers import Horizontal, Vertical
 from textual.widgets import Static
 
 from cockpit.content import Content
-from cockpit.language.translate import tr_engine
+from cockpit.language.translate import tr, tr_engine
 from cockpit.screens.run_keeping import RunKeepingScreen
 from cockpit.state.app_state import AppState, RunHistory, adjacent_run
 from cockpit.state.run_history import chart_marks
@@ -130,25 +130,25 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
         """What the keys on offer depend on."""
 
     def compose_body(self) -> ComposeResult:
-        yield Static(EMPTY, id="empty")
+        yield Static(tr(EMPTY), id="empty")
         yield RunHeader()
         yield Notice(id="notice")
         yield Devices()
         with Horizontal(id="curves"):
-            yield Chart("loss", smoothing=SMOOTHING, id="loss")
+            yield Chart(tr("loss"), smoothing=SMOOTHING, id="loss")
             with Vertical(id="side"):
-                yield Chart("learning rate", id="rate")
-                yield Chart("gradient norm", smoothing=SMOOTHING, id="grad")
-                yield Chart("tokens per second", smoothing=SMOOTHING, id="speed")
+                yield Chart(tr("learning rate"), id="rate")
+                yield Chart(tr("gradient norm"), smoothing=SMOOTHING, id="grad")
+                yield Chart(tr("tokens per second"), smoothing=SMOOTHING, id="speed")
                 yield Line(id="facts", classes="panel")
         with Horizontal(id="foot"):
             with Vertical(id="log-panel", classes="panel") as panel:
-                panel.border_title = "log"
+                panel.border_title = tr("log")
                 yield LogTail()
             yield Line(id="evaluation", classes="panel")
 
     def on_mount(self) -> None:
-        self.query_one("#facts").border_title = "run"
+        self.query_one("#facts").border_title = tr("run")
         self.query_one("#loss").focus()
         self._show_texts()
         self.set_interval(LOG_PERIOD, self._poll_log)
@@ -286,22 +286,22 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
         title = "evaluation"
         if evaluation:
             last = history.evaluations[-1]
-            rows = "test rows" if any(name.startswith("test/") for name in last["values"]) else "evaluation"
-            title = f"{rows} · step {last['step']:,}"
+            rows = tr("test rows") if any(name.startswith("test/") for name in last["values"]) else "evaluation"
+            title = tr("{rows} · step {step:,}", rows=rows, step=last["step"])
         if panel.border_title != title:  # setting it repaints the panel
             panel.border_title = title
-        panel.show(format_table(evaluation) if evaluation else Content.styled("nothing measured yet", MUTED))
+        panel.show(format_table(evaluation) if evaluation else Content.styled(tr("nothing measured yet"), MUTED))
         blocks: list[Sequence[tuple[str, str | Content]]] = [fact_rows(run, history)]
         if self.has_class("-narrow") or self.has_class("-low"):
             blocks = [metric_rows(run), evaluation_rows(history, short=True), *blocks]
         self.query_one("#facts", Line).show(Content("\n").join(format_table(rows) for rows in blocks if rows))
 
     def _show_empty(self, state: AppState) -> None:
-        messages = {"connecting": "Starting the engine…", "lost": "The engine is gone; restarting it…"}
+        messages = {"connecting": tr("Starting the engine…"), "lost": tr("The engine is gone; restarting it…")}
         text = messages.get(state.connection)
         if state.problem is not None:
             text = tr_engine(str(state.problem))
-        self.query_one("#empty", Static).update(Content(text) if text else EMPTY)
+        self.query_one("#empty", Static).update(Content(text) if text else tr(EMPTY))
 
     # ── keys ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -329,7 +329,7 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
         from cockpit.widgets.history_dialog import HistoryDialog
 
         if self.app.state.run is not None:
-            self.app.push_screen(HistoryDialog("what happened", self.app.state.run.id))
+            self.app.push_screen(HistoryDialog(tr("what happened"), self.app.state.run.id))
 
     def action_why(self) -> None:
         from cockpit.widgets.why_dialog import WhyDialog
@@ -367,6 +367,15 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
             figures = "\n".join(f"{name} {value:g}" for name, value in sorted(run.metrics.items()))
             trouble = f"\n{run.problem}\n\n{self.query_one(LogTail).text}" if run.problem else ""
             self.app.copy_to_clipboard(
-                f"{run.id} {run.state} step {run.step}/{run.max_steps}\n{run.directory}\n{figures}{trouble}"
+                tr(
+                    "{id} {state} step {step}/{max_steps}\n{directory}\n{figures}{trouble}",
+                    id=run.id,
+                    state=run.state,
+                    step=run.step,
+                    max_steps=run.max_steps,
+                    directory=run.directory,
+                    figures=figures,
+                    trouble=trouble,
+                )
             )
-            self.notify("copied: the run's state and figures")
+            self.notify(tr("copied: the run's state and figures"))

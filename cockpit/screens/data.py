@@ -17,6 +17,7 @@ from textual.widgets import Static
 from cockpit.connection.attachment import Attachment
 from cockpit.connection.submission import api_key_environment
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.profiles.files import list_profiles
 from cockpit.screens.base import opens_dialog
 from cockpit.screens.from_data import DraftingScreen
@@ -112,7 +113,7 @@ class DataScreen(DraftingScreen):
                 yield Static(id="facts")
 
     def on_mount(self) -> None:
-        self.show_status("no profile open")
+        self.show_status(tr("no profile open"))
         self.query_one("#row").focus()
 
     # ── opening ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -124,8 +125,8 @@ class DataScreen(DraftingScreen):
         choices = [Choice(str(file.path), f"{file.place} · {file.description}") for file in files]
         path = await self.app.push_screen_wait(
             Picker(
-                "Open the data of a profile",
-                "a name on the list, or the path of a profile, a data file or a folder",
+                tr("Open the data of a profile"),
+                tr("a name on the list, or the path of a profile, a data file or a folder"),
                 choices,
                 paths=True,
             )
@@ -148,10 +149,12 @@ class DataScreen(DraftingScreen):
             keys = await asyncio.to_thread(_find_keys, text, path, self.app.home, engine)
             await self.worker.set_environment(keys)
         except (OSError, UnicodeDecodeError) as error:
-            self.show_problem(Problem(code="file.unreadable", title=f"cannot read {path}", cause=str(error)))
+            self.show_problem(
+                Problem(code="file.unreadable", title=tr("cannot read {path}", path=path), cause=str(error))
+            )
             return
         self.data_name, self.summary, self.stats, self.rows = path.stem, {}, {}, {}
-        self.show_status("reading …")
+        self.show_status(tr("reading …"))
         directory = str(path.parent) if engine.is_here else engine.directory
         summary = await self.ask("open", {"profile": text, "directory": directory})
         if summary is None:
@@ -198,9 +201,9 @@ class DataScreen(DraftingScreen):
         if not self.summary:
             return
         names = self.summary["stages"]
-        choices = [Choice(name, STAGES[name]) for name in names]
-        choices += [Choice(SOURCES, "the rows as they were read")] if self.summary.get("shown") else []
-        picker = Picker("Run the stages up to", "its rows are shown then", choices, len(names) - 1)
+        choices = [Choice(name, tr(STAGES[name])) for name in names]
+        choices += [Choice(SOURCES, tr("the rows as they were read"))] if self.summary.get("shown") else []
+        picker = Picker(tr("Run the stages up to"), tr("its rows are shown then"), choices, len(names) - 1)
         if name := await self.app.push_screen_wait(picker):
             await self._run_stages("" if name == SOURCES else name)
 
@@ -210,14 +213,14 @@ class DataScreen(DraftingScreen):
 
         run = self.app.state.selected
         if run is None:
-            self.notify("no run yet: its training shows which rows are learnt worst", severity="warning")
+            self.notify(tr("no run yet: its training shows which rows are learnt worst"), severity="warning")
         elif len(self.app.screen_stack) == 1:
             self.app.push_screen(WorstRowsScreen(run))
 
     async def _run_stages(self, until: str) -> None:
         if self.request:  # tokens are being counted, and would have to be counted again
             await self.worker.cancel(self.request)
-        self.show_status("running the stages …", "Esc stops")
+        self.show_status(tr("running the stages …"), tr("Esc stops"))
         done = await self.ask("stages", {"until": until})
         if done is None:
             return
@@ -232,8 +235,13 @@ class DataScreen(DraftingScreen):
         self.select_part(self.part if self.totals.get(self.part) else "train")
         self.action_go_to(0)
         if tokenize:
-            counts = f"{done['rows']:,} rows, {done['tokens']:,} tokens, {done['trained_tokens']:,} trained"
-            self.notify(counts, title="Prepared")
+            counts = tr(
+                "{rows:,} rows, {tokens:,} tokens, {trained_tokens:,} trained",
+                rows=done["rows"],
+                tokens=done["tokens"],
+                trained_tokens=done["trained_tokens"],
+            )
+            self.notify(counts, title=tr("Prepared"))
         if sum(rows for part, rows in self.totals.items() if part != REJECTED) <= MAX_COUNTED:
             await self._count_tokens()
 

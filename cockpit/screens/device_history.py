@@ -12,6 +12,7 @@ from textual.containers import Vertical
 from textual.widgets import Static
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.screens.base import CockpitScreen
 from cockpit.state.app_state import RunHistory
 from cockpit.state.device_history import HOST, QUANTITIES, Track, add_sample, make_tracks
@@ -75,7 +76,7 @@ and of the host of the engine."""
         self._throttle = Throttle(self, self._draw, 1.0)
 
     def compose_body(self) -> ComposeResult:
-        yield Chart("loss", smoothing=0.6, id="loss")
+        yield Chart(tr("loss"), smoothing=0.6, id="loss")
         yield Static(id="nothing")
         yield Vertical(id="strips")
 
@@ -101,7 +102,9 @@ and of the host of the engine."""
         clock = series[CLOCK]
         kept = elapsed(clock.last_step, clock.last)
         if kept is STEPS:
-            self._say(f"{run.name or run.id} has made no two steps yet: there is nothing to put devices beside.")
+            self._say(
+                tr("{name} has made no two steps yet: there is nothing to put devices beside.", name=run.name or run.id)
+            )
             return
         self._clock = Mapping(kept.steps, [clock.last[0] + seconds for seconds in kept.values])
         first, last = self._clock.values[0] - 60.0, run.ended if run.state not in LIVE else None
@@ -110,7 +113,7 @@ and of the host of the engine."""
         names = [each.name for each in QUANTITIES] if any(sample.devices for sample in samples) else []
         self._tracks = {name: make_tracks(samples, name, run.devices) for name in [*names, HOST]}
         if not samples:
-            self._say("No samples of the devices are kept of that time.")
+            self._say(tr("No samples of the devices are kept of that time."))
         start = self.app.state.histories.get(run.id, RunHistory()).start
         chart, curve = self.query_one(Chart), curve_from_series(series[LOSS])
         traces = {LOSS: Trace(curve)} if len(curve) else {}
@@ -178,7 +181,14 @@ and of the host of the engine."""
             tracks = self._tracks[strip.quantity]
             shown = tracks[self._first : self._first + self._visible] if strip.quantity != HOST else tracks
             note = (
-                f" · devices {shown[0].label} to {shown[-1].label} of {len(tracks)}" if len(shown) < len(tracks) else ""
+                tr(
+                    " · devices {label} to {label_2} of {tracks}",
+                    label=shown[0].label,
+                    label_2=shown[-1].label,
+                    tracks=len(tracks),
+                )
+                if len(shown) < len(tracks)
+                else ""
             )
             strip.show(shown, moments, cross, note)
 

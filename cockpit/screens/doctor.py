@@ -16,7 +16,7 @@ from textual.binding import Binding
 from textual.widgets import OptionList, Static
 
 from cockpit.content import Content
-from cockpit.language.translate import tr_engine
+from cockpit.language.translate import tr, tr_engine
 from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.widgets.confirm import Confirm
 from engine.protocol.client import build_engine_environment
@@ -117,8 +117,8 @@ class DoctorScreen(CockpitScreen):
     @work(exclusive=True, group="doctor")
     async def action_examine(self) -> None:
         engine = self.app.engine
-        where = "this machine" if engine.is_here else engine.name
-        self._verdict(Content(f"examining {where} … (takes some seconds)"))
+        where = tr("this machine") if engine.is_here else engine.name
+        self._verdict(Content(tr("examining {where} … (takes some seconds)", where=where)))
         if (found := await self._ask_doctor()) is not None:
             self._show_checks(found["checks"])
 
@@ -130,7 +130,7 @@ class DoctorScreen(CockpitScreen):
         if check.get("stress"):
             await self._stress()
             return
-        self._verdict(Content(f"checking {check['name']} …"))
+        self._verdict(Content(tr("checking {name} …", name=check["name"])))
         if (found := await self._ask_doctor(check["name"])) is not None:
             self._show_checks(replace(self.checks, {check["name"]}, found["checks"]))
 
@@ -141,32 +141,35 @@ class DoctorScreen(CockpitScreen):
         if (check := self.chosen) is None or not check.get("mend"):
             return
         if not check.get("fix"):
-            text = f"{check['mend']}\n\nThis is left to you: it may change more than this check."
-            await self.app.push_screen_wait(Confirm(f"Mend {check['name']} by hand", text, {}))
+            text = tr("{mend}\n\nThis is left to you: it may change more than this check.", mend=check["mend"])
+            await self.app.push_screen_wait(Confirm(tr("Mend {name} by hand", name=check["name"]), text, {}))
             return
         command = " ".join(("cockpit", *check["fix"]))
-        if not await self.app.push_screen_wait(Confirm(f"Mend {check['name']}", command, {"y": "run it"})):
+        if not await self.app.push_screen_wait(
+            Confirm(tr("Mend {name}", name=check["name"]), command, {"y": tr("run it")})
+        ):
             return
         self._verdict(Content(f"{command} …"))
         if (found := await self._ask_doctor(check["name"], "--fix", "--yes")) is not None:
             self._show_checks(replace(self.checks, {check["name"]}, found["checks"]))
             failed = [each["command"] for each in found.get("mended", ()) if each["status"]]
             if failed:
-                self.notify(f"{failed[0]} failed: run it in a terminal to see why", severity="error")
+                self.notify(tr("{failed} failed: run it in a terminal to see why", failed=failed[0]), severity="error")
 
     @opens_dialog
     @work(exclusive=True, group="doctor")
     async def action_stress(self) -> None:
         """Test the cards after a question."""
-        text = (
-            f"Every card that nobody uses computes for {STRESS_SECONDS} s, and its free memory is filled. "
-            "Without a card, the CPU is tested. What else runs here becomes slower meanwhile."
+        text = tr(
+            "Every card that nobody uses computes for {STRESS_SECONDS} s, and its free memory is "
+            "filled. Without a card, the CPU is tested. What else runs here becomes slower meanwhile.",
+            STRESS_SECONDS=STRESS_SECONDS,
         )
-        if await self.app.push_screen_wait(Confirm("Test the cards", text, {"y": "test them"})):
+        if await self.app.push_screen_wait(Confirm(tr("Test the cards"), text, {"y": tr("test them")})):
             await self._stress()
 
     async def _stress(self) -> None:
-        self._verdict(Content(f"testing for {STRESS_SECONDS} s …"))
+        self._verdict(Content(tr("testing for {STRESS_SECONDS} s …", STRESS_SECONDS=STRESS_SECONDS)))
         if (found := await self._ask_doctor(f"--stress={STRESS_SECONDS}")) is not None:
             others = [check for check in self.checks if not check.get("stress")]
             self._show_checks([*({**each, "stress": True} for each in found["checks"]), *others])
@@ -209,10 +212,10 @@ class DoctorScreen(CockpitScreen):
                 return found
         except (ValueError, KeyError, IndexError, TypeError):
             pass
-        self._verdict(Content.styled("✗ the doctor itself failed; r runs it again", "$text-error"))
+        self._verdict(Content.styled(tr("✗ the doctor itself failed; r runs it again"), "$text-error"))
         self.checks = []
         self.listing.clear_options()
-        self.listing.add_option(Content(errors.strip() or "it printed nothing"))
+        self.listing.add_option(Content(errors.strip() or tr("it printed nothing")))
         return None
 
     def _show_checks(self, checks: list[Found]) -> None:
@@ -220,9 +223,13 @@ class DoctorScreen(CockpitScreen):
         before = self.chosen
         self.checks = checks
         failed = sum(check["ok"] is False for check in checks)
-        words = "requirement fails" if failed == 1 else "requirements fail"
-        good = Content.styled("✓ all requirements are met", "$text-success")
-        self._verdict(Content.styled(f"✗ {failed} {words}: see →", "$text-error") if failed else good)
+        words = tr("requirement fails") if failed == 1 else tr("requirements fail")
+        good = Content.styled(tr("✓ all requirements are met"), "$text-success")
+        self._verdict(
+            Content.styled(tr("✗ {failed} {words}: see →", failed=failed, words=words), "$text-error")
+            if failed
+            else good
+        )
         self.listing.clear_options()
         self.listing.add_options([describe(check) for check in checks])
         same = (at for at, check in enumerate(checks) if before is not None and check["name"] == before["name"])

@@ -14,6 +14,7 @@ from textual.widgets import DataTable, Static
 
 from cockpit.connection.service_client import ServiceClient
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.state.app_state import RunHistory
 from cockpit.state.evaluation_results import (
@@ -107,7 +108,7 @@ data it uses the rows that the run held out. Leaving this screen stops the measu
 
     def compose_body(self) -> ComposeResult:
         yield Static(id="place")
-        yield Static(NOTHING, id="none")
+        yield Static(tr(NOTHING), id="none")
         with Vertical(id="listing"):
             yield DataTable(id="list", cursor_type="row", zebra_stripes=True)
             with VerticalScroll(id="below", can_focus=False):
@@ -118,7 +119,7 @@ data it uses the rows that the run held out. Leaving this screen stops the measu
         yield Static(id="progress")
 
     def on_mount(self) -> None:
-        self._show_status("reading …")
+        self._show_status(tr("reading …"))
         self.action_reload()
 
     async def on_unmount(self) -> None:
@@ -191,11 +192,17 @@ data it uses the rows that the run held out. Leaving this screen stops the measu
 
     def _describe(self) -> None:
         chosen = self._selected()
-        marked = "  ·  o on another one compares the two" if len(self._marked) == 1 else ""
+        marked = tr("  ·  o on another one compares the two") if len(self._marked) == 1 else ""
         count = len(self.evaluations)
-        counted = f"{count} evaluation{'s'[: count != 1]}"
+        counted = tr("{count} evaluation{plural}", count=count, plural="s"[: count != 1])
         self._show_status(
-            f"{self.run_id}  ·  {counted}  ·  {BEST} best on the same rows{marked or '  ·  Enter: replies'}"
+            tr(
+                "{run_id}  ·  {counted}  ·  {BEST} best on the same rows{marked}",
+                run_id=self.run_id,
+                counted=counted,
+                BEST=BEST,
+                marked=marked or "  ·  Enter: replies",
+            )
         )
         self.query_one("#about", Static).update(describe_evaluation(chosen, self.app.size.width - 3) if chosen else "")
 
@@ -218,7 +225,7 @@ data it uses the rows that the run held out. Leaving this screen stops the measu
         if chosen is None:
             return
         if not chosen["directory"]:
-            self.notify("its replies were not stored: measure that checkpoint with n", severity="warning")
+            self.notify(tr("its replies were not stored: measure that checkpoint with n"), severity="warning")
             return
         name = chosen["name"]
         self._marked = (
@@ -234,14 +241,19 @@ data it uses the rows that the run held out. Leaving this screen stops the measu
         named = {each["name"]: each for each in self.evaluations}
         pair, self._marked = sorted((named[name] for name in self._marked), key=self.evaluations.index), []
         arguments = {"first": pair[0]["directory"], "second": pair[1]["directory"]}
-        self._show_status("comparing …")
+        self._show_status(tr("comparing …"))
         result = await self._ask(self.reader, "compare", arguments)
         if result is None:
             self._fill_list()
             return
         self._show("compared")
         self._show_status(
-            f"{evaluation_title(pair[0])} against {evaluation_title(pair[1])}  ·  {pair[0]['data']}  ·  Esc goes back"
+            tr(
+                "{evaluation_title} against {evaluation_title_2}  ·  {data}  ·  Esc goes back",
+                evaluation_title=evaluation_title(pair[0]),
+                evaluation_title_2=evaluation_title(pair[1]),
+                data=pair[0]["data"],
+            )
         )
         first, second = (f"{each['step']:,} {origin_name(each)}" for each in pair)
         self.query_one("#comparison", Static).update(
@@ -257,7 +269,7 @@ data it uses the rows that the run held out. Leaving this screen stops the measu
         if chosen is None or self.view != "list":
             return
         if not chosen["directory"] or not chosen["replies"]:
-            self.notify("its replies were not stored", severity="warning")
+            self.notify(tr("its replies were not stored"), severity="warning")
             return
         if await self.query_one(EvaluationReplies).open(chosen):
             self._show("replies")
@@ -275,7 +287,7 @@ data it uses the rows that the run held out. Leaving this screen stops the measu
         self._show_headline()
 
     def _show_headline(self) -> None:
-        self._show_status(f"{self.query_one(EvaluationReplies).headline}  ·  Esc goes back")
+        self._show_status(tr("{headline}  ·  Esc goes back", headline=self.query_one(EvaluationReplies).headline))
 
     def action_scroll(self, by: int) -> None:
         panel = self.query_one({"replies": "#reply", "compared": "#compared"}.get(self.view, "#below"))
@@ -305,17 +317,17 @@ data it uses the rows that the run held out. Leaving this screen stops the measu
     async def action_measure(self) -> None:
         """Choose a checkpoint, ask for the settings, and measure it."""
         if self._request:
-            self.notify("an evaluation is running; x stops it", severity="warning")
+            self.notify(tr("an evaluation is running; x stops it"), severity="warning")
             return
         found = await self._ask(self.reader, "listed", {"run": self.run_id})
         if found is None:
             return
         steps = list(reversed(found["checkpoints"]))
         if not steps:
-            self.notify("this run has no checkpoint yet", severity="warning")
+            self.notify(tr("this run has no checkpoint yet"), severity="warning")
             return
-        choices = [Choice(f"{self.run_id}@{step}", f"step {step:,}") for step in steps]
-        target = await self.app.push_screen_wait(Picker("Measure which checkpoint", "type to filter", choices))
+        choices = [Choice(f"{self.run_id}@{step}", tr("step {step:,}", step=step)) for step in steps]
+        target = await self.app.push_screen_wait(Picker(tr("Measure which checkpoint"), tr("type to filter"), choices))
         if target is None:
             return
         settings = await self._ask_settings()
@@ -325,8 +337,11 @@ data it uses the rows that the run held out. Leaving this screen stops the measu
     async def _ask_settings(self) -> dict[str, Any] | None:
         text, problem = DEFAULT_SETTINGS, ""
         while True:
-            question = f"{problem}Settings as NAME=VALUE; without data, the rows that the run held out are used"
-            answer = await self.app.push_screen_wait(Prompt("Measure", question, text))
+            question = tr(
+                "{problem}Settings as NAME=VALUE; without data, the rows that the run held out are used",
+                problem=problem,
+            )
+            answer = await self.app.push_screen_wait(Prompt(tr("Measure"), question, text))
             if answer is None:
                 return None
             text = answer
@@ -346,7 +361,7 @@ data it uses the rows that the run held out. Leaving this screen stops the measu
         await self.measurer.close()  # frees the model's memory
         if result is not None:
             main = next(iter(result["metrics"].items()), ("replies", result["replies"]))
-            self.notify(f"{target}: {main[0]} {format_number(main[1])}", title="measured")
+            self.notify(f"{target}: {main[0]} {format_number(main[1])}", title=tr("measured"))
         self.action_reload()
 
     @work(group="cancel")
@@ -360,14 +375,14 @@ data it uses the rows that the run held out. Leaving this screen stops the measu
         bar.add_class("-shown")
         length = 20
         full = round(length * done / total) if total else 0
-        counted = f" {done:,} of {total:,}" if total else ""
+        counted = tr(" {done:,} of {total:,}", done=done, total=total) if total else ""
         bar.update(
             Content.assemble(
                 (f"{data.get('target', '')}  ", "$text"),
                 ("━" * full, "$accent"),
                 ("─" * (length - full), "$primary 50%"),
                 f"  {data.get('stage', '')}{counted}",
-                ("  x stops it", MUTED),
+                (tr("  x stops it"), MUTED),
             )
         )
 

@@ -9,6 +9,7 @@ from textual.widgets import Static
 
 from cockpit.content import Content
 from cockpit.fault_guard import Fault, FaultPage
+from cockpit.language.translate import tr
 
 
 class FaultScreen(FaultPage):
@@ -32,7 +33,7 @@ class FaultScreen(FaultPage):
     def compose(self) -> ComposeResult:
         with VerticalScroll():
             yield Static(self._text(), id="text")
-        keys = (("Esc", "Back"), ("c", "Copy the report"), ("q", "Detach"))
+        keys = (("Esc", "Back"), ("c", tr("Copy the report")), ("q", "Detach"))
         parts = [part for key, label in keys for part in ((f" {key} ", "bold $accent"), f"{label} ")]
         yield Static(Content.assemble(*parts), id="keys")
 
@@ -42,13 +43,18 @@ class FaultScreen(FaultPage):
 
     def _text(self) -> Content:
         problem = self.fault.problem
-        way = "Esc closes the screen that failed." if self.fault.broken else "Esc goes back to where you were."
-        more = f"\n{self._more} more since then; the log has them." if self._more else ""
+        way = tr("Esc closes the screen that failed.") if self.fault.broken else tr("Esc goes back to where you were.")
+        more = tr("\n{more} more since then; the log has them.", more=self._more) if self._more else ""
         return Content.assemble(
             (f"✗ {problem.title}\n\n", "bold $text-error"),
             f"{problem.cause}\n",
-            (f"{problem.place}\ncode {problem.code}{more}\n\n", "$text-muted"),
-            f"Your runs go on, and so does this app. {way}\nThe report is in {self._log}.\n→ {problem.hint}\n\n",
+            (tr("{place}\ncode {code}{more}\n\n", place=problem.place, code=problem.code, more=more), "$text-muted"),
+            tr(
+                "Your runs go on, and so does this app. {way}\nThe report is in {log}.\n→ {hint}\n\n",
+                way=way,
+                log=self._log,
+                hint=problem.hint,
+            ),
             (self.fault.report, "dim"),
         )
 
@@ -57,4 +63,4 @@ class FaultScreen(FaultPage):
 
     def action_copy(self) -> None:
         self.app.copy_to_clipboard(self.fault.report)
-        self.notify("copied: the report")
+        self.notify(tr("copied: the report"))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from textual.command import Hit, Hits, Provider
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.profiles.files import list_profiles
 
 if TYPE_CHECKING:
@@ -102,18 +103,20 @@ class Finder(Provider):
         app = self.cockpit
         for run in sorted(app.state.runs.values(), key=lambda run: -run.created):
             loss = run.metrics.get("train/loss")
-            facts = [run.state, run.name, f"loss {loss:.4g}" if loss is not None else ""]
-            yield Entry(run.id, f"run · {' · '.join(filter(None, facts))}", partial(app.open_run, run.id))
+            facts = [run.state, run.name, tr("loss {loss:.4g}", loss=loss) if loss is not None else ""]
+            yield Entry(
+                run.id, tr("run · {filter}", filter=" · ".join(filter(None, facts))), partial(app.open_run, run.id)
+            )
             history = app.state.histories.get(run.id)
             for entry in history.checkpoints if history else ():
                 target = f"{run.id}@{entry['step']}"
-                yield Entry(target, "checkpoint · talk to it in Chat", partial(self._chat, target))
+                yield Entry(target, tr("checkpoint · talk to it in Chat"), partial(self._chat, target))
 
     def _hosts(self) -> Iterator[Entry]:
         app = self.cockpit
         if app.engines[0].name:
             for at, engine in enumerate(app.engines):
-                yield Entry(engine.name, "host · show its screens", partial(app.go_to_host, at))
+                yield Entry(engine.name, tr("host · show its screens"), partial(app.go_to_host, at))
 
     def _read_files(self) -> list[Entry]:
         """The profiles and the settings of a profile; in a thread, because this imports and reads."""
@@ -121,11 +124,13 @@ class Finder(Provider):
 
         app = self.cockpit
         found = [
-            Entry(file.name, f"profile · {file.place}", partial(app.open_profile, file.path))
+            Entry(file.name, tr("profile · {place}", place=file.place), partial(app.open_profile, file.path))
             for file in list_profiles(app.home, Path.cwd())
         ]
         for field in list_fields():
-            found.append(Entry(field.key, f"setting · {field.help}"[:80], partial(self._setting, field.key)))
+            found.append(
+                Entry(field.key, tr("setting · {help}", help=field.help)[:80], partial(self._setting, field.key))
+            )
         return found
 
     async def _setting(self, key: str) -> None:

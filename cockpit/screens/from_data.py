@@ -11,6 +11,7 @@ from typing import Any
 from textual import work
 
 from cockpit.connection.json_verb import read_json
+from cockpit.language.translate import tr
 from cockpit.profiles.files import free_path, user_folder, write_profile
 from cockpit.screens.base import opens_dialog
 from cockpit.screens.review import ReviewScreen
@@ -28,11 +29,11 @@ class DraftingScreen(ReviewScreen):
     async def action_train(self) -> None:
         """Have the worker write a profile from the open rows, show what it found, and go to the profile."""
         if not self.summary:
-            self.notify("o opens a data file first", severity="warning")
+            self.notify(tr("o opens a data file first"), severity="warning")
             return
         if self.request:  # tokens are being counted, and are counted again
             await self.worker.cancel(self.request)
-        self.show_status("writing a profile …", "Esc stops")
+        self.show_status(tr("writing a profile …"), tr("Esc stops"))
         facts = await self.ask("draft", {"name": name_after(self.data_name)})
         await self.show_current()
         if facts is not None:
@@ -67,6 +68,6 @@ class DraftingScreen(ReviewScreen):
         try:
             await asyncio.to_thread(write_profile, path, text, self.app.home)
         except OSError as error:
-            self.notify(f"cannot write {path}: {error.strerror}", severity="error")
+            self.notify(tr("cannot write {path}: {strerror}", path=path, strerror=error.strerror), severity="error")
             return
         await self.app.open_profile(path)

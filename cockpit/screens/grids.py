@@ -7,6 +7,7 @@ import asyncio
 from textual import work
 
 from cockpit.connection.json_verb import read_json
+from cockpit.language.translate import tr
 from cockpit.profiles import grids
 from cockpit.profiles.grids import Grid
 from cockpit.screens.base import opens_dialog
@@ -27,13 +28,15 @@ class GridsScreen(RunBatchScreen):
 
         found = await self._read_grids()
         if not found:
-            hint = "cockpit train PROFILE --grid training.learning_rate=1e-4,3e-4 queues one"
-            self.notify(hint, title="No grids yet", severity="warning")
+            hint = tr("cockpit train PROFILE --grid training.learning_rate=1e-4,3e-4 queues one")
+            self.notify(hint, title=tr("No grids yet"), severity="warning")
             return
         chosen = found[0]
         if len(found) > 1:
             choices = [Choice(each.name, _describe(each)) for each in found]
-            name = await self.app.push_screen_wait(Picker("Compare the runs of a grid", "the newest first", choices))
+            name = await self.app.push_screen_wait(
+                Picker(tr("Compare the runs of a grid"), tr("the newest first"), choices)
+            )
             chosen = next((each for each in found if each.name == name), None)  # type: ignore[assignment]
         if chosen is not None and (run := await self.app.push_screen_wait(GridDialog(chosen))):
             await self.app.open_run(run)
@@ -51,4 +54,10 @@ class GridsScreen(RunBatchScreen):
 
 
 def _describe(grid: Grid) -> str:
-    return f"{counted(len(grid.runs), 'run')} of {grid.profile} · {', '.join(grid.axes)} · {format_age(grid.created)}"
+    return tr(
+        "{runs} of {profile} · {axes} · {created}",
+        runs=counted(len(grid.runs), "run"),
+        profile=grid.profile,
+        axes=", ".join(grid.axes),
+        created=format_age(grid.created),
+    )

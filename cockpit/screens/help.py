@@ -43,8 +43,8 @@ class HelpScreen(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         with VerticalScroll() as box:
-            box.border_title = "Help"
-            box.border_subtitle = "Esc closes"
+            box.border_title = tr("Help")
+            box.border_subtitle = tr("Esc closes")
             yield Static(id="text")
 
     def on_resize(self) -> None:
@@ -60,7 +60,9 @@ class HelpScreen(ModalScreen[None]):
             blocks.setdefault(group, [Content.styled(tr(group), "bold")]).extend(_line(key, tr(sentence), now, width))
         screens = " · ".join(f"{at} {tr(title)}" for at, (title, _) in enumerate(SCREENS.values(), start=1))
         everywhere = blocks.setdefault("Everywhere", [Content.styled(tr("Everywhere"), "bold")])
-        everywhere[1:1] = _line("1–6", f"{screens}. While you type: alt and the digit.", True, width)
+        everywhere[1:1] = _line(
+            "1–6", tr("{screens}. While you type: alt and the digit.", screens=screens), True, width
+        )
         last = blocks.pop("Everywhere")
         about = _paragraphs(tr(getattr(self._about, "HELP_TEXT", "")), width)
         return Content("\n\n").join(Content("\n").join(block) for block in (*blocks.values(), last, about) if block)

@@ -13,6 +13,7 @@ from textual.widgets import Input, Static
 
 from cockpit.connection.panel_store import load_layout, save_layout
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.state.app_state import RunHistory
 from cockpit.state.panel_layout import PanelLayout, page_of, panel_grid
@@ -89,7 +90,7 @@ share the crosshair, the range and the x axis; each has its own scale and smooth
 
     def compose_body(self) -> ComposeResult:
         yield Static(id="legend")
-        yield Input(placeholder="words in the name; !word leaves out", id="words", compact=True)
+        yield Input(placeholder=tr("words in the name; !word leaves out"), id="words", compact=True)
         yield Container(id="panels")
         yield Static(id="nothing")
 
@@ -160,10 +161,10 @@ share the crosshair, the range and the x axis; each has its own scale and smooth
 
     def _why_empty(self) -> str:
         if self.words:
-            return "No metric has these words in its name; Esc takes the filter away"
+            return tr("No metric has these words in its name; Esc takes the filter away")
         if self.names():
-            return "All panels are hidden; u shows them again"
-        return "No metrics yet: they come with the first step"
+            return tr("All panels are hidden; u shows them again")
+        return tr("No metrics yet: they come with the first step")
 
     def _show_legend(self, count: int, pages: int) -> None:
         parts = []
@@ -172,10 +173,10 @@ share the crosshair, the range and the x axis; each has its own scale and smooth
             mark = f"{RUN_MARKS[at]} " if len(self.runs) > 1 else ""
             parts.append(Content.assemble((mark, RUN_COLOURS[at][light]), (run, "bold $text")))
         hidden = len(self.layout_kept.hidden & set(self.names())) if not self.words else 0
-        facts = [f"{count} metric{'s'[: count != 1]}"]
-        facts += [f"{hidden} hidden"] if hidden else []
-        facts += [f"page {self._page + 1}/{pages}"] if pages > 1 else []
-        facts += [f"over {self.layout_kept.kind}"] if self.layout_kept.kind != "step" else []
+        facts = [tr("{count} metric{plural}", count=count, plural="s"[: count != 1])]
+        facts += [tr("{hidden} hidden", hidden=hidden)] if hidden else []
+        facts += [tr("page {page}/{pages}", page=self._page + 1, pages=pages)] if pages > 1 else []
+        facts += [tr("over {kind}", kind=self.layout_kept.kind)] if self.layout_kept.kind != "step" else []
         parts.append(Content.styled(" · ".join(facts), "$text-muted"))
         self.query_one("#legend", Static).update(Content("   ").join(parts))
 
@@ -370,15 +371,15 @@ share the crosshair, the range and the x axis; each has its own scale and smooth
             if run.metrics and (run.id not in self.runs or len(self.runs) > 1)
         ]
         if not choices:
-            self.notify("there is no other run with metrics", severity="warning")
+            self.notify(tr("there is no other run with metrics"), severity="warning")
             return
-        chosen = await self.app.push_screen_wait(Picker("Draw which run over these", "type to filter", choices))
+        chosen = await self.app.push_screen_wait(Picker(tr("Draw which run over these"), tr("type to filter"), choices))
         if chosen is None or chosen not in self.app.state.runs:
             return
         if chosen in self.runs:
             self.runs = [run for run in self.runs if run != chosen]
         elif len(self.runs) == RUNS:
-            self.notify(f"{RUNS} runs are the most that can be told apart", severity="warning")
+            self.notify(tr("{RUNS} runs are the most that can be told apart", RUNS=RUNS), severity="warning")
             return
         else:
             self.runs = [*self.runs, chosen]

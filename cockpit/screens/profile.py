@@ -17,6 +17,7 @@ from textual.widgets import OptionList, Static, TextArea
 from cockpit.connection.drafts import PROFILE
 from cockpit.connection.submission import build_submission
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.profiles.check import ProfileCheck, check_profile, summarize_launch
 from cockpit.profiles.differences import mark_copy
 from cockpit.profiles.files import ProfileFile, free_path, list_profiles, user_folder, write_profile
@@ -148,7 +149,11 @@ class ProfileScreen(ProfileToolsScreen):
         self.files += [ProfileFile(path, "draft") for path in self.drafts if path not in known]
         if left:
             names = ", ".join(Path(draft["key"]).stem for draft in left)
-            self.notify(f"{names}: what was not saved is back, marked with *", title="Unsaved edits", timeout=8)
+            self.notify(
+                tr("{names}: what was not saved is back, marked with *", names=names),
+                title=tr("Unsaved edits"),
+                timeout=8,
+            )
 
     def _take_drafts(self) -> None:
         """In a thread. It goes on when the files are loaded anew meanwhile, and what it has found must not be lost."""
@@ -173,7 +178,7 @@ class ProfileScreen(ProfileToolsScreen):
             self.saved = file.path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             if file.path not in self.drafts:
-                self.notify(f"cannot read {file.path}: {error}", severity="error")
+                self.notify(tr("cannot read {path}: {error}", path=file.path, error=error), severity="error")
                 return
             self.saved = ""
         self.file = file
@@ -238,12 +243,12 @@ class ProfileScreen(ProfileToolsScreen):
         listing.clear_options()
         listing.add_options([_issue_line(issue) for issue in issues])
         status = (
-            (f"✗ {len(issues)} problem{'s' * (len(issues) > 1)}", "$text-error")
+            (tr("✗ {issues} problem{plural}", issues=len(issues), plural="s" * (len(issues) > 1)), "$text-error")
             if issues
-            else ("✓ valid", "$text-success")
+            else (tr("✓ valid"), "$text-success")
         )
         assert self.file is not None
-        place = "built-in, read-only: ctrl+s saves a copy" if self.file.builtin else str(self.file.path)
+        place = tr("built-in, read-only: ctrl+s saves a copy") if self.file.builtin else str(self.file.path)
         self.query_one("#status", Static).update(
             Content.assemble(status, "  ", (self.file.name, "bold"), (f"  {place}", "dim"))
         )
@@ -288,7 +293,9 @@ class ProfileScreen(ProfileToolsScreen):
     def _edit(self, change: Callable[[str], str]) -> None:
         """Apply a change from the form to the text; ctrl+z in the text undoes it."""
         if self.file is None or self.file.builtin:
-            self.notify("built-in profiles are read-only: ctrl+s saves a copy that you can change", severity="warning")
+            self.notify(
+                tr("built-in profiles are read-only: ctrl+s saves a copy that you can change"), severity="warning"
+            )
             return
         try:
             text = change(self.editor.text)
@@ -305,11 +312,11 @@ class ProfileScreen(ProfileToolsScreen):
         if result is None:
             return
         if result.profile is None:
-            self.notify("fix the problems first: ctrl+g goes to each", severity="error")
+            self.notify(tr("fix the problems first: ctrl+g goes to each"), severity="error")
             return
         if result.profile.launch.via != "local":
             self.notify(
-                "the cards of other hosts are not known: name them with `cockpit fit --cards`", severity="warning"
+                tr("the cards of other hosts are not known: name them with `cockpit fit --cards`"), severity="warning"
             )
             return
         text = result.text
@@ -327,7 +334,7 @@ class ProfileScreen(ProfileToolsScreen):
         text = mark_copy(text, file.name) if file.builtin else text
         proposed = free_path(user_folder(self.app.home) / file.path.name) if file.builtin else file.path
         answer = await self.app.push_screen_wait(
-            Prompt("Save as", "A path; relative to the working directory.", str(proposed), paths=True)
+            Prompt(tr("Save as"), tr("A path; relative to the working directory."), str(proposed), paths=True)
         )
         if not answer:
             return
@@ -338,11 +345,11 @@ class ProfileScreen(ProfileToolsScreen):
         try:
             await asyncio.to_thread(write_profile, path, text, self.app.home)
         except OSError as error:
-            self.notify(f"cannot write {path}: {error.strerror}", severity="error")
+            self.notify(tr("cannot write {path}: {strerror}", path=path, strerror=error.strerror), severity="error")
             return
         self._forget_draft(file.path)
         self._forget_draft(path)
-        self.notify(f"saved {path}")
+        self.notify(tr("saved {path}", path=path))
         self.load_files(path)
 
     async def _may_write(self, path: Path, file: ProfileFile, text: str) -> bool:
@@ -353,14 +360,16 @@ class ProfileScreen(ProfileToolsScreen):
         except FileNotFoundError:
             return True
         except OSError as error:
-            self.notify(f"cannot read {path}: {error.strerror}", severity="error")
+            self.notify(tr("cannot read {path}: {strerror}", path=path, strerror=error.strerror), severity="error")
             return False
         unchanged = path == file.path and there == self._bases.get(path, "").encode()
         if unchanged or there == text.encode():
             return True
-        changed = "It has changed on disk since you opened it." if path == file.path else "It is another file."
-        choices = {"y": "replace it"}
-        answer = await self.app.push_screen_wait(Confirm("Replace the file?", f"{path} exists. {changed}", choices))
+        changed = tr("It has changed on disk since you opened it.") if path == file.path else tr("It is another file.")
+        choices = {"y": tr("replace it")}
+        answer = await self.app.push_screen_wait(
+            Confirm(tr("Replace the file?"), tr("{path} exists. {changed}", path=path, changed=changed), choices)
+        )
         return answer is not None
 
     @opens_dialog
@@ -372,10 +381,12 @@ class ProfileScreen(ProfileToolsScreen):
             return
         profile = result.profile
         if profile is None:
-            self.notify("fix the problems first: ctrl+g goes to each", severity="error")
+            self.notify(tr("fix the problems first: ctrl+g goes to each"), severity="error")
             self._go_to_issue(0)
             return
-        if not await self.app.push_screen_wait(Confirm("Launch", summarize_launch(profile), {"y": "launch it"})):
+        if not await self.app.push_screen_wait(
+            Confirm(tr("Launch"), summarize_launch(profile), {"y": tr("launch it")})
+        ):
             return
         engine = self.app.engine
         directory = "" if engine.is_here else engine.directory

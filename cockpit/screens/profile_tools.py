@@ -14,6 +14,7 @@ from textual import on, work
 from textual.app import SuspendNotSupported
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.profiles.differences import Difference, compare, find_parent
 from cockpit.profiles.files import ProfileFile
 from cockpit.profiles.yaml_edit import read_yaml, set_value, to_flow_yaml, value_at
@@ -65,10 +66,12 @@ class ProfileToolsScreen(CockpitScreen):
         """Open the text in $VISUAL or $EDITOR, and take over what was saved there."""
         command = os.environ.get("VISUAL") or os.environ.get("EDITOR")
         if self.file is None or self.file.builtin:
-            self.notify("built-in profiles are read-only: ctrl+s saves a copy that you can change", severity="warning")
+            self.notify(
+                tr("built-in profiles are read-only: ctrl+s saves a copy that you can change"), severity="warning"
+            )
             return
         if not command:
-            self.notify("set EDITOR, for instance: export EDITOR=vim", title="No editor", severity="warning")
+            self.notify(tr("set EDITOR, for instance: export EDITOR=vim"), title=tr("No editor"), severity="warning")
             return
         before = self.editor.text
         try:
@@ -79,10 +82,18 @@ class ProfileToolsScreen(CockpitScreen):
                     status = subprocess.run([*shlex.split(command), str(path)], check=False).returncode
                 text = path.read_text(encoding="utf-8")
         except (OSError, ValueError, SuspendNotSupported) as error:
-            self.notify(str(error) or "this terminal cannot run it", title=f"{command} failed", severity="error")
+            self.notify(
+                str(error) or tr("this terminal cannot run it"),
+                title=tr("{command} failed", command=command),
+                severity="error",
+            )
             return
         if status:
-            self.notify(f"it ended with status {status}; nothing is taken over", title=command, severity="warning")
+            self.notify(
+                tr("it ended with status {status}; nothing is taken over", status=status),
+                title=command,
+                severity="warning",
+            )
         elif text != before:
             self._edit(lambda _: text)
 
@@ -94,7 +105,7 @@ class ProfileToolsScreen(CockpitScreen):
             return
         text = self.editor.text
         parent = find_parent(text)
-        choices = [Choice(SAVED, "what is not saved yet")] if text != self.saved else []
+        choices = [Choice(tr(SAVED), tr("what is not saved yet"))] if text != self.saved else []
         others = [file for file in self.files if file.path != self.file.path]
         others.sort(key=lambda file: (file.name != parent, not file.builtin))
         named: dict[str, ProfileFile] = {}
@@ -102,14 +113,16 @@ class ProfileToolsScreen(CockpitScreen):
             label = f"{file.name} {file.place}"
             named[str(file.path) if label in named else label] = file
         choices += [
-            Choice(label, "it was copied from this" if file.name == parent and file.builtin else "")
+            Choice(label, tr("it was copied from this") if file.name == parent and file.builtin else "")
             for label, file in named.items()
         ]
-        name = await self.app.push_screen_wait(Picker("Differences to", "a profile of the list", choices))
+        name = await self.app.push_screen_wait(Picker(tr("Differences to"), tr("a profile of the list"), choices))
         theirs = self.saved if name == SAVED else self._read(named.get(name or ""))
         if name and theirs is not None:
             found = compare(theirs, text)
-            title = f"{self.file.name} beside {name}: {len(found)} settings differ"
+            title = tr(
+                "{name} beside {name_2}: {found} settings differ", name=self.file.name, name_2=name, found=len(found)
+            )
             await self.app.push_screen_wait(TextDialog(title, describe(found)))
 
     def _read(self, file: ProfileFile | None) -> str | None:
@@ -118,14 +131,14 @@ class ProfileToolsScreen(CockpitScreen):
         try:
             return file.path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            self.notify(f"cannot read {file.path}: {error}", severity="error")
+            self.notify(tr("cannot read {path}: {error}", path=file.path, error=error), severity="error")
             return None
 
 
 def describe(found: list[Difference]) -> Content:
     """Each setting with the other profile's value and this one's below it."""
     if not found:
-        return Content("No setting differs.")
+        return Content(tr("No setting differs."))
     lines = []
     for each in found:
         lines.append(Content.styled(each.key, "bold"))

@@ -16,6 +16,7 @@ from textual.widgets import Input, Select
 from cockpit.connection.chat_target import ChatTarget
 from cockpit.connection.service_client import ServiceClient
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.profiles.files import list_profiles, write_profile
 from cockpit.screens.base import opens_dialog
 from cockpit.screens.save import SaveScreen
@@ -56,10 +57,13 @@ class ReplyToolsScreen(SaveScreen):
     async def action_system(self) -> None:
         """Edit the system prompt."""
         panel = self.query_one(Sampling)
-        text = "What every model is told before the conversation, from the next question on. Empty: nothing."
+        text = tr("What every model is told before the conversation, from the next question on. Empty: nothing.")
         if panel.chosen_task:
-            text += f" The task {panel.chosen_task.replace('_', ' ')} has a prompt of its own, which is sent instead."
-        written = await self.app.push_screen_wait(WriteDialog("System prompt", text, panel.system))
+            text += tr(
+                " The task {replace} has a prompt of its own, which is sent instead.",
+                replace=panel.chosen_task.replace("_", " "),
+            )
+        written = await self.app.push_screen_wait(WriteDialog(tr("System prompt"), text, panel.system))
         if written is not None:
             panel.system = written.strip()
             self.chat = replace(self.chat, system=panel.system)
@@ -78,14 +82,14 @@ class ReplyToolsScreen(SaveScreen):
             if found is None:
                 return
             settings, tree = found, replace(self.chat, system=self.query_one(Sampling).system)
-            name = self.targets[min(column, len(self.targets) - 1)].label if self.targets else "the model"
+            name = self.targets[min(column, len(self.targets) - 1)].label if self.targets else tr("the model")
             if turn is None:
                 tree = tree.add_question(self.query_one(ChatInput).text or "…")
                 question = tree.turns[-1].id
             else:
                 question = turn.id
         shown = describe_sent(sent_messages(tree, question, column, settings), settings)
-        await self.app.push_screen_wait(TextDialog(f"What {name} gets", shown))
+        await self.app.push_screen_wait(TextDialog(tr("What {name} gets", name=name), shown))
 
     def _selected(self) -> tuple[Turn | None, int]:
         """The selected turn, unless the user is writing, and the column of its reply."""
@@ -105,7 +109,7 @@ class ReplyToolsScreen(SaveScreen):
         target = self._target_of(reply, column)
         settings = dict(reply.facts.get("settings") or {})
         asked = {"messages": self.chat.messages(turn.parent, column), "reply": reply.text, "thinking": reply.thinking}
-        await self._score(target, asked | {key: settings[key] for key in ("task",) if key in settings}, "the reply")
+        await self._score(target, asked | {key: settings[key] for key in ("task",) if key in settings}, tr("the reply"))
 
     @opens_dialog
     @work(exclusive=True, group="score")
@@ -114,13 +118,16 @@ class ReplyToolsScreen(SaveScreen):
         if self.refuse_while_busy():
             return
         if not self.targets:
-            self.notify("ctrl+t picks the model that reads it", severity="warning")
+            self.notify(tr("ctrl+t picks the model that reads it"), severity="warning")
             return
         target = self.targets[min(self.conversation.column, len(self.targets) - 1)]
-        text = f"Paste or write a text: {target.label} says how well it expects each token behind those before."
-        written = await self.app.push_screen_wait(WriteDialog("Perplexity of a text", text, verb="measures it"))
+        text = tr(
+            "Paste or write a text: {label} says how well it expects each token behind those before.",
+            label=target.label,
+        )
+        written = await self.app.push_screen_wait(WriteDialog(tr("Perplexity of a text"), text, verb=tr("measures it")))
         if written and written.strip():
-            await self._score(target, {"text": written}, "the text")
+            await self._score(target, {"text": written}, tr("the text"))
 
     def _target_of(self, reply: ChatReply, column: int) -> ChatTarget | None:
         """The target that wrote the reply, else the one in its column."""
@@ -129,13 +136,13 @@ class ReplyToolsScreen(SaveScreen):
 
     async def _score(self, target: ChatTarget | None, arguments: dict[str, Any], what: str) -> None:
         if target is None:
-            self.notify("ctrl+t picks the model that reads it", severity="warning")
+            self.notify(tr("ctrl+t picks the model that reads it"), severity="warning")
             return
         if self.refuse_while_busy():
             return
         if target.loaded is None and not await self.load_columns([self.targets.index(target)]):
             return
-        self.show_status(target.label, "reading … Esc stops")
+        self.show_status(target.label, tr("reading … Esc stops"))
         self.refresh_bindings()
         try:
             scores = read_scores(await target.score(arguments))
@@ -146,7 +153,9 @@ class ReplyToolsScreen(SaveScreen):
         finally:
             self.show_loaded()
             self.refresh_bindings()
-        await self.app.push_screen_wait(TokenDialog(f"The tokens of {what} · {target.label}", scores))
+        await self.app.push_screen_wait(
+            TokenDialog(tr("The tokens of {what} · {label}", what=what, label=target.label), scores)
+        )
 
     # ── cases ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -157,12 +166,16 @@ class ReplyToolsScreen(SaveScreen):
         reply, question = turn.replies[column], self.chat.turns[turn.parent]
         run = reply.target.rpartition("@")[0]
         kept = self.app.settings.get(EVALUATION_SET, "")
-        choices = {"p": "a probe: every evaluation of the profile answers the question"}
-        choices["e"] = f"a row of {kept}" if kept else "a row of an evaluation set, with the reply as its reference"
+        choices = {"p": tr("a probe: every evaluation of the profile answers the question")}
+        choices["e"] = (
+            tr("a row of {kept}", kept=kept)
+            if kept
+            else tr("a row of an evaluation set, with the reply as its reference")
+        )
         if kept:
-            choices["o"] = "a row of another file"
-        text = f"“{_shorten(question.text)}” becomes"
-        chosen = await self.app.push_screen_wait(Confirm("Keep as a case", text, choices))
+            choices["o"] = tr("a row of another file")
+        text = tr("“{shorten}” becomes", shorten=_shorten(question.text))
+        chosen = await self.app.push_screen_wait(Confirm(tr("Keep as a case"), text, choices))
         if chosen == "p":
             await self._keep_probe(question.text, run)
         elif chosen in ("e", "o"):
@@ -179,38 +192,39 @@ class ReplyToolsScreen(SaveScreen):
         if not own:
             line = f"{PROBES}: {json.dumps([question], ensure_ascii=False)}"
             self.app.copy_to_clipboard(line)
-            why = "This setting of a profile makes it a probe; it is copied:\n\n"
-            await self.app.push_screen_wait(TextDialog("A probe", Content.assemble(why, (line, "bold"))))
+            why = tr("This setting of a profile makes it a probe; it is copied:\n\n")
+            await self.app.push_screen_wait(TextDialog(tr("A probe"), Content.assemble(why, (line, "bold"))))
             return
         path = own[0].path
         try:
             text = path.read_text(encoding="utf-8")
             probes = (read_yaml(text).get("evaluation") or {}).get("probes") or []
             if question in probes:
-                self.notify(f"{path} has this probe already")
+                self.notify(tr("{path} has this probe already", path=path))
                 return
             value = json.dumps([*probes, question], ensure_ascii=False)
             write_profile(path, set_value(text, PROBES, value), self.app.home)
         except (OSError, ValueError, TypeError) as error:
-            self.notify(f"{path}: {error}", title="Not kept", severity="error")
+            self.notify(f"{path}: {error}", title=tr("Not kept"), severity="error")
             return
         self.notify(
-            f"{path}: runs that are launched from now on answer it at every evaluation", title="A probe is kept"
+            tr("{path}: runs that are launched from now on answer it at every evaluation", path=path),
+            title=tr("A probe is kept"),
         )
 
     async def _keep_row(self, turn: Turn, column: int, run: str, path: str) -> None:
         """Append the conversation up to the reply, as the user corrects it, to a JSONL file."""
         reply = turn.replies[column]
-        text = "The answer that evaluations compare with. Correct it where the model is wrong."
-        reference = await self.app.push_screen_wait(WriteDialog("The reference", text, reply.text))
+        text = tr("The answer that evaluations compare with. Correct it where the model is wrong.")
+        reference = await self.app.push_screen_wait(WriteDialog(tr("The reference"), text, reply.text))
         if reference is None or not reference.strip():
             return
         if not path:
-            text = (
+            text = tr(
                 "A JSONL file, which is made if it is not there; name it in data.validation or data.test of a profile"
             )
             before = self.app.settings.get(EVALUATION_SET, "")
-            answer = await self.app.push_screen_wait(Prompt("Add to which file", text, before, paths=True))
+            answer = await self.app.push_screen_wait(Prompt(tr("Add to which file"), text, before, paths=True))
             if not answer:
                 return
             path = answer if Path(answer).suffix else f"{answer}.jsonl"
@@ -229,8 +243,8 @@ class ReplyToolsScreen(SaveScreen):
         finally:
             await rows.close()
         self.app.settings.set(EVALUATION_SET, kept["path"])
-        said = f"{kept['path']}, as {kept['format']}"
-        self.notify(said, title="A case is added" if kept["added"] else "The case is there already")
+        said = tr("{path}, as {format}", path=kept["path"], format=kept["format"])
+        self.notify(said, title=tr("A case is added") if kept["added"] else tr("The case is there already"))
 
 
 def describe_sent(messages: list[Message], settings: Mapping[str, Any]) -> Content:
@@ -239,11 +253,15 @@ def describe_sent(messages: list[Message], settings: Mapping[str, Any]) -> Conte
     sampling = {name: value for name, value in settings.items() if name not in ("task", "constrained")}
     if sampling:
         facts = "\n".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in sampling.items())
-        blocks.append(Content.assemble(("── sampling ──", "bold $warning"), "\n", facts))
+        blocks.append(Content.assemble((tr("── sampling ──"), "bold $warning"), "\n", facts))
     if task := settings.get("task"):
-        forced = "the reply is kept to it" if settings.get("constrained") else "the reply is free; it is checked by it"
+        forced = (
+            tr("the reply is kept to it")
+            if settings.get("constrained")
+            else tr("the reply is free; it is checked by it")
+        )
         schema = json.dumps(task_schema(str(task)), ensure_ascii=False, indent=1)
-        heading = f"── schema of {str(task).replace('_', ' ')}: {forced} ──"
+        heading = tr("── schema of {replace}: {forced} ──", replace=str(task).replace("_", " "), forced=forced)
         blocks.append(Content.assemble((heading, "bold $warning"), "\n", (schema, "dim")))
     return Content("\n\n").join(blocks)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from textual import work
 from textual.binding import Binding
 
+from cockpit.language.translate import tr
 from cockpit.screens.row_browser import EXPANDED, UNDECIDED, RowBrowserScreen
 
 REVIEW_ACTIONS = frozenset({"decide", "take_back", "undecided"})
@@ -51,7 +52,12 @@ class ReviewScreen(RowBrowserScreen):
             return
         counts = self.summary["decisions"]
         if not counts["undecided"]:
-            self.notify(f"{counts['accepted']:,} accepted, {counts['dropped']:,} dropped", title="Every row is decided")
+            self.notify(
+                tr(
+                    "{accepted:,} accepted, {dropped:,} dropped", accepted=counts["accepted"], dropped=counts["dropped"]
+                ),
+                title=tr("Every row is decided"),
+            )
         self.action_go_to(min(self.index + 1, max(self.totals[self.part] - 1, 0)))
 
     @work(group="decide")
@@ -60,7 +66,7 @@ class ReviewScreen(RowBrowserScreen):
         if self._deciding:
             return
         if not self._previous:
-            self.notify("Nothing to take back: a and x change the decision of the current row", severity="warning")
+            self.notify(tr("Nothing to take back: a and x change the decision of the current row"), severity="warning")
             return
         at, before = self._previous.pop()
         index = await self._decide(at, before, undoable=False)

@@ -10,7 +10,7 @@ from textual.widgets import Static
 
 from cockpit.connection.service_client import ServiceClient
 from cockpit.content import Content
-from cockpit.language.translate import tr_engine
+from cockpit.language.translate import tr, tr_engine
 from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.widgets import row_view
 from cockpit.widgets.prompt import Prompt
@@ -81,7 +81,9 @@ class RowBrowserScreen(CockpitScreen):
     def receive(self, state: AppState, body: object) -> None:
         if isinstance(body, ServiceEvent) and body.request == self.request and body.kind == "progress":
             done, total, phase = (body.data.get(key, 0) for key in ("done", "total", "phase"))
-            self.show_status(f"{phase or 'reading'} … {done / total:.0%}" if total else "reading …", "Esc stops")
+            self.show_status(
+                f"{phase or 'reading'} … {done / total:.0%}" if total else tr("reading …"), tr("Esc stops")
+            )
 
     async def fetch_row(self, part: str, index: int) -> dict[str, Any] | None:
         """The row, fetched with its page when it is not here yet."""
@@ -97,7 +99,7 @@ class RowBrowserScreen(CockpitScreen):
 
     async def reread(self) -> bool:
         """Have the worker read again what decisions have changed. Returns whether it could."""
-        self.show_status("reading …")
+        self.show_status(tr("reading …"))
         summary = await self.ask("reread", {})
         if summary is None:
             return False
@@ -141,11 +143,20 @@ class RowBrowserScreen(CockpitScreen):
         if part == EXPANDED:
             self._update("#facts", row_view.origin(row, self.summary["decisions"]))
         where = f"{row['file'].rpartition('/')[2]}:{row['line']}" if row.get("file") else ""
-        found = f"found by {self.queries[part]}" if part in self.queries else ""
+        found = tr("found by {queries}", queries=self.queries[part]) if part in self.queries else ""
         decision = str(row.get("decision", ""))
-        after = f"after {self.summary['shown']}" if self.summary.get("shown") and part != EXPANDED else ""
+        after = (
+            tr("after {shown}", shown=self.summary["shown"]) if self.summary.get("shown") and part != EXPANDED else ""
+        )
         name = f"{part} {after}".strip()
-        self.show_status(name, f"row {index + 1:,} of {self.totals[part]:,}", decision, found, counts, where)
+        self.show_status(
+            name,
+            tr("row {index:,} of {totals:,}", index=index + 1, totals=self.totals[part]),
+            decision,
+            found,
+            counts,
+            where,
+        )
 
     def _show_view(self, row: dict[str, Any], view: str) -> str:
         """Show a row in one of `VIEWS`. Returns the token counts, if the view has any."""
@@ -155,8 +166,13 @@ class RowBrowserScreen(CockpitScreen):
                 self.show_content(
                     row_view.replies(tokens["parts"]) if "parts" in tokens else row_view.tokens(tokens["pieces"])
                 )
-                cut = f", {tokens['cut']} cut" if tokens.get("cut") else ""
-                return f"{tokens['tokens']} tokens, {tokens['trained']} trained{cut}"
+                cut = tr(", {cut} cut", cut=tokens["cut"]) if tokens.get("cut") else ""
+                return tr(
+                    "{tokens} tokens, {trained} trained{cut}",
+                    tokens=tokens["tokens"],
+                    trained=tokens["trained"],
+                    cut=cut,
+                )
             case "text":
                 self.show_content(row_view.rendered(row[ANSWERS]["text"]))
             case "raw":
@@ -168,15 +184,24 @@ class RowBrowserScreen(CockpitScreen):
     def _explain_empty(self, part: str) -> Content:
         """Why a part shows no row, and what to do."""
         if part == EXPANDED and self.queries.get(part) == UNDECIDED:
-            return Content("Every row has a decision.\n\nf shows all of them; v shows the rows that are kept.")
+            return Content(tr("Every row has a decision.\n\nf shows all of them; v shows the rows that are kept."))
         if part in self.queries:
             return Content(
-                f"No row of {part} matches: {self.queries[part]}\n\n/ searches again; an empty line shows all."
+                tr(
+                    "No row of {part} matches: {queries}\n\n/ searches again; an empty line shows all.",
+                    part=part,
+                    queries=self.queries[part],
+                )
             )
         if part == REJECTED:
-            return Content("No row is rejected.\n\nv shows the training rows.")
+            return Content(tr("No row is rejected.\n\nv shows the training rows."))
         return Content(
-            f"The profile has no {part} rows.\n\nv shows the next part; data.{part} in the profile names its sources."
+            tr(
+                "The profile has no {part} rows.\n"
+                "\n"
+                "v shows the next part; data.{part} in the profile names its sources.",
+                part=part,
+            )
         )
 
     async def _show_batch(self) -> None:
@@ -184,10 +209,11 @@ class RowBrowserScreen(CockpitScreen):
         if batch is None or self.view != "batch":
             return
         self.show_content(row_view.batch(batch))
-        share = f"{batch['trained'] / batch['tokens']:.0%} trained" if batch["tokens"] else ""
+        share = tr("{trained:.0%} trained", trained=batch["trained"] / batch["tokens"]) if batch["tokens"] else ""
         self.batches = batch["steps"]
         self.show_status(
-            f"batch of step {batch['step']:,} of {batch['steps']:,}", f"{batch['tokens']:,} tokens, {share}"
+            tr("batch of step {step:,} of {steps:,}", step=batch["step"], steps=batch["steps"]),
+            tr("{tokens:,} tokens, {share}", tokens=batch["tokens"], share=share),
         )
 
     def show_content(self, content: Content) -> None:
@@ -278,8 +304,10 @@ class RowBrowserScreen(CockpitScreen):
     async def action_find(self) -> None:
         if not self.summary:
             return
-        hint = "words, column=value, source:name, chars>2000, tokens<20, or a number"
-        answer = await self.app.push_screen_wait(Prompt(f"Find in {self.part}", hint, self.queries.get(self.part, "")))
+        hint = tr("words, column=value, source:name, chars>2000, tokens<20, or a number")
+        answer = await self.app.push_screen_wait(
+            Prompt(tr("Find in {part}", part=self.part), hint, self.queries.get(self.part, ""))
+        )
         if answer is None:
             return
         if answer.strip().isdigit():

@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from textual import work
 
-from cockpit.language.translate import tr_engine
+from cockpit.language.translate import tr, tr_engine
 from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.state.app_state import RunHistory
 from cockpit.state.run_history import current_settings, format_value
@@ -76,7 +76,7 @@ class RunActionsScreen(CockpitScreen):
         message = Continue(run=run.id) if operation == "continue" else Command(run=run.id)
         taken = await self._steer(operation, message)
         if taken is not None:
-            self.notify(f"{operation}: taken at step {taken.step:,}")
+            self.notify(tr("{operation}: taken at step {step:,}", operation=operation, step=taken.step))
 
     async def _steer(self, operation: str, message: Message) -> Taken | None:
         """Send a command, which the run takes at its next step boundary. It is shown until then; on a screen that
@@ -84,7 +84,9 @@ class RunActionsScreen(CockpitScreen):
         waits = (getattr(message, "run", ""), operation)
         self.app.waiting.append(waits)
         self.app.publish(self.app.state)
-        told = self.set_timer(NOTICE_DELAY, lambda: self.notify(f"{operation}: waits for the current step to end"))
+        told = self.set_timer(
+            NOTICE_DELAY, lambda: self.notify(tr("{operation}: waits for the current step to end", operation=operation))
+        )
         try:
             taken: Taken | None = await self.app.ask(operation, message, timeout=BOUNDARY)
         finally:
@@ -146,10 +148,10 @@ class RunActionsScreen(CockpitScreen):
 
         run = self.current_run
         if run is None or run.state in (QUEUED, PREPARING):
-            self.notify("nothing to export: it has no checkpoint yet" if run else "no run", severity="warning")
+            self.notify(tr("nothing to export: it has no checkpoint yet") if run else tr("no run"), severity="warning")
             return
-        text = "Export the best checkpoint, merged, as a folder that other programs load. The folder:"
-        out = await self.app.push_screen_wait(Prompt(f"Export {run.id}", text, f"{run.id}-export"))
+        text = tr("Export the best checkpoint, merged, as a folder that other programs load. The folder:")
+        out = await self.app.push_screen_wait(Prompt(tr("Export {id}", id=run.id), text, f"{run.id}-export"))
         if out:
             self.app.push_screen(ExportDialog(run.id, out))
 
@@ -167,14 +169,14 @@ class RunActionsScreen(CockpitScreen):
 
         run = self.current_run
         if run is None or run.state not in STEERABLE:
-            self.notify("only a run that is running or paused can be changed", severity="warning")
+            self.notify(tr("only a run that is running or paused can be changed"), severity="warning")
             return
         now = current_settings(run, self.app.state.histories.get(run.id, RunHistory()))
         choices = [
-            Choice(key, f"{title}, now {format_value(now[key])}" if key in now else title)
+            Choice(key, tr("{title}, now {now}", title=title, now=format_value(now[key])) if key in now else title)
             for key, title in TITLES.items()
         ]
-        chosen = await self.app.push_screen_wait(Picker(f"Change {run.id}", "type to filter", choices))
+        chosen = await self.app.push_screen_wait(Picker(tr("Change {id}", id=run.id), tr("type to filter"), choices))
         if chosen in TITLES:
             await self._change(chosen)
 
@@ -185,14 +187,17 @@ class RunActionsScreen(CockpitScreen):
 
         run = self.current_run
         if run is None or run.state not in STEERABLE:
-            self.notify(f"only a run that is running or paused has a {TITLES[key].lower()} to set", severity="warning")
+            self.notify(
+                tr("only a run that is running or paused has a {TITLES} to set", TITLES=tr(TITLES[key]).lower()),
+                severity="warning",
+            )
             return
         now = current_settings(run, self.app.state.histories.get(run.id, RunHistory()))
-        before = f"now {format_value(now[key])}; " if key in now else ""
+        before = tr("now {now}; ", now=format_value(now[key])) if key in now else ""
         text, problem = "", ""
         while True:
             answer = await self.app.push_screen_wait(
-                Prompt(TITLES[key], f"{problem}{before}{describe_setting(key)}", text)
+                Prompt(tr(TITLES[key]), f"{problem}{before}{describe_setting(key)}", text)
             )
             if not answer:
                 return
@@ -205,7 +210,7 @@ class RunActionsScreen(CockpitScreen):
         taken = await self._steer("set", Set(run=run.id, changes={key: value}))
         if taken is not None:
             change = f"{format_value(now[key])} → {format_value(value)}" if key in now else format_value(value)
-            self.notify(f"{change} from step {taken.step + 1:,} on", title=TITLES[key])
+            self.notify(tr("{change} from step {step:,} on", change=change, step=taken.step + 1), title=tr(TITLES[key]))
 
     @opens_dialog
     @work(group="command")
@@ -220,21 +225,30 @@ class RunActionsScreen(CockpitScreen):
         if choice is not None:
             taken = await self._steer("continue", Continue(run=run.id, choice="" if choice == "continue" else choice))
             if taken is not None:
-                self.notify(f"{choice}: taken at step {taken.step:,}")
+                self.notify(tr("{choice}: taken at step {step:,}", choice=choice, step=taken.step))
 
     @opens_dialog
     @work(group="command")
     async def action_stop(self) -> None:
         run = self.current_run
         if run is None or run.state not in LIVE:
-            self.notify("nothing to stop: this run has ended" if run else "no run", severity="warning")
+            self.notify(tr("nothing to stop: this run has ended") if run else tr("no run"), severity="warning")
             return
-        text = f"{run.name or run.id} is {run.state} at step {run.step:,}. It can be resumed later."
-        choices = {"y": "stop after this step and save a checkpoint", "k": "end it at once, without saving"}
+        text = tr(
+            "{name} is {state} at step {step:,}. It can be resumed later.",
+            name=run.name or run.id,
+            state=run.state,
+            step=run.step,
+        )
+        choices = {"y": tr("stop after this step and save a checkpoint"), "k": tr("end it at once, without saving")}
         if run.state in (QUEUED, PREPARING):
-            text = f"{run.name or run.id} is {run.state}: it has no step yet. It can be resumed later."
-            choices = {"y": "take it out of the queue" if run.state == QUEUED else "end it"}
-        answer = await self.app.push_screen_wait(Confirm(f"Stop {run.id}?", text, choices))
+            text = tr(
+                "{name} is {state}: it has no step yet. It can be resumed later.",
+                name=run.name or run.id,
+                state=run.state,
+            )
+            choices = {"y": tr("take it out of the queue") if run.state == QUEUED else tr("end it")}
+        answer = await self.app.push_screen_wait(Confirm(tr("Stop {id}?", id=run.id), text, choices))
         if answer is not None:
             await self.app.ask("stop", Stop(run=run.id, now=answer == "k"), timeout=BOUNDARY)
 
@@ -245,10 +259,10 @@ class RunActionsScreen(CockpitScreen):
         if run is None:
             return
         if run.state not in ENDED:
-            self.notify("stop it before you delete it", severity="warning")
+            self.notify(tr("stop it before you delete it"), severity="warning")
             return
-        text = f"This deletes {run.directory} and its checkpoints permanently."
-        if await self.app.push_screen_wait(Confirm(f"Delete {run.id}?", text, {"y": "delete it"})):
+        text = tr("This deletes {directory} and its checkpoints permanently.", directory=run.directory)
+        if await self.app.push_screen_wait(Confirm(tr("Delete {id}?", id=run.id), text, {"y": tr("delete it")})):
             await self.app.ask("delete", RunRef(run=run.id))
 
     @opens_dialog
@@ -257,11 +271,15 @@ class RunActionsScreen(CockpitScreen):
         run = self.current_run
         if run is None:
             return
-        ended = (
-            f"{run.state} at step {run.step:,} of {run.max_steps:,}{f': {tr_engine(run.reason)}' if run.reason else ''}"
+        ended = tr(
+            "{state} at step {step:,} of {max_steps:,}{value}",
+            state=run.state,
+            step=run.step,
+            max_steps=run.max_steps,
+            value=f": {tr_engine(run.reason)}" if run.reason else "",
         )
-        text = f"{run.name or run.id} is {ended}. It goes on from its newest checkpoint."
-        if not await self.app.push_screen_wait(Confirm(f"Resume {run.id}?", text, {"y": "resume it"})):
+        text = tr("{name} is {ended}. It goes on from its newest checkpoint.", name=run.name or run.id, ended=ended)
+        if not await self.app.push_screen_wait(Confirm(tr("Resume {id}?", id=run.id), text, {"y": tr("resume it")})):
             return
         try:
             environment = await asyncio.to_thread(self.app.engine.resume_environment, run.directory)
@@ -269,14 +287,18 @@ class RunActionsScreen(CockpitScreen):
             self.app.notify_problem(error.problem)
             return
         if await self.app.ask("resume", Resume(run=run.id, environment=environment)) is not None:
-            self.notify(f"{run.id} is queued again")
+            self.notify(tr("{id} is queued again", id=run.id))
 
     @work(group="command")
     async def action_queue(self, by: int) -> None:
         """Move a queued run `by` places towards the end of the queue (negative: towards its start)."""
         run = self.current_run
         if run is None or not run.position:
-            self.notify("only a queued run can be moved in the queue", severity="warning")
+            self.notify(tr("only a queued run can be moved in the queue"), severity="warning")
         elif moved := await self.app.ask("reorder", Reorder(run=run.id, position=max(1, run.position + by))):
-            priority = f", with priority {moved.priority}" if moved.priority != run.priority else ""
-            self.notify(f"{run.id} is now number {moved.position}{priority}")
+            priority = (
+                tr(", with priority {priority}", priority=moved.priority) if moved.priority != run.priority else ""
+            )
+            self.notify(
+                tr("{id} is now number {position}{priority}", id=run.id, position=moved.position, priority=priority)
+            )

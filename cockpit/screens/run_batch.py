@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from textual import work
 from textual.worker import Worker
 
+from cockpit.language.translate import tr
 from cockpit.screens.base import opens_dialog
 from cockpit.screens.run_actions import BOUNDARY, OFFERED
 from cockpit.screens.run_keeping import RunKeepingScreen
@@ -65,8 +66,8 @@ class RunBatchScreen(RunKeepingScreen):
     @work(group="command")
     async def _stop_chosen(self) -> None:
         runs = self._fitting("stop")
-        choices = {"y": "stop each after its step, with a checkpoint", "k": "end them at once, without saving"}
-        answer = await self._confirm_all("Stop", runs, "They can be resumed later.", choices)
+        choices = {"y": tr("stop each after its step, with a checkpoint"), "k": tr("end them at once, without saving")}
+        answer = await self._confirm_all("Stop", runs, tr("They can be resumed later."), choices)
         if answer is not None:
             messages = [Stop(run=run.id, now=answer == "k") for run in runs]
             await asyncio.gather(*(self.app.ask("stop", message, timeout=BOUNDARY) for message in messages))
@@ -78,7 +79,7 @@ class RunBatchScreen(RunKeepingScreen):
     @work(group="command")
     async def _delete_chosen(self) -> None:
         runs = self._fitting("delete")
-        text = "This deletes their directories and checkpoints permanently."
+        text = tr("This deletes their directories and checkpoints permanently.")
         if await self._confirm_all("Delete", runs, text, {"y": "delete them"}) is None:
             return
         for run in runs:
@@ -93,7 +94,7 @@ class RunBatchScreen(RunKeepingScreen):
     @work(group="command")
     async def _resume_chosen(self) -> None:
         runs = self._fitting("resume")
-        text = "Each goes on from its newest checkpoint, one after the other."
+        text = tr("Each goes on from its newest checkpoint, one after the other.")
         if await self._confirm_all("Resume", runs, text, {"y": "resume them"}) is None:
             return
         for run in runs:
@@ -102,8 +103,12 @@ class RunBatchScreen(RunKeepingScreen):
 
     async def _confirm_all(self, verb: str, runs: Sequence[Run], text: str, choices: dict[str, str]) -> str | None:
         names = [f"  {run.id}  {run.state}" for run in runs[:NAMED]]
-        names += [f"  and {len(runs) - NAMED} more"] if len(runs) > NAMED else []
+        names += [tr("  and {runs} more", runs=len(runs) - NAMED)] if len(runs) > NAMED else []
         left = len(self.chosen) - len(runs)
-        names += [f"Not {counted(left, 'other')} of the chosen: it is not possible in their state."] if left > 0 else []
+        names += (
+            [tr("Not {others} of the chosen: it is not possible in their state.", others=counted(left, "other"))]
+            if left > 0
+            else []
+        )
         question = f"{verb} {counted(len(runs), 'run')}?"
         return await self.app.push_screen_wait(Confirm(question, "\n".join([text, *names]), choices))

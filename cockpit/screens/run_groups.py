@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from textual import work
 
+from cockpit.language.translate import tr
 from cockpit.screens.base import opens_dialog
 from cockpit.screens.run_overlay import RunOverlayScreen
 from cockpit.state.formatting import counted
@@ -59,8 +60,8 @@ class RunGroupsScreen(RunOverlayScreen):
     def action_by_group(self) -> None:
         """Show the runs by group, or in one list."""
         if not self.by_group and not any(run.group for run in self.app.state.runs.values()):
-            hint = "u puts the run under the cursor into one; cockpit train PROFILE --grid K=V,V makes one"
-            self.notify(hint, title="No run is in a group", severity="warning")
+            hint = tr("u puts the run under the cursor into one; cockpit train PROFILE --grid K=V,V makes one")
+            self.notify(hint, title=tr("No run is in a group"), severity="warning")
             return
         self.app.settings.set("runs.by_group", not self.by_group)
         self.show_list()
@@ -72,7 +73,7 @@ class RunGroupsScreen(RunOverlayScreen):
         name = group.name if group else run.group if run else ""
         if name:
             self._set_folded({name} ^ self._folded())
-            self.show_line(f"group {name}")
+            self.show_line(tr("group {name}", name=name))
 
     def action_fold_all(self) -> None:
         """Fold all groups; when all are folded, unfold them."""
@@ -103,10 +104,10 @@ class RunGroupsScreen(RunOverlayScreen):
         if not runs:
             return
         known = list_groups(self.app.state.runs.values())
-        about = "The name of a group, one word; empty: none." + (
-            f"\nThere are: {', '.join(known[:8])}" if known else ""
+        about = tr("The name of a group, one word; empty: none.") + (
+            tr("\nThere are: {known}", known=", ".join(known[:8])) if known else ""
         )
-        title = f"Group of {runs[0].id if len(runs) == 1 else counted(len(runs), 'run')}"
+        title = tr("Group of {id}", id=runs[0].id if len(runs) == 1 else counted(len(runs), "run"))
         answer = await self.app.push_screen_wait(Prompt(title, about, shared_group(runs)))
         if answer is None:
             return
@@ -114,7 +115,10 @@ class RunGroupsScreen(RunOverlayScreen):
             if await self.app.ask("label", Label(run=run.id, group=answer)) is None:
                 return
         if answer and not self.by_group:
-            self.notify("G shows the runs by group", title=f"In the group {answer}: {counted(len(runs), 'run')}")
+            self.notify(
+                tr("G shows the runs by group"),
+                title=tr("In the group {answer}: {runs}", answer=answer, runs=counted(len(runs), "run")),
+            )
 
     @opens_dialog
     @work(group="command")
@@ -126,15 +130,15 @@ class RunGroupsScreen(RunOverlayScreen):
         if not runs:
             return
         problem, text = "", str(runs[0].priority)
-        title = f"Priority of {runs[0].id if len(runs) == 1 else counted(len(runs), 'run')}"
+        title = tr("Priority of {id}", id=runs[0].id if len(runs) == 1 else counted(len(runs), "run"))
         while True:
-            about = f"From -{HIGHEST} to {HIGHEST}; runs with a higher one start first. 0 is usual."
+            about = tr("From -{HIGHEST} to {HIGHEST}; runs with a higher one start first. 0 is usual.", HIGHEST=HIGHEST)
             answer = await self.app.push_screen_wait(Prompt(title, problem + about, text))
             if not answer:
                 return
             if _PRIORITY.fullmatch(answer) and abs(int(answer)) <= HIGHEST:
                 break
-            text, problem = answer, f"✗ {answer} is no whole number in this range\n"
+            text, problem = answer, tr("✗ {answer} is no whole number in this range\n", answer=answer)
         for run in sorted(runs, key=lambda run: run.position):
             if await self.app.ask("reorder", Reorder(run=run.id, priority=int(answer))) is None:
                 return

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from textual import work
 
+from cockpit.language.translate import tr
 from cockpit.profiles.files import user_folder
 from cockpit.screens.base import opens_dialog
 from cockpit.screens.run_actions import RunActionsScreen
@@ -39,17 +40,21 @@ class RunKeepingScreen(RunActionsScreen):
             return
         done, problem, text = run.step, "", ""
         while True:
-            about = f"It has done {done:,} of {run.max_steps:,} steps. +N: N steps more; N: go on until step N."
-            answer = await self.app.push_screen_wait(Prompt(f"Extend {run.id}", problem + about, text))
+            about = tr(
+                "It has done {done:,} of {max_steps:,} steps. +N: N steps more; N: go on until step N.",
+                done=done,
+                max_steps=run.max_steps,
+            )
+            answer = await self.app.push_screen_wait(Prompt(tr("Extend {id}", id=run.id), problem + about, text))
             if not answer:
                 return
             text, number = answer, _STEPS.fullmatch(answer.replace(",", "").strip())
             last = (done if number[1] else 0) + int(number[2]) if number else 0
             if last > done:
                 break
-            problem = f"✗ {answer} is no step after {done:,}\n"
+            problem = tr("✗ {answer} is no step after {done:,}\n", answer=answer, done=done)
         if await self._queue_again(run, Resume(run=run.id, changes={"training.max_steps": last})):
-            self.notify(f"{run.id} is queued again, until step {last:,}")
+            self.notify(tr("{id} is queued again, until step {last:,}", id=run.id, last=last))
 
     @opens_dialog
     @work(group="command")
@@ -62,25 +67,25 @@ class RunKeepingScreen(RunActionsScreen):
         if run is None or detail is None:
             return
         if not detail.checkpoints:
-            self.notify(f"{run.id} has no checkpoint", severity="warning")
+            self.notify(tr("{id} has no checkpoint", id=run.id), severity="warning")
             return
         choices = []
         for each in reversed(detail.checkpoints):
             loss = each.metrics.get("eval/loss")
             parts = [
                 format_size(each.bytes),
-                f"eval {format_number(loss)}" if loss is not None else "",
+                tr("eval {loss}", loss=format_number(loss)) if loss is not None else "",
                 "best" * each.best,
             ]
             choices.append(Choice(str(each.step), "  ".join(part for part in parts if part)))
-        title = f"Go on with {run.id} from step"
+        title = tr("Go on with {id} from step", id=run.id)
         chosen = await self.app.push_screen_wait(
-            Picker(title, "changes made at this step or later do not count", choices)
+            Picker(title, tr("changes made at this step or later do not count"), choices)
         )
         if chosen is None or not chosen.isdecimal():
             return
         if await self._queue_again(run, Resume(run=run.id, step=int(chosen))):
-            self.notify(f"{run.id} is queued again, from step {int(chosen):,}")
+            self.notify(tr("{id} is queued again, from step {chosen:,}", id=run.id, chosen=int(chosen)))
 
     async def _queue_again(self, run: Run, message: Resume) -> bool:
         """Queue a run's next attempt with the environment of its submission."""
@@ -106,14 +111,18 @@ class RunKeepingScreen(RunActionsScreen):
         name, problem = f"{run.name or run.id}-fork", ""
         while True:
             answer = await self.app.push_screen_wait(
-                Prompt(f"Fork {run.id}", f"{problem}A name for the new profile, in {folder}:", name)
+                Prompt(
+                    tr("Fork {id}", id=run.id),
+                    tr("{problem}A name for the new profile, in {folder}:", problem=problem, folder=folder),
+                    name,
+                )
             )
             if not answer:
                 return
             name, path = answer, folder / f"{answer.removesuffix('.yaml')}.yaml"
             if path.parent == folder and not path.exists():
                 break
-            problem = f"✗ {path.name} exists\n" if path.parent == folder else "✗ a name, not a path\n"
+            problem = tr("✗ {name} exists\n", name=path.name) if path.parent == folder else tr("✗ a name, not a path\n")
         detail = await self.app.ask("show", RunRef(run=run.id))
         if detail is None:
             return
@@ -122,7 +131,7 @@ class RunKeepingScreen(RunActionsScreen):
             path.write_text(SHORTEST_FORK.format(run=run.id) + detail.profile_text, encoding="utf-8")
         except OSError as error:
             self.app.notify_problem(
-                Problem(code="file.unwritable", title="The profile could not be written", cause=str(error))
+                Problem(code="file.unwritable", title=tr("The profile could not be written"), cause=str(error))
             )
             return
         await self.app.open_profile(path)
@@ -139,10 +148,10 @@ class RunKeepingScreen(RunActionsScreen):
         if not runs:
             return
         one = len(runs) == 1
-        about = "Tags, one word each." if one else "Tags to add, and -tag to remove from all of them."
+        about = tr("Tags, one word each.") if one else tr("Tags to add, and -tag to remove from all of them.")
         before = " ".join(runs[0].tags) if one else ""
-        name = runs[0].id if one else f"{len(runs)} runs"
-        answer = await self.app.push_screen_wait(Prompt(f"Tags of {name}", about, before))
+        name = runs[0].id if one else tr("{runs} runs", runs=len(runs))
+        answer = await self.app.push_screen_wait(Prompt(tr("Tags of {name}", name=name), about, before))
         if answer is None:
             return
         words = [word.lstrip("#") for word in answer.split()]
@@ -163,7 +172,7 @@ class RunKeepingScreen(RunActionsScreen):
         if run is None:
             return
         answer = await self.app.push_screen_wait(
-            Prompt(f"Note on {run.id}", "A line about it; empty removes it.", run.note)
+            Prompt(tr("Note on {id}", id=run.id), tr("A line about it; empty removes it."), run.note)
         )
         if answer is not None:
             await self.app.ask("label", Label(run=run.id, note=answer))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from textual import work
 
+from cockpit.language.translate import tr
 from cockpit.screens.grids import GridsScreen
 from cockpit.state.app_state import RunHistory
 from cockpit.widgets.chart import Chart, curve_from_series
@@ -30,7 +31,7 @@ class RunOverlayScreen(GridsScreen):
 
         runs = self.list_compared()
         if len(runs) < 2:
-            self.notify("mark two runs or more with o, or choose them with space", severity="warning")
+            self.notify(tr("mark two runs or more with o, or choose them with space"), severity="warning")
         elif len(self.app.screen_stack) == 1:
             self.app.push_screen(CompareScreen(runs[:RUNS]))
 

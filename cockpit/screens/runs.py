@@ -13,6 +13,7 @@ from textual.coordinate import Coordinate
 from textual.widgets import DataTable, Input, Static
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.screens.base import opens_dialog
 from cockpit.screens.run_groups import RunGroupsScreen
 from cockpit.screens.run_overlay import LOSS
@@ -131,13 +132,13 @@ G shows them by group; Enter or z folds one."""
     def compose_body(self) -> ComposeResult:
         with Horizontal(id="bar"):
             yield Static(id="summary")
-            yield Input(placeholder="words, state:failed lr:>1e-4 tag:…", id="filter", compact=True)
+            yield Input(placeholder=tr("words, state:failed lr:>1e-4 tag:…"), id="filter", compact=True)
         with Container(id="middle"):
             with Container(id="listing"):
                 yield DataTable(cursor_type="row", zebra_stripes=True)
             yield RunPreview()
-        yield Static("No runs yet: press 3 and launch a profile, or run `cockpit demo`.", id="none")
-        yield Chart("loss", smoothing=0.6, id="overlay")
+        yield Static(tr("No runs yet: press 3 and launch a profile, or run `cockpit demo`."), id="none")
+        yield Chart(tr("loss"), smoothing=0.6, id="overlay")
         yield Servers()
 
     def on_mount(self) -> None:
@@ -270,11 +271,23 @@ G shows them by group; Enter or z folds one."""
 
     def _show_summary(self, everything: list[Run], shown: int) -> None:
         live = sum(run.state in ("preparing", "running", "paused", "stopping") for run in everything)
-        count = f"{shown} of {len(everything)}" if self._filter.tests else f"{len(everything)}"
-        chosen = f" · {len(self.chosen)} chosen" if self.chosen else ""
-        groups = f" in {counted(len(self.groups), 'group')}" if self.groups else ""
+        count = (
+            tr("{shown} of {everything}", shown=shown, everything=len(everything))
+            if self._filter.tests
+            else f"{len(everything)}"
+        )
+        chosen = tr(" · {chosen} chosen", chosen=len(self.chosen)) if self.chosen else ""
+        groups = tr(" in {groups}", groups=counted(len(self.groups), "group")) if self.groups else ""
         text = Content(
-            f"{count} run{'' if len(everything) == 1 else 's'}{groups} · {live} live · sorted by {self._sort}{chosen}"
+            tr(
+                "{count} run{plural}{groups} · {live} live · sorted by {sort}{chosen}",
+                count=count,
+                plural="" if len(everything) == 1 else "s",
+                groups=groups,
+                live=live,
+                sort=self._sort,
+                chosen=chosen,
+            )
         )
         if self._wrong:
             text = Content.styled(f"✗ {self._wrong}", "$error")

@@ -11,6 +11,7 @@ from textual import work
 
 from cockpit.connection.chat_target import ChatTarget
 from cockpit.connection.drafts import CHAT
+from cockpit.language.translate import tr
 from cockpit.screens.base import opens_dialog
 from cockpit.screens.chat_targets import MAX_TARGETS
 from cockpit.screens.target_choices import list_saved_chats
@@ -46,21 +47,21 @@ class SaveScreen(VoteScreen):
     async def action_save(self) -> None:
         """Write the conversation with all its branches to a file."""
         if not self.chat.turns:
-            self.notify("there is nothing to save yet", severity="warning")
+            self.notify(tr("there is nothing to save yet"), severity="warning")
             return
         name = self._chat_name or _file_name(self.chat.turns[0].text)
-        text = f"A name, stored in {self.app.home.chats}, or a path"
-        answer = await self.app.push_screen_wait(Prompt("Save the conversation", text, name))
+        text = tr("A name, stored in {chats}, or a path", chats=self.app.home.chats)
+        answer = await self.app.push_screen_wait(Prompt(tr("Save the conversation"), text, name))
         if not answer:
             return
         path = _file_path(answer, self.app.home.chats)
         if path.exists() and answer != self._chat_name:
-            question = f"{path} exists. It is another conversation."
-            if not await self.app.push_screen_wait(Confirm("Replace the file?", question, {"y": "replace it"})):
+            question = tr("{path} exists. It is another conversation.", path=path)
+            if not await self.app.push_screen_wait(Confirm(tr("Replace the file?"), question, {"y": tr("replace it")})):
                 return
         if await self._write(path):
             self._chat_name = answer
-            self.notify(str(path), title="Saved")
+            self.notify(str(path), title=tr("Saved"))
 
     async def _write(self, path: Path) -> bool:
         """Write the conversation. Returns False after showing why it could not be."""
@@ -69,7 +70,7 @@ class SaveScreen(VoteScreen):
             make_private(path.parent)
             await asyncio.to_thread(write_private, path, self._document(tree).encode())
         except OSError as error:
-            self.notify(f"{path}: {error.strerror}", title="Not saved", severity="error")
+            self.notify(f"{path}: {error.strerror}", title=tr("Not saved"), severity="error")
             return False
         self._saved = tree
         if self.chat is tree:
@@ -107,7 +108,7 @@ class SaveScreen(VoteScreen):
             path, number = _file_path(f"{name}-{number}", self.app.home.chats), number + 1
         if not await self._write(path):
             return False
-        self.notify(f"{path.stem}: ctrl+o opens it again", title="The conversation is kept")
+        self.notify(tr("{stem}: ctrl+o opens it again", stem=path.stem), title=tr("The conversation is kept"))
         return True
 
     async def restore_draft(self) -> bool:
@@ -121,7 +122,9 @@ class SaveScreen(VoteScreen):
             return False
         self._chat_name = str(left[0].get("name") or "")
         await self._show(tree, extra)
-        self.notify("ctrl+s saves it, ctrl+n begins another", title="The last conversation was not saved: it is back")
+        self.notify(
+            tr("ctrl+s saves it, ctrl+n begins another"), title=tr("The last conversation was not saved: it is back")
+        )
         return True
 
     @opens_dialog
@@ -130,7 +133,7 @@ class SaveScreen(VoteScreen):
         """Continue a saved conversation. The targets stay; without any, those of the conversation are loaded."""
         if self.refuse_while_busy():
             return
-        picker = Picker("Open a conversation", "a name, or a path", list_saved_chats(self.app.home.chats))
+        picker = Picker(tr("Open a conversation"), tr("a name, or a path"), list_saved_chats(self.app.home.chats))
         if not (answer := await self.app.push_screen_wait(picker)):
             return
         path = _file_path(answer, self.app.home.chats)
@@ -138,7 +141,7 @@ class SaveScreen(VoteScreen):
             tree, extra = parse_tree(await asyncio.to_thread(path.read_text, encoding="utf-8"))
         except (OSError, ValueError) as error:
             cause = error.strerror if isinstance(error, OSError) else str(error)
-            self.notify(f"{path}: {cause}", title="Not opened", severity="error")
+            self.notify(f"{path}: {cause}", title=tr("Not opened"), severity="error")
             return
         if not await self.keep_old():
             return
@@ -156,7 +159,7 @@ class SaveScreen(VoteScreen):
         if not self.targets and extra.get("targets"):
             self.targets = [ChatTarget(self.app, str(target)) for target in extra["targets"][:MAX_TARGETS]]
             self.update_columns()
-            self.show_status(", ".join(target.target for target in self.targets), "loads with the next message")
+            self.show_status(", ".join(target.target for target in self.targets), tr("loads with the next message"))
 
 
 def _file_name(text: str) -> str:

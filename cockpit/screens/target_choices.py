@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cockpit.connection.chat_target import NOW
 from cockpit.connection.json_verb import read_json
+from cockpit.language.translate import tr
 from cockpit.state.chat_tree import question_text
 from cockpit.widgets.picker import Choice
 from engine.protocol.home import Home
@@ -32,7 +33,7 @@ def target_choices(
     """The targets to offer: with `hot`, runs that train; the checkpoints of `details`, the best of each run first;
     `models` on this machine, as `model find` lists them; and the catalogue's model."""
     choices = [
-        Choice(f"{detail.run.id}{NOW}", f"the newest weights · training, step {detail.run.step:,}")
+        Choice(f"{detail.run.id}{NOW}", tr("the newest weights · training, step {step:,}", step=detail.run.step))
         for detail in details
         if hot and detail.run.state in (RUNNING, PAUSED)
     ]
@@ -42,14 +43,14 @@ def target_choices(
             facts = (
                 "best" if checkpoint.best else "",
                 detail.run.name,
-                f"eval loss {loss:.3f}" if loss is not None else "",
+                tr("eval loss {loss:.3f}", loss=loss) if loss is not None else "",
             )
             choices.append(Choice(f"{detail.run.id}@{checkpoint.step}", " · ".join(filter(None, facts))))
     for model in models:
-        damage = f" · damaged: {model['problems'][0]}" if model["problems"] else ""
-        choices.append(Choice(model["name"], LOCATIONS.get(model["where"], model["where"]) + damage))
+        damage = tr(" · damaged: {problems}", problems=model["problems"][0]) if model["problems"] else ""
+        choices.append(Choice(model["name"], tr(LOCATIONS.get(model["where"], model["where"])) + damage))
     if catalogue not in [model["name"] for model in models]:
-        choices.append(Choice(catalogue, "from the catalogue, downloaded on first use"))
+        choices.append(Choice(catalogue, tr("from the catalogue, downloaded on first use")))
     return choices
 
 
@@ -77,6 +78,6 @@ def _first_question(file: Path) -> str:
     try:
         turns = json.loads(file.read_text(encoding="utf-8"))["turns"]
         first = next(text for turn in turns if not turn.get("replies") and (text := question_text(turn)))
-        return f"{len(turns)} turns · {' '.join(first.split())[:60]}"
+        return tr("{turns} turns · {split}", turns=len(turns), split=" ".join(first.split())[:60])
     except (OSError, ValueError, KeyError, TypeError, StopIteration, AttributeError):
         return ""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from textual import work
 
+from cockpit.language.translate import tr
 from cockpit.screens.base import opens_dialog
 from cockpit.screens.chat_targets import ChatTargetsScreen
 from cockpit.state.chat_tree import ChatReply, Turn
@@ -37,7 +38,7 @@ class VoteScreen(ChatTargetsScreen):
         self.chat = self.chat.rate(turn.id, column, rating)
         await self._refresh_answer(turn.id)
         ratings = [mean for mean in mean_ratings(judgements) if mean.target == reply.target]
-        self.show_status("Rated", *(format_rating(mean) for mean in ratings))
+        self.show_status(tr("Rated"), *(format_rating(mean) for mean in ratings))
 
     @work(exclusive=True, group="judge")
     async def vote(self, turn: Turn, word: str) -> None:

@@ -17,6 +17,7 @@ from textual.widgets import DataTable, Static
 
 from cockpit.connection.service_client import ServiceClient
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.state.formatting import format_number
 from cockpit.widgets.prompt import Prompt
@@ -97,10 +98,10 @@ added to a list, which data.exclude of a profile names."""
 
     @work(exclusive=True, group="read")
     async def _read(self) -> None:
-        self.query_one("#place", Static).update(f"{self.run_id} · reading …")
+        self.query_one("#place", Static).update(tr("{run_id} · reading …", run_id=self.run_id))
         answer = await self._ask({"run": self.run_id, "by": self.by, "top": TOP})
         if answer is None:
-            self.query_one("#place", Static).update(f"{self.run_id} · no losses of rows")
+            self.query_one("#place", Static).update(tr("{run_id} · no losses of rows", run_id=self.run_id))
             return
         self.facts, self.rows = answer, answer["worst"]
         self._fill()
@@ -139,9 +140,15 @@ added to a list, which data.exclude of a profile names."""
                 Content(place[-width:]),
                 answer,
             )
-        said = f"{self.run_id} · {ORDERS[self.by]} first · {self.facts['rows']:,} rows, {self.facts['epochs']} epochs"
+        said = tr(
+            "{run_id} · {ORDERS} first · {rows:,} rows, {epochs} epochs",
+            run_id=self.run_id,
+            ORDERS=tr(ORDERS[self.by]),
+            rows=self.facts["rows"],
+            epochs=self.facts["epochs"],
+        )
         if not self.facts["places"]:
-            said += " · files unknown: prepared by an older version"
+            said += tr(" · files unknown: prepared by an older version")
         self.query_one("#place", Static).update(Content(said))
         table.move_cursor(row=min(cursor, max(0, len(self.rows) - 1)), animate=False)
         self._show_text()
@@ -150,17 +157,28 @@ added to a list, which data.exclude of a profile names."""
     def _show_text(self) -> None:
         row = self.current
         if row is None:
-            self.query_one("#text", Static).update("no rows")
+            self.query_one("#text", Static).update(tr("no rows"))
             return
         losses = " → ".join("–" if loss is None else format_number(loss) for loss in row["losses"])
         lines = [
-            Content.styled(f"{row['file'] or 'file unknown'}:{row['line']} · loss by epoch {losses}", "$text-muted"),
+            Content.styled(
+                tr(
+                    "{file}:{line} · loss by epoch {losses}",
+                    file=row["file"] or "file unknown",
+                    line=row["line"],
+                    losses=losses,
+                ),
+                "$text-muted",
+            ),
             Content(row["prompt"].strip()),
             Content.styled(row["answer"].strip(), "bold"),
         ]
         for other in row["alike"]:
             lines += [
-                Content.styled(f"alike {other['similarity']:.0%} · {_place(other)}", "$warning"),
+                Content.styled(
+                    tr("alike {similarity:.0%} · {place}", similarity=other["similarity"], place=_place(other)),
+                    "$warning",
+                ),
                 Content(other["answer"].strip()),
             ]
         self.query_one("#text", Static).update(Content("\n").join(lines))
@@ -184,13 +202,13 @@ added to a list, which data.exclude of a profile names."""
         """Open the row's file at its line in the editor."""
         row = self.current
         if row is None or not row["line"] or not Path(row["file"]).is_file():
-            self.notify("the row's file is not here, or not known", severity="warning")
+            self.notify(tr("the row's file is not here, or not known"), severity="warning")
             return
         try:
             with self.app.suspend():
                 subprocess.run(edit_command(row["file"], row["line"], os.environ), check=False)
         except (SuspendNotSupported, OSError, ValueError):
-            self.notify(f"open it yourself: {row['file']}:{row['line']}", severity="warning")
+            self.notify(tr("open it yourself: {file}:{line}", file=row["file"], line=row["line"]), severity="warning")
 
     @opens_dialog
     @work(group="exclude")
@@ -200,13 +218,13 @@ added to a list, which data.exclude of a profile names."""
         if row is None:
             return
         if not self.listed:
-            text = "The list that the row is added to; data.exclude of a profile names it:"
-            path = await self.app.push_screen_wait(Prompt("Leave rows out", text, self._list))
+            text = tr("The list that the row is added to; data.exclude of a profile names it:")
+            path = await self.app.push_screen_wait(Prompt(tr("Leave rows out"), text, self._list))
             if not path:
                 return
             self._list = str(Path(path).expanduser().absolute())
         if not row["line"]:
-            self.notify("the row's file is not known, so it cannot be left out", severity="warning")
+            self.notify(tr("the row's file is not known, so it cannot be left out"), severity="warning")
             return
         asked = {"run": self.run_id, "by": self.by, "top": TOP, "weight": float(weight)}
         asked["placed"] = [[row["file"], row["line"]]]
@@ -215,7 +233,10 @@ added to a list, which data.exclude of a profile names."""
             return
         self.listed[row["file"], row["line"]] = float(weight)
         self._fill()
-        self.notify(f"{answer['listed']:,} rows in {self._list}: set data.exclude to it", title="Listed")
+        self.notify(
+            tr("{listed:,} rows in {list}: set data.exclude to it", listed=answer["listed"], list=self._list),
+            title=tr("Listed"),
+        )
 
     def action_move(self, by: int) -> None:
         table = self.query_one(DataTable)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cockpit.language.translate import tr
 from cockpit.state.chat_tree import ChatTree, Message
 from cockpit.state.formatting import counted
 from engine.config.tasks import task_messages
@@ -28,10 +29,10 @@ def describe_acting(settings: Mapping[str, Any], system: str) -> str:
     """What acts on the next question: the task, the system prompt, the sampling."""
     parts = []
     if task := settings.get("task"):
-        parts.append(f"task {str(task).replace('_', ' ')}: its prompt alone is sent")
-        parts.append("JSON must fit" if settings.get("constrained") else "JSON free")
+        parts.append(tr("task {replace}: its prompt alone is sent", replace=str(task).replace("_", " ")))
+        parts.append(tr("JSON must fit") if settings.get("constrained") else tr("JSON free"))
     elif system:
-        parts.append(f"system prompt of {counted(len(system.split()), 'word')}")
+        parts.append(tr("system prompt of {words}", words=counted(len(system.split()), "word")))
     greedy = not settings.get("temperature")
     parts += ["greedy"] if greedy else []
     for key, name in NAMES.items():
@@ -40,7 +41,7 @@ def describe_acting(settings: Mapping[str, Any], system: str) -> str:
             continue
         parts.append(f"{name} {'|'.join(value) if isinstance(value, list) else f'{value:g}'}")
     if most := settings.get("max_new_tokens"):
-        parts.append(f"at most {counted(most, 'token')}")
+        parts.append(tr("at most {tokens}", tokens=counted(most, "token")))
     return " · ".join(parts)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from cockpit.language.translate import tr
 from cockpit.state.tool_text import write_call, write_result
 
 ROOT = -1
@@ -128,7 +129,7 @@ class ChatTree:
     def rate(self, turn: int, column: int, rating: int) -> ChatTree:
         """Raises ValueError for a rating outside 0 to 5."""
         if not 0 <= rating <= 5:
-            raise ValueError(f"a rating is 1 to 5, not {rating}")
+            raise ValueError(tr("a rating is 1 to 5, not {rating}", rating=rating))
         replies = list(self.turns[turn].replies)
         replies[column] = replace(replies[column], rating=rating)
         return self._replace(replace(self.turns[turn], replies=tuple(replies)))
@@ -170,19 +171,19 @@ def parse_tree(text: str) -> tuple[ChatTree, dict[str, Any]]:
     try:
         document = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"this is not a conversation: {error}") from None
+        raise ValueError(tr("this is not a conversation: {error}", error=error)) from None
     plain = document.get("messages") if isinstance(document, dict) else document
     if isinstance(plain, list):
         return _tree_from_messages(plain), {}
     if not isinstance(document, dict) or document.get("format") not in range(1, FORMAT + 1):
-        raise ValueError("this is not a conversation that a cockpit saved")
+        raise ValueError(tr("this is not a conversation that a cockpit saved"))
     try:
         turns = tuple(_parse_turn(number, fields) for number, fields in enumerate(document["turns"]))
         chosen = {int(parent): int(child) for parent, child in document.get("chosen", {}).items()}
         if any(turns[child].parent != parent for parent, child in chosen.items()):
-            raise ValueError("a chosen branch does not exist")
+            raise ValueError(tr("a chosen branch does not exist"))
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
-        raise ValueError(f"the conversation is damaged: {error}") from None
+        raise ValueError(tr("the conversation is damaged: {error}", error=error)) from None
     extra = {name: value for name, value in document.items() if name not in ("format", "system", "turns", "chosen")}
     return ChatTree(turns, chosen, str(document.get("system") or "")), extra
 
@@ -190,7 +191,7 @@ def parse_tree(text: str) -> tuple[ChatTree, dict[str, Any]]:
 def _parse_turn(number: int, fields: Mapping[str, Any]) -> Turn:
     parent = int(fields["parent"])
     if not ROOT <= parent < number:
-        raise ValueError(f"turn {number} follows turn {parent}, which comes later")
+        raise ValueError(tr("turn {number} follows turn {parent}, which comes later", number=number, parent=parent))
     replies = tuple(
         ChatReply(
             str(each["target"]),
@@ -227,7 +228,7 @@ def _tree_from_messages(messages: list[Any]) -> ChatTree:
         if calls := isinstance(message, dict) and message.get("tool_calls"):
             content = "\n".join(filter(None, [content or "", *_write_calls(calls)]))
         if not isinstance(content, str):
-            raise ValueError(f"message {number} has no text")
+            raise ValueError(tr("message {number} has no text", number=number))
         path = tree.path
         if role == "tool":
             content = write_result(content)
@@ -243,5 +244,7 @@ def _tree_from_messages(messages: list[Any]) -> ChatTree:
         elif role == "assistant" and path and not path[-1].is_answer:
             tree = tree.add_answer(path[-1].id, [ChatReply("", content)])
         else:
-            raise ValueError(f"message {number} has the role {role}, which cannot follow here")
+            raise ValueError(
+                tr("message {number} has the role {role}, which cannot follow here", number=number, role=role)
+            )
     return tree

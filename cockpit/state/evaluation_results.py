@@ -9,6 +9,7 @@ from typing import Any
 from rich.cells import cell_len
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.state.formatting import format_number
 
 MUTED = "$text-muted"
@@ -59,18 +60,18 @@ def pass_mark(evaluation: Evaluation) -> Content:
 
 
 def evaluation_title(evaluation: Evaluation) -> str:
-    return f"step {evaluation['step']:,} ({origin_name(evaluation)})"
+    return tr("step {step:,} ({origin_name})", step=evaluation["step"], origin_name=origin_name(evaluation))
 
 
 def describe_evaluation(evaluation: Evaluation, width: int) -> Content:
     """An evaluation's details below the table: its rows, thresholds, notes and all metrics."""
-    source = f"{evaluation['data']} · {evaluation['replies']} replies"
-    source += f" of {evaluation['rows']} rows" if evaluation["rows"] > evaluation["replies"] else ""
-    source += f" · task {evaluation['task']}" if evaluation["task"] else ""
+    source = tr("{data} · {replies} replies", data=evaluation["data"], replies=evaluation["replies"])
+    source += tr(" of {rows} rows", rows=evaluation["rows"]) if evaluation["rows"] > evaluation["replies"] else ""
+    source += tr(" · task {task}", task=evaluation["task"]) if evaluation["task"] else ""
     head = Content.assemble((evaluation_title(evaluation), "bold $accent"), (f"  {source}", MUTED))
     lines = [head]
     if evaluation["state"] == "going":
-        lines.append(Content.styled("not finished: n with the same settings continues it", "$warning"))
+        lines.append(Content.styled(tr("not finished: n with the same settings continues it"), "$warning"))
     for each in evaluation["thresholds"]:
         mark, colour = ("✓", "$success") if each["passed"] else ("✗", "$error")
         lines.append(Content.assemble((f"{mark} ", colour), each["text"]))
@@ -122,7 +123,7 @@ def compare_evaluations(result: Mapping[str, Any], first: str, second: str, widt
                 interval,
             )
         )
-    heads = ("", first, second, "change", "95 % interval")
+    heads = ("", first, second, "change", tr("95 % interval"))
     widths = [max(cell_len(row[at]) for row in (heads, *rows)) for at in range(len(heads))]
     words = width >= sum(widths) + 2 * len(widths) + 2 + len("differs")
     widths[0] = min(widths[0], width - sum(widths[1:]) - 2 * len(widths) - 1)
@@ -138,9 +139,12 @@ def compare_evaluations(result: Mapping[str, Any], first: str, second: str, widt
         texts += [f"{text:>{room}}" for text, room in zip(cells, widths[1:], strict=True)]
         lines.append(Content.assemble((f"{mark}  ", style), "  ".join(texts), (f"  {word}" if words else "", style)))
     legend = "  ".join(f"{mark} {word}" for word, (mark, _) in VERDICTS.items())
-    foot = (
-        f"{legend}. Paired bootstrap over the {result['compared_rows']} rows that both measured, "
-        f"{result['resamples']} resamples: noise is a difference whose interval contains 0."
+    foot = tr(
+        "{legend}. Paired bootstrap over the {compared_rows} rows that both measured, {resamples} "
+        "resamples: noise is a difference whose interval contains 0.",
+        legend=legend,
+        compared_rows=result["compared_rows"],
+        resamples=result["resamples"],
     )
     return Content("\n").join([*lines, Content(""), Content.styled(foot, MUTED)])
 
@@ -162,15 +166,17 @@ def parse_settings(text: str) -> dict[str, Any]:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise ValueError(f"cannot parse this: {error}")
+        raise ValueError(tr("cannot parse this: {error}", error=error))
     for word in words:
         name, equals, value = word.partition("=")
         if name not in SETTINGS or (not equals and SETTINGS[name] is not bool):
-            raise ValueError(f"{word}: write NAME=VALUE with one of {', '.join(SETTINGS)}")
+            raise ValueError(
+                tr("{word}: write NAME=VALUE with one of {SETTINGS}", word=word, SETTINGS=", ".join(SETTINGS))
+            )
         try:
             found[name] = value != "false" if SETTINGS[name] is bool else SETTINGS[name](value)
         except ValueError:
-            raise ValueError(f"{name} must be a number, not {value!r}")
+            raise ValueError(tr("{name} must be a number, not {value!r}", name=name, value=value))
     return found
 
 

@@ -104,7 +104,21 @@ def format_percent(share: float) -> str:
 def format_hot_cost(facts: Mapping[str, Any]) -> str:
     """How long a reply from a run's own process delayed its training."""
     first, last, boundaries = facts["first_step"], facts["last_step"], facts["boundaries"]
-    steps = f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
-    each = f", {facts['held_seconds'] / boundaries:.2f} s a step" if boundaries > 1 else ""
-    compared = f" on top of {facts['step_seconds']:.2f} s" if facts.get("step_seconds") else ""
-    return f"weights of {steps} · delayed training by {facts['held_seconds']:.2f} s{each}{compared}"
+    steps = (
+        tr("step {first:,}", first=first)
+        if first == last
+        else tr("steps {first:,} to {last:,}", first=first, last=last)
+    )
+    each = (
+        tr(", {held_seconds:.2f} s a step", held_seconds=facts["held_seconds"] / boundaries) if boundaries > 1 else ""
+    )
+    compared = (
+        tr(" on top of {step_seconds:.2f} s", step_seconds=facts["step_seconds"]) if facts.get("step_seconds") else ""
+    )
+    return tr(
+        "weights of {steps} · delayed training by {held_seconds:.2f} s{each}{compared}",
+        steps=steps,
+        held_seconds=facts["held_seconds"],
+        each=each,
+        compared=compared,
+    )

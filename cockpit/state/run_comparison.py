@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cockpit.language.translate import tr
 from cockpit.state.formatting import format_duration, format_number
 from engine.protocol.messages import Telemetry, TelemetryQuery
 
@@ -129,11 +130,13 @@ def describe_first_batch(one: Side, other: Side) -> str:
     same, differs = first_batch(one, other)
     if differs is None:
         if same is None:
-            return "not known: no checkpoints of the same steps"
-        return f"the same at all common checkpoints, up to the batch after step {same:,}"
+            return tr("not known: no checkpoints of the same steps")
+        return tr("the same at all common checkpoints, up to the batch after step {same:,}", same=same)
     if same is None:
-        return f"at or before the batch after step {differs:,}, the first that both have"
-    return f"between the batches after step {same:,} (the same) and step {differs:,} (another)"
+        return tr("at or before the batch after step {differs:,}, the first that both have", differs=differs)
+    return tr(
+        "between the batches after step {same:,} (the same) and step {differs:,} (another)", same=same, differs=differs
+    )
 
 
 def energy_requests(side: Side) -> Iterator[tuple[TelemetryQuery, Sequence[int], list[tuple[float, float]]]]:
@@ -184,18 +187,18 @@ def compare_sides(sides: Sequence[Side]) -> list[Section]:
     ]
     notes = "; ".join(f"{side.run}: {side.noted}" for side in sides if side.noted)
     return [
-        Section("settings that differ", settings, notes or ("" if settings else "none")),
-        Section("data that differ", files, "" if files else _same_data(sides)),
-        Section(f"first batch that differs from {first.run}'s", batches, sentences=True),
-        Section("newest values", metrics, "" if metrics else "no metrics yet"),
-        Section("cost", cost_rows(sides)),
+        Section(tr("settings that differ"), settings, notes or ("" if settings else "none")),
+        Section(tr("data that differ"), files, "" if files else _same_data(sides)),
+        Section(tr("first batch that differs from {run}'s", run=first.run), batches, sentences=True),
+        Section(tr("newest values"), metrics, "" if metrics else tr("no metrics yet")),
+        Section(tr("cost"), cost_rows(sides)),
     ]
 
 
 def _same_data(sides: Sequence[Side]) -> str:
     if all(side.files for side in sides):
-        return "none: all files have the same SHA-256"
-    return "not known: not every run has prepared its data"
+        return tr("none: all files have the same SHA-256")
+    return tr("not known: not every run has prepared its data")
 
 
 def write_device_time(side: Side) -> str:
@@ -210,13 +213,13 @@ def cost_rows(sides: Sequence[Side]) -> list[tuple[str, ...]]:
         return (name, *(write(side) for side in sides))
 
     return [
-        row("state", lambda side: side.state or ABSENT),
-        row("steps", lambda side: f"{side.steps:,}"),
-        row("attempts", lambda side: str(side.attempts)),
-        row("time running", lambda side: format_duration(side.seconds) if side.seconds else ABSENT),
-        row("devices", lambda side: str(len(side.devices)) if side.devices else side.through or "CPU"),
-        row("device time", write_device_time),
-        row("energy", lambda side: ABSENT if side.energy is None else f"{side.energy:,.1f} Wh"),
+        row(tr("state"), lambda side: side.state or ABSENT),
+        row(tr("steps"), lambda side: f"{side.steps:,}"),
+        row(tr("attempts"), lambda side: str(side.attempts)),
+        row(tr("time running"), lambda side: format_duration(side.seconds) if side.seconds else ABSENT),
+        row(tr("devices"), lambda side: str(len(side.devices)) if side.devices else side.through or "CPU"),
+        row(tr("device time"), write_device_time),
+        row(tr("energy"), lambda side: ABSENT if side.energy is None else tr("{energy:,.1f} Wh", energy=side.energy)),
     ]
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cockpit.language.translate import tr
 from engine.protocol.messages import Run
 from engine.protocol.text import did_you_mean
 
@@ -100,7 +101,13 @@ def _find_field(field: str, value: str) -> Test:
         return lambda run: not values or any(part in text.lower() for text in read(run) for part in values)
     if field not in NUMBERS and "/" not in field:
         known = ", ".join(FIELDS)
-        raise FilterError(f"there is no field {field}{did_you_mean(field, FIELDS) or f': {known}, or a metric'}")
+        raise FilterError(
+            tr(
+                "there is no field {field}{did_you_mean}",
+                field=field,
+                did_you_mean=did_you_mean(field, FIELDS) or f": {known}, or a metric",
+            )
+        )
     if not value:
         return lambda run: True  # it is being typed
     number = NUMBERS.get(field) or _read_metric(field)
@@ -125,12 +132,14 @@ def _read_comparison(field: str, text: str) -> tuple[Callable[[float, float], bo
     unit = 1.0
     if field == "age" and (found := re.fullmatch(r"([\d.]+)([a-z]+)", number)):
         if found[2] not in _UNITS:
-            raise FilterError(f"{found[2]} is no unit of time: {', '.join(_UNITS)}")
+            raise FilterError(tr("{found} is no unit of time: {UNITS}", found=found[2], UNITS=", ".join(_UNITS)))
         number, unit = found[1], _UNITS[found[2]]
     try:
         return _COMPARE[sign], float(number.replace(",", "").removesuffix("e").removesuffix("e-")) * unit
     except ValueError:
-        raise FilterError(f"{field}:{text} is not understood: {field} is a number, such as {field}:>1e-4") from None
+        raise FilterError(
+            tr("{field}:{text} is not understood: {field} is a number, such as {field}:>1e-4", field=field, text=text)
+        ) from None
 
 
 def _negate(test: Test) -> Test:

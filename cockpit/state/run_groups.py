@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from cockpit.language.translate import tr
 from engine.protocol.messages import Run
 
 
@@ -19,7 +20,7 @@ class RunGroup:
     @property
     def key(self) -> str:
         """Stands for the group where a run's id stands for a run. No id has a space in it."""
-        return f"group {self.name}"
+        return tr("group {name}", name=self.name)
 
     def lowest(self, metric: str) -> float | None:
         return min((run.metrics[metric] for run in self.runs if metric in run.metrics), default=None)

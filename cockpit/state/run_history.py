@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cockpit.language.translate import tr_engine
+from cockpit.language.translate import tr, tr_engine
 from cockpit.state.app_state import Entry, RunHistory
 from cockpit.state.formatting import format_number
 from engine.protocol.codes import PASSING
@@ -71,7 +71,7 @@ def format_value(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, list):
-        return f"{len(value)} rows"
+        return tr("{count} rows", count=len(value))
     return str(value)
 
 
@@ -110,17 +110,21 @@ def pause_advice(run: Run, history: RunHistory) -> tuple[str, str]:
     if run.state != PAUSED or not run.reason or run.code == "pause.asked":
         return "", ""
     if held_batch(run, history) is not None:
-        step = f"step {run.step + 1:,}"
+        step = tr("step {step:,}", step=run.step + 1)
         return (
-            f"‖ {step} is held back: {tr_engine(run.reason)}; its update has not been applied",
-            "b shows its rows: skip them, roll back, or continue · p continues · x stops",
+            tr(
+                "‖ {step} is held back: {tr_engine}; its update has not been applied",
+                step=step,
+                tr_engine=tr_engine(run.reason),
+            ),
+            tr("b shows its rows: skip them, roll back, or continue · p continues · x stops"),
         )
     if run.code in PASSING:
         return (
-            f"‖ paused: {tr_engine(run.reason)}",
-            "continues automatically when that is over · p continues now · x stops with a checkpoint",
+            tr("‖ paused: {tr_engine}", tr_engine=tr_engine(run.reason)),
+            tr("continues automatically when that is over · p continues now · x stops with a checkpoint"),
         )
-    return f"‖ paused: {tr_engine(run.reason)}", "p continues · x stops with a checkpoint"
+    return tr("‖ paused: {tr_engine}", tr_engine=tr_engine(run.reason)), tr("p continues · x stops with a checkpoint")
 
 
 def active_warnings(run: Run, history: RunHistory) -> list[Entry]:

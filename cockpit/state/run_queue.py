@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from cockpit.language.translate import tr
 from engine.protocol.messages import Run
 from engine.protocol.states import QUEUED
 
@@ -20,12 +21,14 @@ def describe_wait(run: Run, queue: Sequence[Run]) -> str:
         return run.reason
     before = next((each for each in reversed(queue) if each.position < run.position), None)
     if before is None:
-        return "starts next"
+        return tr("starts next")
     ahead = sum(each.position < run.position for each in queue)
-    return f"waits until {before.id} has started" + (f"; {ahead} runs are before it" if ahead > 1 else "")
+    return tr("waits until {id} has started", id=before.id) + (
+        tr("; {ahead} runs are before it", ahead=ahead) if ahead > 1 else ""
+    )
 
 
 def describe_place(run: Run, queue: Sequence[Run]) -> str:
     """The place in the queue, with the priority where it has one: `place 2 of 5, priority 3`."""
-    priority = f", priority {run.priority}" if run.priority else ""
-    return f"place {run.position} of {len(queue)}{priority}"
+    priority = tr(", priority {priority}", priority=run.priority) if run.priority else ""
+    return tr("place {position} of {queue}{priority}", position=run.position, queue=len(queue), priority=priority)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cockpit.language.translate import tr
 from engine.config.settable import check_value, get_help
 
 TITLES = {
@@ -23,7 +24,7 @@ NONE = "none"
 def describe_setting(key: str) -> str:
     """What the setting does, in one or two lines."""
     if key == "training.learning_rate":
-        return "the new base of the schedule from the next step on; its shape stays"
+        return tr("the new base of the schedule from the next step on; its shape stays")
     return get_help(key)
 
 
@@ -39,10 +40,12 @@ def parse_value(key: str, text: str, step: int) -> int | float | None:
         try:
             value = float(text)
         except ValueError:
-            raise ValueError(f"{text} is not {VALUE_NAMES.get(key, 'a number of steps')}") from None
+            raise ValueError(
+                tr("{text} is not {VALUE_NAMES}", text=text, VALUE_NAMES=tr(VALUE_NAMES.get(key, "a number of steps")))
+            ) from None
     if key == "training.learning_rate" and not 0 < value < 1:
-        raise ValueError(f"{text} is not a learning rate: write a number above 0 and below 1, like 2e-4")
+        raise ValueError(tr("{text} is not a learning rate: write a number above 0 and below 1, like 2e-4", text=text))
     check_value(key, value)
     if key == "training.max_steps" and value < step:
-        raise ValueError(f"step {step:,} is done already: write {step} or more")
+        raise ValueError(tr("step {step:,} is done already: write {step} or more", step=step))
     return value

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from engine.protocol.terminal import show_controls
 
 NEW = "bold underline $success"
@@ -41,4 +42,4 @@ def mark_new_words(before: str, now: str) -> tuple[Content, str]:
         # Blanks between two new words are marked with them; those at the start of a line are not.
         for line in _LINES.finditer(now, new[start].start(), new[stop - 1].end()) if stop > start else ():
             marked = marked.stylize(NEW, *line.span())
-    return marked, f"{added} word{'s'[: added != 1]} new, {gone} gone"
+    return marked, tr("{added} word{plural} new, {gone} gone", added=added, plural="s"[: added != 1], gone=gone)

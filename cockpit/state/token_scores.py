@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cockpit.language.translate import tr
+
 LIKELY, UNLIKELY, RARE = 0.5, 0.1, 0.01
 """Probabilities: from the first a token is likely, below the second it surprises the model, below the last very
 much."""
@@ -66,12 +68,17 @@ def describe_scores(scores: ScoredText) -> str:
     """The text's figures in a line."""
     scored = sum(token.logprob is not None for token in scores.tokens)
     if scores.perplexity is None or scores.nats is None:
-        return f"{scored:,} tokens · the model's probabilities are not finite numbers"
+        return tr("{scored:,} tokens · the model's probabilities are not finite numbers", scored=scored)
     count = len(scores.surprises)
     bits = scores.nats / math.log(2)
-    return (
-        f"{scored:,} token{'s'[: scored != 1]} · perplexity {_format(scores.perplexity)} · {bits:.2f} bits a token · "
-        f"{count:,} surprise{'s'[: count == 1]} it"
+    return tr(
+        "{scored:,} token{plural} · perplexity {format} · {bits:.2f} bits a token · {count:,} surprise{plural_2} it",
+        scored=scored,
+        plural="s"[: scored != 1],
+        format=_format(scores.perplexity),
+        bits=bits,
+        count=count,
+        plural_2="s"[: count == 1],
     )
 
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from cockpit.language.translate import tr
 from engine.protocol.messages import Judgement
 
 Z = 1.96
@@ -66,7 +67,7 @@ def count_votes(judgements: Iterable[Judgement]) -> list[PairVotes]:
         left, right = each.targets
         swapped = (right, left) in counts
         pair = (right, left) if swapped else (left, right)
-        outcomes = ("right", "left", "tie", "both bad") if swapped else ("left", "right", "tie", "both bad")
+        outcomes = ("right", "left", "tie", tr("both bad")) if swapped else ("left", "right", "tie", tr("both bad"))
         counts.setdefault(pair, [0, 0, 0, 0])[outcomes.index(each.vote)] += 1
     return [PairVotes(*pair, *numbers) for pair, numbers in counts.items()]
 
@@ -95,13 +96,28 @@ def format_votes(pair: PairVotes) -> str:
         pair = PairVotes(pair.second, pair.first, pair.losses, pair.wins, pair.ties, pair.both_bad)
     share, low, high = pair.share
     parts = [f"{pair.first} {pair.wins} : {pair.losses} {pair.second}"]
-    parts += [f"{pair.ties} tie{'s'[: pair.ties != 1]}"] if pair.ties else []
-    parts += [f"{pair.both_bad} both bad"] if pair.both_bad else []
+    parts += [tr("{ties} tie{plural}", ties=pair.ties, plural="s"[: pair.ties != 1])] if pair.ties else []
+    parts += [tr("{both_bad} both bad", both_bad=pair.both_bad)] if pair.both_bad else []
     if pair.decided:
-        parts.append(f"preferred in {share:.0%} of {pair.decided}, 95 % interval {low:.0%} to {high:.0%}")
+        parts.append(
+            tr(
+                "preferred in {share:.0%} of {decided}, 95 % interval {low:.0%} to {high:.0%}",
+                share=share,
+                decided=pair.decided,
+                low=low,
+                high=high,
+            )
+        )
     return " · ".join(parts)
 
 
 def format_rating(rating: MeanRating) -> str:
     interval = f" ± {rating.half_width:.1f}" if rating.count > 1 else ""
-    return f"{rating.target}  {rating.mean:.1f}{interval} of 5 · {rating.count} rating{'s'[: rating.count != 1]}"
+    return tr(
+        "{target}  {mean:.1f}{interval} of 5 · {count} rating{plural}",
+        target=rating.target,
+        mean=rating.mean,
+        interval=interval,
+        count=rating.count,
+        plural="s"[: rating.count != 1],
+    )

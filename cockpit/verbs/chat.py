@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from cockpit.language.translate import tr
 from cockpit.verbs.chat_client import Chat, Message, open_chat
 from cockpit.verbs.output import emit, say
 from cockpit.verbs.sampling_options import sampling_settings
@@ -23,9 +24,9 @@ def chat(options: argparse.Namespace) -> int:
     with open_hot_chat(home, options.target, settings) if options.hot else open_chat(home, settings, ask_slurm) as chat:
         loaded = chat.load(options.target, dtype=options.dtype, quantization=options.quantization)
         if not loaded.get("tokenizer", True):
-            say("The model is loaded, but its folder has no tokenizer: it cannot chat.", "yellow")
+            say(tr("The model is loaded, but its folder has no tokenizer: it cannot chat."), "yellow")
         elif not loaded["template"]:
-            say("This model has no chat template: it continues your text.", "yellow")
+            say(tr("This model has no chat template: it continues your text."), "yellow")
         if loaded.get("note"):
             say(loaded["note"], "dim")
         if options.prompt is not None:
@@ -51,7 +52,7 @@ def _answer_once(chat: Chat, messages: list[Message], as_json: bool, further: Se
         answer = chat.reply(messages)
         print()
         if "parsed" in answer and answer["parsed"] is None:
-            say(f"The task {chat.settings['task']} cannot parse this reply.", "yellow")
+            say(tr("The task {task} cannot parse this reply.", task=chat.settings["task"]), "yellow")
         return 0
     answer = chat.reply(messages, lambda *_: None)
     document = {key: answer[key] for key in ("reply", "tokens", "seconds", "first_token_seconds", *further)}

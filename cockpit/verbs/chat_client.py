@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cockpit.connection.submission import shell_environment
+from cockpit.language.translate import tr
 from cockpit.state.token_scores import ScoredText, read_scores
 from cockpit.verbs.output import console, format_progress, say
 from engine.protocol.client import Client
@@ -32,7 +33,7 @@ class Chat:
         `options` are `dtype` and `quantization`. Returns what the worker reports of the loaded target: `target label
         template tokenizer context note seconds`. Raises ProblemError.
         """
-        with console().status(text(f"loading {target}")) as status:
+        with console().status(text(tr("loading {target}", target=target))) as status:
 
             def on_event(event: ServiceEvent) -> None:
                 status.update(text(f"{target}: {format_progress(event)}"))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cockpit.language.translate import tr
 from cockpit.state.chat_tree import ChatReply, ChatTree, dump_tree, parse_tree
 from cockpit.state.token_scores import describe_scores, format_probability
 from cockpit.verbs.chat_client import Chat
@@ -34,22 +35,27 @@ class ChatRepl:
         self._chat, self._home, self._target = chat, home, target
         self._tree = ChatTree(system=system)
         self._commands: dict[str, tuple[str, Callable[[str], None]]] = {
-            "/system": ("TEXT: set the system prompt; without a text, remove it", self._system),
+            "/system": (tr("TEXT: set the system prompt; without a text, remove it"), self._system),
             "/set": (
-                "K=V …: set sampling, e.g. temperature=0.8 or preset=chat; K= unsets K; without arguments, list all",
+                tr(
+                    "K=V …: set sampling, e.g. temperature=0.8 or preset=chat; K= unsets K; without arguments, list all"
+                ),
                 self._set,
             ),
-            "/regenerate": ("get another reply to the last question", self._regenerate),
-            "/tokens": ("show the tokens of the last reply that surprise the model", self._tokens),
-            "/perplexity": ("TEXT: how well the model expects a text, and which tokens surprise it", self._perplexity),
-            "/save": ("NAME: save the conversation, under a path or a name in the home", self._save),
-            "/load": ("NAME: continue a saved conversation", self._load),
-            "/help": ("show this list", self._help),
+            "/regenerate": (tr("get another reply to the last question"), self._regenerate),
+            "/tokens": (tr("show the tokens of the last reply that surprise the model"), self._tokens),
+            "/perplexity": (
+                tr("TEXT: how well the model expects a text, and which tokens surprise it"),
+                self._perplexity,
+            ),
+            "/save": (tr("NAME: save the conversation, under a path or a name in the home"), self._save),
+            "/load": (tr("NAME: continue a saved conversation"), self._load),
+            "/help": (tr("show this list"), self._help),
         }
 
     def run(self, label: str) -> int:
         """Read lines until end of file or one of `LEAVE`. ctrl+c stops the current reply, else the conversation."""
-        say(f"{label}. /help lists the commands; exit or ctrl+d leaves; ctrl+c stops a reply.", "dim")
+        say(tr("{label}. /help lists the commands; exit or ctrl+d leaves; ctrl+c stops a reply.", label=label), "dim")
         while True:
             try:
                 text = input("you> ").strip()
@@ -73,7 +79,11 @@ class ChatRepl:
             self._commands[word][1](rest.strip())
         elif word.startswith("/") and word[1:].isalpha():
             raise ValueError(
-                f"there is no command {word}; the commands are {', '.join((*self._commands, '/clear', '/exit'))}"
+                tr(
+                    "there is no command {word}; the commands are {value}",
+                    word=word,
+                    value=", ".join((*self._commands, "/clear", "/exit")),
+                )
             )
         elif text:
             before = self._tree
@@ -87,7 +97,7 @@ class ChatRepl:
         try:
             answer = self._chat.reply(self._tree.messages(question.id))
         except KeyboardInterrupt:
-            say("\n(stopped)", "dim")
+            say(tr("\n(stopped)"), "dim")
             return False
         except ProblemError as error:
             show_problem(error.problem)
@@ -97,9 +107,17 @@ class ChatRepl:
         reply = ChatReply(self._target, answer["reply"], facts, thinking=answer.get("thinking", ""))
         self._tree = self._tree.add_answer(question.id, [reply])
         if "parsed" in answer and answer["parsed"] is None:
-            say("the task cannot parse this reply", "yellow")
-        cut = ", truncated: /set max_new_tokens=N allows more" if answer["finish"] == "length" else ""
-        say(f"{answer['tokens']} tokens, {answer['tokens_per_second']:.0f} tok/s{cut}", "dim")
+            say(tr("the task cannot parse this reply"), "yellow")
+        cut = tr(", truncated: /set max_new_tokens=N allows more") if answer["finish"] == "length" else ""
+        say(
+            tr(
+                "{tokens} tokens, {tokens_per_second:.0f} tok/s{cut}",
+                tokens=answer["tokens"],
+                tokens_per_second=answer["tokens_per_second"],
+                cut=cut,
+            ),
+            "dim",
+        )
         return True
 
     # ── commands ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -113,24 +131,26 @@ class ChatRepl:
             name, equals, value = part.partition("=")
             name = name.replace("-", "_")
             if not equals or name not in SETTINGS:
-                raise ValueError(f"{part}: write K=V, with K one of {', '.join(SETTINGS)}")
+                raise ValueError(
+                    tr("{part}: write K=V, with K one of {SETTINGS}", part=part, SETTINGS=", ".join(SETTINGS))
+                )
             settings.pop(name, None)
             if value:
                 settings[name] = _parse_value(name, value)
         listed = ", ".join(f"{name}={value}" for name, value in settings.items() if name != "schema")
-        say(listed or "greedy, at most 256 tokens", "dim")
+        say(listed or tr("greedy, at most 256 tokens"), "dim")
 
     def _regenerate(self, text: str) -> None:
         if not self._tree.turns:
-            raise ValueError("there is no question yet")
+            raise ValueError(tr("there is no question yet"))
         if not self._chat.settings.get("temperature") and self._chat.settings.get("preset", "greedy") == "greedy":
-            say("sampling is greedy, so the reply will be the same; /set preset=chat changes that", "dim")
+            say(tr("sampling is greedy, so the reply will be the same; /set preset=chat changes that"), "dim")
         self._answer()
 
     def _tokens(self, text: str) -> None:
         answer = next((turn for turn in reversed(self._tree.path) if turn.is_answer), None)
         if answer is None:
-            raise ValueError("there is no reply yet")
+            raise ValueError(tr("there is no reply yet"))
         reply = answer.replies[0]
         asked = {"messages": self._tree.messages(answer.parent), "reply": reply.text, "thinking": reply.thinking}
         task = self._chat.settings.get("task")
@@ -138,19 +158,27 @@ class ChatRepl:
 
     def _perplexity(self, text: str) -> None:
         if not text:
-            raise ValueError("give a text: /perplexity TEXT")
+            raise ValueError(tr("give a text: /perplexity TEXT"))
         self._show_scores({"text": text})
 
     def _show_scores(self, arguments: dict[str, Any]) -> None:
         try:
             scores = self._chat.score(arguments)
         except KeyboardInterrupt:
-            say("(stopped)", "dim")
+            say(tr("(stopped)"), "dim")
             return
         say(describe_scores(scores))
         for token in scores.most_surprising(SURPRISES):
             better = ", ".join(f"{text!r} {format_probability(math.exp(value))}" for text, value in token.likeliest[:3])
-            say(f"  {token.text!r} {format_probability(token.probability)}, where it expected {better}", "dim")
+            say(
+                tr(
+                    "  {text!r} {probability}, where it expected {better}",
+                    text=token.text,
+                    probability=format_probability(token.probability),
+                    better=better,
+                ),
+                "dim",
+            )
 
     def _save(self, text: str) -> None:
         path = self._path(text, "/save NAME")
@@ -162,7 +190,7 @@ class ChatRepl:
     def _load(self, text: str) -> None:
         path = self._path(text, "/load NAME")
         if not path.is_file():
-            raise ValueError(f"there is no file {path}")
+            raise ValueError(tr("there is no file {path}", path=path))
         self._tree, extra = parse_tree(path.read_text(encoding="utf-8"))
         self._chat.settings.update(
             {name: value for name, value in extra.get("settings", {}).items() if name in SETTINGS}
@@ -171,16 +199,16 @@ class ChatRepl:
             if turn.is_answer:
                 print(turn.replies[0].text)
             else:
-                say(f"you> {turn.text}", "bold")
+                say(tr("you> {text}", text=turn.text), "bold")
 
     def _help(self, _: str) -> None:
         lines = {name: text for name, (text, _) in self._commands.items()}
-        for name, text in (lines | {"/clear": "start a new conversation", "/exit": "leave"}).items():
+        for name, text in (lines | {"/clear": tr("start a new conversation"), "/exit": "leave"}).items():
             say(f"{name:12} {text}")
 
     def _path(self, name: str, usage: str) -> Path:
         if not name:
-            raise ValueError(f"give a name: {usage}")
+            raise ValueError(tr("give a name: {usage}", usage=usage))
         if "/" in name or name.endswith(".json"):
             return Path(name).expanduser()
         return self._home.chats / f"{name}.json"
@@ -192,10 +220,10 @@ def _parse_value(name: str, text: str) -> Any:
         try:
             return float(text) if name in ("temperature", "top_p", "min_p", "repetition_penalty") else int(text)
         except ValueError:
-            raise ValueError(f"{name}: {text!r} is not a number") from None
+            raise ValueError(tr("{name}: {text!r} is not a number", name=name, text=text)) from None
     if name == "constrained":
         if text not in ("true", "false"):
-            raise ValueError("constrained must be true or false")
+            raise ValueError(tr("constrained must be true or false"))
         return text == "true"
     return [text] if name == "stop" else text
 
@@ -221,6 +249,8 @@ def load_history(home: Home) -> Callable[[], None]:
             path.touch(mode=0o600)
             readline.write_history_file(path)
         except OSError as error:
-            show_problem(Problem(code="file.unwritable", title="The input history cannot be saved", cause=str(error)))
+            show_problem(
+                Problem(code="file.unwritable", title=tr("The input history cannot be saved"), cause=str(error))
+            )
 
     return save

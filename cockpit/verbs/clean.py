@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from cockpit.language.translate import tr
 from cockpit.state.formatting import format_size
 from cockpit.verbs.output import console, emit, say, table
 from engine.protocol.client import Client
@@ -38,9 +39,9 @@ def clean(options: argparse.Namespace) -> int:
             }
         )
     elif removed:
-        print(f"{format_size(sum(item.bytes for item in removed))} removed")
+        print(tr("{bytes} removed", bytes=format_size(sum(item.bytes for item in removed))))
         if left := len(wanted) - len(removed):
-            say(f"{left} of them could not be removed, or came into use meanwhile")
+            say(tr("{left} of them could not be removed, or came into use meanwhile", left=left))
     return 0
 
 
@@ -51,20 +52,28 @@ def _fits(item: CleanItem, options: argparse.Namespace) -> bool:
 def _print(found: CleanReply, items: list[CleanItem], wanted: list[CleanItem]) -> None:
     if items:
         rows = [
-            (item.path, format_size(item.bytes), "yes" if item.safe else "only with --all", item.why)
+            (item.path, format_size(item.bytes), "yes" if item.safe else tr("only with --all"), item.why)
             for item in items[:LISTED]
         ]
         table(("WHAT", "SIZE", "SAFE", "WHY"), rows)
     if len(items) > LISTED:
-        say(f"and {len(items) - LISTED} more, smaller ones")
+        say(tr("and {items} more, smaller ones", items=len(items) - LISTED))
     total, free = sum(item.bytes for item in wanted), format_size(found.disk_free)
-    say(f"{len(wanted)} can be removed, {format_size(total)}; {free} of the disk are free" if wanted else
-        f"Nothing to remove; {free} of the disk are free")  # fmt: skip
+    say(
+        tr(
+            "{wanted} can be removed, {total}; {free} of the disk are free",
+            wanted=len(wanted),
+            total=format_size(total),
+            free=free,
+        )
+        if wanted
+        else tr("Nothing to remove; {free} of the disk are free", free=free)
+    )
 
 
 def _agrees(wanted: list[CleanItem]) -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        say("nothing was removed: --yes removes it")
+        say(tr("nothing was removed: --yes removes it"))
         return False
-    console().print(f"Remove these {len(wanted)} permanently? [y/N] ", end="", markup=False)
+    console().print(tr("Remove these {wanted} permanently? [y/N] ", wanted=len(wanted)), end="", markup=False)
     return sys.stdin.readline().strip().lower() in ("y", "yes")

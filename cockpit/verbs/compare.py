@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from cockpit.connection.run_sides import read_side
+from cockpit.language.translate import tr
 from cockpit.state.run_comparison import Side, compare_sides, energy_requests, evaluation_rows, measure_energy
 from cockpit.verbs import run_files
 from cockpit.verbs.output import emit, say, table
@@ -24,7 +25,7 @@ def compare(options: argparse.Namespace) -> int:
     directories = [run_files.find_run(home, run) for run in options.runs]
     names = list(dict.fromkeys(run.id for run in directories))
     if len(names) < 2:
-        raise ValueError("name two different runs or more: cockpit runs lists them")
+        raise ValueError(tr("name two different runs or more: cockpit runs lists them"))
     now = time.time()
     sides = [read_side(home.run(name), now) for name in names]
     compared: dict[str, Any] = {}
@@ -33,7 +34,7 @@ def compare(options: argparse.Namespace) -> int:
             sides = _add_energy(home, sides)
             compared = call_service(home, "evaluate", "compare_runs", {"runs": names}, lambda _: None)["compared"]
         except ProblemError as error:
-            say(f"evaluations and energy are left out: {error.problem.title}", "yellow")
+            say(tr("evaluations and energy are left out: {title}", title=error.problem.title), "yellow")
     if options.json:
         emit({"sections": [asdict(section) for section in compare_sides(sides)], "evaluations": compared})
     else:
@@ -63,11 +64,21 @@ def _print(sides: list[Side], compared: dict[str, Any]) -> None:
             table(("", *heads), section.rows)
         print()
     for other, each in compared.items():
-        title = f"evaluations of {other} against {runs[0]}"
+        title = tr("evaluations of {other} against {runs}", other=other, runs=runs[0])
         if each is None:
-            print(f"{title}: none on the same rows with stored replies")
+            print(tr("{title}: none on the same rows with stored replies", title=title))
             continue
-        rows = f"{each['compared_rows']} rows of {each['data']}"
-        print(show_controls(f"{title}: steps {each['step']} and {each['first_step']}, {rows}"))
-        table(("", runs[0], other, "change", "95 % interval", ""), evaluation_rows(each))
+        rows = tr("{compared_rows} rows of {data}", compared_rows=each["compared_rows"], data=each["data"])
+        print(
+            show_controls(
+                tr(
+                    "{title}: steps {step} and {first_step}, {rows}",
+                    title=title,
+                    step=each["step"],
+                    first_step=each["first_step"],
+                    rows=rows,
+                )
+            )
+        )
+        table(("", runs[0], other, "change", tr("95 % interval"), ""), evaluation_rows(each))
         print()

@@ -7,6 +7,7 @@ from typing import Any
 
 from cockpit import remote_names
 from cockpit.connection.submission import build_submission
+from cockpit.language.translate import tr
 from cockpit.profiles.files import DEMO
 from cockpit.state.formatting import format_duration
 from cockpit.verbs.follow import follow
@@ -59,10 +60,17 @@ def report(directory: RunDirectory, run: Run, as_json: bool) -> None:
         emit({"run": run.id, "state": run.state, "before": before, "after": after, "seconds": seconds})
         return
     if run.state == states.COMPLETED:
-        table(("ON THE SAME HELD-OUT ROWS", "BEFORE", "AFTER"), _rows(before, after))
+        table((tr("ON THE SAME HELD-OUT ROWS"), "BEFORE", "AFTER"), _rows(before, after))
         _print_replies(directory)
-        print(f"\n{run.step} steps in {format_duration(run.ended - run.created)}, all in {directory.path}")
-        print(f"talk to it: {remote_names.command} chat {run.id} --task triples")
+        print(
+            tr(
+                "\n{step} steps in {ended}, all in {path}",
+                step=run.step,
+                ended=format_duration(run.ended - run.created),
+                path=directory.path,
+            )
+        )
+        print(tr("talk to it: {command} chat {id} --task triples", command=remote_names.command, id=run.id))
     else:
         explain_end(run)
 

@@ -8,6 +8,7 @@ import signal
 import time
 
 from cockpit import remote_names
+from cockpit.language.translate import tr
 from cockpit.state.formatting import format_duration, format_size
 from cockpit.verbs.output import emit, say, say_warning
 from engine.protocol.client import LOST, Client, find_engine
@@ -50,24 +51,43 @@ def _print_status(engine: Welcome, as_json: bool) -> int:
         )
         return 0
     print(
-        f"engine {engine.pid} on {engine.host}, up {format_duration(uptime)}, protocol {engine.protocol}, {engine.home}"
+        tr(
+            "engine {pid} on {host}, up {uptime}, protocol {protocol}, {home}",
+            pid=engine.pid,
+            host=engine.host,
+            uptime=format_duration(uptime),
+            protocol=engine.protocol,
+            home=engine.home,
+        )
     )
     for note in engine.notes:
         say(f"  {note}", "yellow")
     if engine.warm is not None:
         print(f"  {_describe_warm(engine.warm)}")
     for job in engine.jobs:
-        print(f"  run      {job}")
+        print(tr("  run      {job}", job=job))
     for service in engine.services:
-        print(f"  service  {service.id} ({service.state}{f', {service.target}' if service.target else ''})")
+        print(
+            tr(
+                "  service  {id} ({state}{value})",
+                id=service.id,
+                state=service.state,
+                value=f", {service.target}" if service.target else "",
+            )
+        )
     return 0
 
 
 def _describe_warm(worker: WarmWorker) -> str:
     if worker.state == "none":
-        return f"no worker is kept ahead: {worker.reason}"
-    state = "has imported the libraries" if worker.state == "ready" else "is importing the libraries"
-    return f"ahead    process {worker.pid} {state}, {format_size(worker.memory)}; the next job begins in it"
+        return tr("no worker is kept ahead: {reason}", reason=worker.reason)
+    state = tr("has imported the libraries") if worker.state == "ready" else tr("is importing the libraries")
+    return tr(
+        "ahead    process {pid} {state}, {memory}; the next job begins in it",
+        pid=worker.pid,
+        state=state,
+        memory=format_size(worker.memory),
+    )
 
 
 def stop(options: argparse.Namespace) -> int:
@@ -79,7 +99,7 @@ def stop(options: argparse.Namespace) -> int:
     if options.json:
         emit({"pid": connection.pid if connection else None, "stopped": connection is not None})
     else:
-        say("The engine has stopped." if connection else f"No engine is running for {home.root}.")
+        say(tr("The engine has stopped.") if connection else tr("No engine is running for {root}.", root=home.root))
     return 0
 
 
@@ -101,9 +121,13 @@ def _end(home: Home, connection: Connection, force: bool) -> None:
             raise ProblemError(
                 Problem(
                     code="engine.still_ending",
-                    title="The engine is still shutting down",
-                    cause=f"process {connection.pid} is still running after {SHUTDOWN_TIMEOUT:g} s",
-                    hint=f"its log is {home.engine_log}",
+                    title=tr("The engine is still shutting down"),
+                    cause=tr(
+                        "process {pid} is still running after {SHUTDOWN_TIMEOUT:g} s",
+                        pid=connection.pid,
+                        SHUTDOWN_TIMEOUT=SHUTDOWN_TIMEOUT,
+                    ),
+                    hint=tr("its log is {engine_log}", engine_log=home.engine_log),
                 )
             )
         time.sleep(0.02)
@@ -113,8 +137,14 @@ def _signal(connection: Connection, problem: Problem, force: bool) -> None:
     """End an engine that cannot be asked: by SIGTERM, with `force` at last by SIGKILL. Its jobs go on."""
     if not is_running(connection):
         return
-    start = f"{remote_names.command} engine start"
-    say(f"{problem}\nIt is ended by a signal. Jobs go on; `{start}` adopts them, and they can be stopped.")
+    start = tr("{command} engine start", command=remote_names.command)
+    say(
+        tr(
+            "{problem}\nIt is ended by a signal. Jobs go on; `{start}` adopts them, and they can be stopped.",
+            problem=problem,
+            start=start,
+        )
+    )
     os.kill(connection.pid, signal.SIGTERM)
     if not force:
         return
@@ -140,5 +170,5 @@ def reindex(options: argparse.Namespace) -> int:
     if options.json:
         emit({"runs": len(found.runs)})
     else:
-        say(f"{len(found.runs)} runs are indexed again.")
+        say(tr("{runs} runs are indexed again.", runs=len(found.runs)))
     return 0

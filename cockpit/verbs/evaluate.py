@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from cockpit.connection.submission import resume_environment
+from cockpit.language.translate import tr
 from cockpit.verbs.output import console, emit, format_metric, say, table
 from cockpit.verbs.service_call import call_service
 from engine.protocol.client import build_engine_environment
@@ -33,7 +34,7 @@ DEFAULT_KEY = "DEEPSEEK_API_KEY"
 def evaluate(options: argparse.Namespace) -> int:
     """Returns 0, or 1 when a threshold was missed. Raises ValueError, ProblemError."""
     if (options.target is None) == (options.predictions is None):
-        raise ValueError("name either a target to measure or a file with --predictions")
+        raise ValueError(tr("name either a target to measure or a file with --predictions"))
     home = Home.locate(options.home)
     settings = _settings(options)
     result = (
@@ -113,7 +114,7 @@ def _measure_target(options: argparse.Namespace, home: Home, settings: dict[str,
             result: dict[str, Any] = call_service(home, "evaluate", "evaluate", arguments, on_event, extra)
         except KeyboardInterrupt:
             progress.stop()
-            say("\nCancelled. Finished parts are kept: the same command continues from here.")
+            say(tr("\nCancelled. Finished parts are kept: the same command continues from here."))
             raise
     return result
 
@@ -163,8 +164,8 @@ def _score_predictions(options: argparse.Namespace, home: Home, settings: dict[s
         raise ProblemError(
             Problem(
                 code="evaluation.failed",
-                title="The scoring process ended without a result",
-                cause=f"status {done.returncode}",
+                title=tr("The scoring process ended without a result"),
+                cause=tr("status {returncode}", returncode=done.returncode),
             )
         )
     if "error" in answer:
@@ -181,7 +182,7 @@ def print_result(result: dict[str, Any]) -> None:
     for note in result["notes"]:
         say(note, "yellow")
     if result["rejected"]:
-        say(f"{result['rejected']} bad rows were left out", "yellow")
+        say(tr("{rejected} bad rows were left out", rejected=result["rejected"]), "yellow")
     for other in result.get("against", ()):
         _print_comparison(result, other)
     if not result.get("against"):
@@ -189,18 +190,39 @@ def print_result(result: dict[str, Any]) -> None:
         table((result["target"], ""), [(name, format_metric(value)) for name, value in whole.items()])
         for stem, columns in parts.items():
             rows = [(part, *(format_metric(value) for value in values)) for part, values in columns[1].items()]
-            table((f"{stem}, by part", *columns[0]), rows)
+            table((tr("{stem}, by part", stem=stem), *columns[0]), rows)
     for each in result["thresholds"]:
         print(f"{'passed' if each['passed'] else 'FAILED'}: {each['text']}")
     if usage := result.get("judge_usage"):
-        cost = f", cost {usage['cost']:.4g}" if usage["cost"] else ""
-        say(f"the judge used {usage['prompt_tokens']} + {usage['reply_tokens']} tokens{cost}", "dim")
+        cost = tr(", cost {cost:.4g}", cost=usage["cost"]) if usage["cost"] else ""
+        say(
+            tr(
+                "the judge used {prompt_tokens} + {reply_tokens} tokens{cost}",
+                prompt_tokens=usage["prompt_tokens"],
+                reply_tokens=usage["reply_tokens"],
+                cost=cost,
+            ),
+            "dim",
+        )
     if versions := result.get("versions"):
         named = ", ".join(f"{name} {version}" for name, version in versions.items())
-        say(f"versions: {named}; {result['rows']} rows with their scores are in {result['directory']}", "dim")
+        say(
+            tr(
+                "versions: {named}; {rows} rows with their scores are in {directory}",
+                named=named,
+                rows=result["rows"],
+                directory=result["directory"],
+            ),
+            "dim",
+        )
     else:
         say(
-            f"{result['replies']} replies of {result['rows']} rows with their scores are in {result['directory']}",
+            tr(
+                "{replies} replies of {rows} rows with their scores are in {directory}",
+                replies=result["replies"],
+                rows=result["rows"],
+                directory=result["directory"],
+            ),
             "dim",
         )
 
@@ -225,15 +247,31 @@ def _split_parts(
 def _print_comparison(result: dict[str, Any], other: dict[str, Any]) -> None:
     rows = []
     for name, each in other["differences"].items():
-        verdict = {1: "better", -1: "worse", 0: "differs" if each["beyond_noise"] else "within noise"}[each["better"]]
+        verdict = {1: "better", -1: "worse", 0: "differs" if each["beyond_noise"] else tr("within noise")}[
+            each["better"]
+        ]
         interval = f"{each['difference']:+.4g}  [{each['low']:+.4g}, {each['high']:+.4g}]"
         rows.append((name, format_metric(each["first"]), format_metric(each["second"]), interval, verdict))
-    table(("", other["target"], result["target"], "difference, 95 % interval", ""), rows)
+    table(("", other["target"], result["target"], tr("difference, 95 % interval"), ""), rows)
     for change in ("forgot", "learnt"):
         listed = other.get(change, ())
         if listed:
-            say(f"{change} {len(listed)} of {other['compared_rows']} questions:")
+            say(
+                tr(
+                    "{change} {listed} of {compared_rows} questions:",
+                    change=change,
+                    listed=len(listed),
+                    compared_rows=other["compared_rows"],
+                )
+            )
             for each in listed:
                 said = (" ".join(each[name].split())[:_SAID] for name in ("question", "right", "wrong"))
-                print("  {}\n    right: {}\n    wrong: {}".format(*said))
-    say(f"paired bootstrap over {other['compared_rows']} rows, {other['resamples']} resamples", "dim")
+                print(tr("  {}\n    right: {}\n    wrong: {}").format(*said))
+    say(
+        tr(
+            "paired bootstrap over {compared_rows} rows, {resamples} resamples",
+            compared_rows=other["compared_rows"],
+            resamples=other["resamples"],
+        ),
+        "dim",
+    )

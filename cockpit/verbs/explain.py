@@ -6,6 +6,7 @@ import argparse
 import sys
 import textwrap
 
+from cockpit.language.translate import tr
 from cockpit.verbs.output import PIPE_WIDTH, console, emit, table
 from engine.protocol.codes import CODES
 from engine.protocol.explanations import Explanation, find_similar, read_explanations
@@ -40,11 +41,11 @@ def _list(as_json: bool) -> int:
 def _print(explanation: Explanation) -> None:
     width = min(WIDEST, console().width if sys.stdout.isatty() else PIPE_WIDTH)
     print(explanation.code)
-    for title, text in (("", explanation.meaning), ("How it comes about", explanation.how)):
+    for title, text in (("", explanation.meaning), (tr("How it comes about"), explanation.how)):
         print()
         _print_paragraph(title, text, width)
     print()
-    _print_paragraph("What mends it", explanation.mend, width)
+    _print_paragraph(tr("What mends it"), explanation.mend, width)
 
 
 def _print_paragraph(title: str, text: str, width: int) -> None:
@@ -58,8 +59,10 @@ def _unknown_error(word: str) -> ProblemError:
     return ProblemError(
         Problem(
             code="request.invalid",
-            title=f"There is no code {word!r}",
-            cause=f"did you mean {' or '.join(f'`{code}`' for code in similar)}?" if similar else "",
-            hint=f"cockpit explain {similar[0]}" if similar else "`cockpit explain` lists all codes",
+            title=tr("There is no code {word!r}", word=word),
+            cause=tr("did you mean {value}?", value=" or ".join(f"`{code}`" for code in similar)) if similar else "",
+            hint=tr("cockpit explain {similar}", similar=similar[0])
+            if similar
+            else tr("`cockpit explain` lists all codes"),
         )
     )

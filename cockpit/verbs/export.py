@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from cockpit.language.translate import tr
 from cockpit.verbs.output import emit, format_metric, say, table
 from cockpit.verbs.service_call import call_service_with_status
 from engine.protocol.home import Home
@@ -30,10 +31,10 @@ def export(options: argparse.Namespace) -> int:
     }
     try:
         result = call_service_with_status(
-            Home.locate(options.home), "export", "export", arguments, f"exporting {options.target}"
+            Home.locate(options.home), "export", "export", arguments, tr("exporting {target}", target=options.target)
         )
     except KeyboardInterrupt:
-        say(f"\nCancelled: nothing is left in {options.out}.")
+        say(tr("\nCancelled: nothing is left in {out}.", out=options.out))
         raise
     if options.json:
         emit(result)
@@ -45,29 +46,52 @@ def export(options: argparse.Namespace) -> int:
 def print_export(result: dict[str, Any]) -> None:
     """Print what was exported and how it compares with the checkpoint."""
     agreement = result["agreement"]
-    print(f"{result['kind']} in {result['directory']}")
+    print(tr("{kind} in {directory}", kind=result["kind"], directory=result["directory"]))
     rows = [(label, format_metric(agreement[key])) for key, label in _LABELS.items() if agreement.get(key) is not None]
     if agreement.get("golden"):
-        rows.append(("golden prompts with equal replies", f"{agreement['golden_equal']} of {agreement['golden']}"))
+        rows.append(
+            (
+                tr("golden prompts with equal replies"),
+                tr("{golden_equal} of {golden}", golden_equal=agreement["golden_equal"], golden=agreement["golden"]),
+            )
+        )
     for name, figures in agreement.get("candidates", {}).items():
         chosen = " (chosen)" if name == agreement["base"] else ""
         rows.append(
             (
-                f"into the {name} base{chosen}",
+                tr("into the {name} base{chosen}", name=name, chosen=chosen),
                 ", ".join(f"{key} {format_metric(each)}" for key, each in figures.items()),
             )
         )
     if gguf := result.get("gguf"):
         comparison = (
-            f"KL {format_metric(gguf['kl'])}, top-1 {format_metric(gguf['top1'])}"
+            tr("KL {kl}, top-1 {top1}", kl=format_metric(gguf["kl"]), top1=format_metric(gguf["top1"]))
             if "kl" in gguf
-            else f"not read back: {gguf['unread']}"
+            else tr("not read back: {unread}", unread=gguf["unread"])
         )
-        rows.append((gguf["file"], f"{gguf['bytes'] / 1e6:.0f} MB, {comparison}"))
-    table((f"AGAINST THE CHECKPOINT, {agreement['positions']} positions", ""), rows)
+        rows.append(
+            (gguf["file"], tr("{bytes:.0f} MB, {comparison}", bytes=gguf["bytes"] / 1000000.0, comparison=comparison))
+        )
+    table((tr("AGAINST THE CHECKPOINT, {positions} positions", positions=agreement["positions"]), ""), rows)
     if gguf and "modelfile" in gguf:
-        print("".join([f"{gguf['modelfile']} for Ollama", *(f"\n  {note}" for note in gguf["notes"])]))
+        print(
+            "".join(
+                [tr("{modelfile} for Ollama", modelfile=gguf["modelfile"]), *(f"\n  {note}" for note in gguf["notes"])]
+            )
+        )
     elif gguf and gguf.get("no_modelfile"):
-        print(f"No Modelfile, because Ollama could not render prompts as the model does: {gguf['no_modelfile']}")
+        print(
+            tr(
+                "No Modelfile, because Ollama could not render prompts as the model does: {no_modelfile}",
+                no_modelfile=gguf["no_modelfile"],
+            )
+        )
     for difference in agreement.get("differences", ()):
-        print(f"  {difference['of']} differs from token {difference['at']} on: {difference['prompt'][:80]!r}")
+        print(
+            tr(
+                "  {of} differs from token {at} on: {prompt!r}",
+                of=difference["of"],
+                at=difference["at"],
+                prompt=difference["prompt"][:80],
+            )
+        )

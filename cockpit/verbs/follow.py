@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from cockpit import remote_names
-from cockpit.language.translate import tr_engine
+from cockpit.language.translate import tr, tr_engine
 from cockpit.state.formatting import format_duration
 from cockpit.verbs.output import console, format_metric, say
 from engine.protocol import stages, states
@@ -51,7 +51,12 @@ def _find_run(body: Any, run_id: str) -> Run | None:
 
 def _gone(run_id: str) -> ProblemError:
     return ProblemError(
-        Problem(code="run.deleted", title=f"{run_id} is gone", cause="it was deleted", hint="cockpit runs")
+        Problem(
+            code="run.deleted",
+            title=tr("{run_id} is gone", run_id=run_id),
+            cause=tr("it was deleted"),
+            hint=tr("cockpit runs"),
+        )
     )
 
 
@@ -69,7 +74,13 @@ def follow(client: Client, run_id: str) -> Run:
             if run is not None:
                 if run.stage != stage and run.state not in states.ENDED:
                     if stage and len(run.stages) > 1:
-                        display.end_stage(f"{stage} is done, in {format_duration(time.monotonic() - since)}")
+                        display.end_stage(
+                            tr(
+                                "{stage} is done, in {monotonic}",
+                                stage=stage,
+                                monotonic=format_duration(time.monotonic() - since),
+                            )
+                        )
                     stage, since = run.stage, time.monotonic()
                 display.show(run)
                 if run.state in states.ENDED:
@@ -77,7 +88,13 @@ def follow(client: Client, run_id: str) -> Run:
     except KeyboardInterrupt:
         display.close()
         command = remote_names.command
-        say(f"\nDetached: {run_id} goes on.\n  watch it   {command}\n  stop it    {command} stop {run_id}")
+        say(
+            tr(
+                "\nDetached: {run_id} goes on.\n  watch it   {command}\n  stop it    {command} stop {run_id}",
+                run_id=run_id,
+                command=command,
+            )
+        )
         raise Detached from None
     finally:
         display.close()
@@ -129,7 +146,7 @@ class Bars:
     def show(self, run: Run) -> None:
         training = run.stage == stages.TRAIN and run.state not in (states.QUEUED, states.PREPARING)
         done, total = (run.step, run.max_steps) if training else self._phase
-        stage = f"steps of attempt {run.attempt}" if training else run.stage
+        stage = tr("steps of attempt {attempt}", attempt=run.attempt) if training else run.stage
         if stage != self._stage:  # the bar counts something else now, so start its speed anew
             self._stage = stage
             self._progress.remove_task(self._task)  # a total cannot be unset
@@ -171,14 +188,18 @@ class Lines:
             return
         self._activity, self._state, self._step, self._printed = activity, run.state, run.step, now
         training = run.max_steps and run.stage in ("", stages.TRAIN)
-        progress = (f"step {run.step}/{run.max_steps}", _figures(run), _remaining(run)) if training else ()
+        progress = (
+            (tr("step {step}/{max_steps}", step=run.step, max_steps=run.max_steps), _figures(run), _remaining(run))
+            if training
+            else ()
+        )
         say("  ".join(filter(None, (run.id, _activity(run), *progress))))
 
     def phase(self, done: int, total: int) -> None:
         pass  # the run has its name
 
     def note(self, text: str) -> None:
-        say(f"warning: {text}", "yellow")
+        say(tr("warning: {text}", text=text), "yellow")
 
     def end_stage(self, text: str) -> None:
         say(text, "green")
@@ -189,9 +210,9 @@ class Lines:
 
 def _activity(run: Run) -> str:
     if run.state == states.PAUSED:
-        return f"paused: {tr_engine(run.reason)}" if run.reason else "paused"
+        return tr("paused: {tr_engine}", tr_engine=tr_engine(run.reason)) if run.reason else "paused"
     if run.state == states.QUEUED and (run.position or run.reason):
-        place = f", place {run.position}" if run.position else ""
+        place = tr(", place {position}", position=run.position) if run.position else ""
         return f"queued{place}" + (f": {tr_engine(run.reason)}" if run.reason else "")
     return run.phase if run.phase and run.state in (states.PREPARING, states.RUNNING) else run.state
 
@@ -199,7 +220,13 @@ def _activity(run: Run) -> str:
 def _figures(run: Run) -> str:
     loss, speed = run.metrics.get("train/loss"), run.metrics.get("train/tokens_per_second")
     return "  ".join(
-        filter(None, (f"loss {format_metric(loss)}" if loss is not None else "", f"{speed:.0f} tok/s" if speed else ""))
+        filter(
+            None,
+            (
+                tr("loss {loss}", loss=format_metric(loss)) if loss is not None else "",
+                tr("{speed:.0f} tok/s", speed=speed) if speed else "",
+            ),
+        )
     )
 
 
@@ -208,4 +235,4 @@ def _remaining(run: Run) -> str:
     step_seconds = run.metrics.get("train/step_seconds")
     if run.state != states.RUNNING or step_seconds is None or run.step >= run.max_steps:
         return ""
-    return f"{format_duration(step_seconds * (run.max_steps - run.step))} left"
+    return tr("{step_seconds} left", step_seconds=format_duration(step_seconds * (run.max_steps - run.step)))

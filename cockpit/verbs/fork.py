@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from cockpit.language.translate import tr
 from cockpit.verbs.output import emit, say
 from engine.config.profile import parse
 from engine.protocol.client import Client
@@ -36,7 +37,11 @@ def fork(options: argparse.Namespace) -> int:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         raise ProblemError(
-            Problem(code="output.not_empty", title=f"{path} exists", hint="name a file that does not exist yet")
+            Problem(
+                code="output.not_empty",
+                title=tr("{path} exists", path=path),
+                hint=tr("name a file that does not exist yet"),
+            )
         ) from None
     with open(descriptor, "w", encoding="utf-8") as file:
         file.write(text)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from cockpit.language.translate import tr
 from cockpit.state.formatting import format_duration
 from cockpit.verbs.output import console, emit, say
 from cockpit.verbs.sampling_options import sampling_settings
@@ -30,19 +31,34 @@ def generate(options: argparse.Namespace) -> int:
     try:
         done = _generate(Home.locate(options.home), arguments)
     except KeyboardInterrupt:
-        say(f"\nStopped. The replies so far are kept beside {options.output}; the same command continues.")
+        say(
+            tr(
+                "\nStopped. The replies so far are kept beside {output}; the same command continues.",
+                output=options.output,
+            )
+        )
         raise
     if not done["template"]:
-        say("This model has no chat template: it continued your texts.", "yellow")
+        say(tr("This model has no chat template: it continued your texts."), "yellow")
     if done["note"]:
         say(done["note"], "dim")
     if options.json:
         emit({name: done[name] for name in _REPORTED})
         return 0
-    failed = f", {done['failed']} of them failed" if done["failed"] else ""
-    kept = f" ({done['kept']} from an earlier call)" if done["kept"] else ""
-    rate = f", {done['tokens'] / done['seconds']:.0f} tok/s" if not done["kept"] else ""
-    print(f"{done['rows']} replies{kept}{failed} in {format_duration(done['seconds'])}{rate}: {done['output']}")
+    failed = tr(", {failed} of them failed", failed=done["failed"]) if done["failed"] else ""
+    kept = tr(" ({kept} from an earlier call)", kept=done["kept"]) if done["kept"] else ""
+    rate = tr(", {tokens:.0f} tok/s", tokens=done["tokens"] / done["seconds"]) if not done["kept"] else ""
+    print(
+        tr(
+            "{rows} replies{kept}{failed} in {seconds}{rate}: {output}",
+            rows=done["rows"],
+            kept=kept,
+            failed=failed,
+            seconds=format_duration(done["seconds"]),
+            rate=rate,
+            output=done["output"],
+        )
+    )
     return 0
 
 

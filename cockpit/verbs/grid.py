@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 from cockpit import remote_names
 from cockpit.connection.submission import build_submission
+from cockpit.language.translate import tr
 from cockpit.profiles import grids
 from cockpit.profiles.grid_results import GridRow, choose_measure, describe, list_rows, short_names
 from cockpit.profiles.grids import Grid
@@ -70,14 +71,29 @@ def train_grid(options: argparse.Namespace, overrides: Sequence[str], exit_statu
         except ProblemError:
             made.runs = [member for member in members if member.run]
             if made.runs:
-                say(f"{len(made.runs)} of {len(members)} runs are queued, as the grid {title}", "yellow")
+                say(
+                    tr(
+                        "{runs} of {members} runs are queued, as the grid {title}",
+                        runs=len(made.runs),
+                        members=len(members),
+                        title=title,
+                    ),
+                    "yellow",
+                )
             raise
         finally:
             if made.runs and made.runs[0].run:
                 grids.save(home, made)
         say_warning(client)
-        command = f"{remote_names.command} grid {title}"
-        say(f"{counted(len(members), 'run')} queued as the grid {title}; {command} shows them")
+        command = tr("{command} grid {title}", command=remote_names.command, title=title)
+        say(
+            tr(
+                "{runs} queued as the grid {title}; {command} shows them",
+                runs=counted(len(members), "run"),
+                title=title,
+                command=command,
+            )
+        )
         if options.detach:
             for member in members:
                 print(member.run)
@@ -93,7 +109,9 @@ def check_outputs(profiles: Sequence[Profile]) -> None:
         options = [getattr(each, section) for each in profiles]
         named = [each.output for each in options if each.output and getattr(each, "kind", "") != "none"]
         if len(set(named)) < len(named):
-            raise ValueError(f"{section}.output is the same folder for several runs of the grid: leave it out")
+            raise ValueError(
+                tr("{section}.output is the same folder for several runs of the grid: leave it out", section=section)
+            )
 
 
 def _choose_measure(profile: Profile) -> tuple[str, bool]:
@@ -115,7 +133,12 @@ def _list(home: Home, *, as_json: bool) -> None:
         rows = [(each.name, each.profile, str(len(each.runs)), ", ".join(each.axes)) for each in found]
         table(("GRID", "PROFILE", "RUNS", "SETTINGS"), rows)
     else:
-        say(f"There are no grids yet: {remote_names.command} train PROFILE --grid training.learning_rate=1e-4,3e-4")
+        say(
+            tr(
+                "There are no grids yet: {command} train PROFILE --grid training.learning_rate=1e-4,3e-4",
+                command=remote_names.command,
+            )
+        )
 
 
 def _show(found: Grid, runs: dict[str, Run], *, as_json: bool) -> None:

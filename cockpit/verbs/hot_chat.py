@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cockpit.language.translate import tr
 from cockpit.state.formatting import format_hot_cost
 from cockpit.state.token_scores import ScoredText
 from cockpit.verbs.chat_client import Chat, Message
@@ -26,11 +27,11 @@ class HotChat(Chat):
         """Raises ValueError for a dtype or a quantization, because the weights are used as they are trained."""
         if any(options.values()):
             raise ValueError("--hot uses the weights as they are trained: leave out --dtype and --quantization")
-        return {"label": f"{target} (training)", "template": True}
+        return {"label": tr("{target} (training)", target=target), "template": True}
 
     def score(self, arguments: dict[str, Any]) -> ScoredText:
         """Raises ValueError: the run's process answers questions alone."""
-        raise ValueError("a run that is training scores no text: leave out --hot to have a checkpoint do it")
+        raise ValueError(tr("a run that is training scores no text: leave out --hot to have a checkpoint do it"))
 
     def reply(self, messages: list[Message], write: Callable[[str, str], None] | None = None) -> dict[str, Any]:
         answer = super().reply(messages, write)
@@ -41,7 +42,11 @@ class HotChat(Chat):
         answer = super()._ask(*question)
         if answer is None:
             raise ProblemError(
-                Problem(code="run.ended", title="The run has ended", hint="leave out --hot to ask its last checkpoint")
+                Problem(
+                    code="run.ended",
+                    title=tr("The run has ended"),
+                    hint=tr("leave out --hot to ask its last checkpoint"),
+                )
             )
         return answer
 
@@ -55,9 +60,9 @@ def open_hot_chat(home: Home, target: str, settings: dict[str, Any]) -> Iterator
             raise ProblemError(
                 Problem(
                     code="run.not_training",
-                    title=f"{run.id} is {run.state}",
-                    cause="only a run that is training answers from its own process",
-                    hint=f"cockpit chat {run.id} asks its best checkpoint",
+                    title=tr("{id} is {state}", id=run.id, state=run.state),
+                    cause=tr("only a run that is training answers from its own process"),
+                    hint=tr("cockpit chat {id} asks its best checkpoint", id=run.id),
                 )
             )
         yield HotChat(client, run.id, settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from cockpit.language.translate import tr
 from cockpit.state.formatting import counted
 from cockpit.verbs.output import emit
 from engine.protocol.client import Client
@@ -28,7 +29,7 @@ def pin(options: argparse.Namespace) -> int:
 def group(options: argparse.Namespace) -> int:
     """Put a run into a group, or with `--leave` take it out; without a name, print the group and its runs."""
     if options.leave and options.name:
-        raise ValueError("give either a group's name or --leave")
+        raise ValueError(tr("give either a group's name or --leave"))
     name = "" if options.leave else options.name
     with Client(Home.locate(options.home)) as client:
         run: Run = client.request("label", Label(run=options.run, group=name))
@@ -37,9 +38,16 @@ def group(options: argparse.Namespace) -> int:
     if options.json:
         emit({"run": run.id, "group": run.group, "runs": members})
     elif run.group:
-        print(f"{run.id} is in the group {run.group}, which has {counted(len(members), 'run')}")
+        print(
+            tr(
+                "{id} is in the group {group}, which has {runs}",
+                id=run.id,
+                group=run.group,
+                runs=counted(len(members), "run"),
+            )
+        )
     else:
-        print(f"{run.id} is in no group")
+        print(tr("{id} is in no group", id=run.id))
     return 0
 
 
@@ -55,5 +63,8 @@ def _label(options: argparse.Namespace, message: Label) -> int:
 
 def describe(run: Run) -> str:
     """`RUN is pinned, tagged a b; note: …`"""
-    parts = [*(["is pinned"] if run.pinned else []), f"is tagged {' '.join(run.tags)}" if run.tags else "has no tags"]
+    parts = [
+        *([tr("is pinned")] if run.pinned else []),
+        tr("is tagged {tags}", tags=" ".join(run.tags)) if run.tags else tr("has no tags"),
+    ]
     return f"{run.id} {', '.join(parts)}" + (f"\n{run.note}" if run.note else "")

@@ -7,6 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from cockpit.language.translate import tr
 from cockpit.remote_names import HERE
 from cockpit.verbs.output import say
 from engine.protocol.home import Home
@@ -31,18 +32,18 @@ def open_app(options: argparse.Namespace) -> int:
         raise ProblemError(
             Problem(
                 code="app.needs_terminal",
-                title="The app needs a terminal",
-                cause="stdin or stdout is a pipe or a file",
-                hint="use a verb instead: cockpit --help",
+                title=tr("The app needs a terminal"),
+                cause=tr("stdin or stdout is a pipe or a file"),
+                hint=tr("use a verb instead: cockpit --help"),
             )
         )
     if os.environ.get("TERM", "") in ("dumb", "unknown"):
         raise ProblemError(
             Problem(
                 code="app.needs_terminal",
-                title="This terminal cannot show the app",
-                cause=f"TERM is {os.environ['TERM']}: it moves no cursor",
-                hint="use a verb instead, such as `cockpit watch last`, or set TERM to what the terminal is",
+                title=tr("This terminal cannot show the app"),
+                cause=tr("TERM is {TERM}: it moves no cursor", TERM=os.environ["TERM"]),
+                hint=tr("use a verb instead, such as `cockpit watch last`, or set TERM to what the terminal is"),
             )
         )
     from cockpit.app import run
@@ -64,7 +65,7 @@ def _attach(options: argparse.Namespace, home: Home) -> list[Attachment]:
     from cockpit.connection.attach import log_in, make_engines
 
     engines = make_engines(options.on, home, options.home or "")
-    say(f"connecting to {', '.join(engine.name for engine in engines)} …", "dim")
+    say(tr("connecting to {name} …", name=", ".join(engine.name for engine in engines)), "dim")
     try:
         problems = log_in(engines)
     except BaseException:

@@ -61,7 +61,7 @@ def show_problem(problem: Problem) -> None:
     if problem.hint:
         say(f"→ {remote_names.name_in(tr_engine(problem.hint), remote_names.command)}", "cyan")
     if problem.code != UNKNOWN and sys.stderr.isatty():
-        say(f"more about it: cockpit explain {problem.code}", "dim")
+        say(tr("more about it: cockpit explain {code}", code=problem.code), "dim")
 
 
 def say_warning(client: Client) -> None:
@@ -84,7 +84,7 @@ def _describe(error: Exception) -> tuple[Problem, dict[str, Any]]:
         return error.problem, {}
     if hasattr(error, "issues"):  # profile.ProfileError, whose module takes a tenth of a second to import
         count = len(error.issues)
-        title = f"The profile has {count} problems" if count > 1 else "The profile has a problem"
+        title = tr("The profile has {count} problems", count=count) if count > 1 else tr("The profile has a problem")
         place = next((issue.place for issue in error.issues if issue.line), "")
         problem = Problem(code=getattr(error, "code", "profile.invalid"), title=title, cause=str(error), place=place)
         return problem, {"issues": error.issues}

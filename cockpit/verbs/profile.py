@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ruamel.yaml.error import YAMLError
 
+from cockpit.language.translate import tr
 from cockpit.profiles.files import list_profiles, user_folder
 from cockpit.remote_names import STDIN_NAME
 from cockpit.verbs.output import emit, say, table
@@ -88,7 +89,7 @@ def show(options: argparse.Namespace) -> int:
 def launch_file(options: argparse.Namespace) -> int:
     """Print the file with which another system runs the profile."""
     if options.profile == STDIN:
-        raise ValueError("the file names the profile that it runs: name one, instead of -")
+        raise ValueError(tr("the file names the profile that it runs: name one, instead of -"))
     path, profile = load_profile(options.profile, options.overrides, Home.locate(options.home))
     place = str(path.resolve()) if options.system == "slurm" else options.profile
     text = launch_files.make(options.system, profile, place)
@@ -115,7 +116,7 @@ def check(options: argparse.Namespace) -> int:
         notes = list_notes(profile, home)
         emit({"profile": str(path), "ok": True, "issues": [], "doubts": profile.doubts, "notes": notes})
     else:
-        for line in (f"{path} is valid", *list_notes(profile, home)):
+        for line in (tr("{path} is valid", path=path), *list_notes(profile, home)):
             say(line)
     return 0
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cockpit.language.translate import tr
 from cockpit.verbs.output import emit, say
 from engine.config.foreign_profiles import Imported, read_foreign
 from engine.config.profile import ProfileError, parse
@@ -24,9 +25,9 @@ def import_(options: argparse.Namespace) -> int:
     problems = _check(text, source.name, (target or source).absolute().parent, Home.locate(options.home))
     if target is not None:
         if target.exists():
-            title = f"{target} exists"
+            title = tr("{target} exists", target=target)
             raise ProblemError(
-                Problem(code="output.not_empty", title=title, hint="name a file that does not exist yet")
+                Problem(code="output.not_empty", title=title, hint=tr("name a file that does not exist yet"))
             )
         write_private(target, text.encode())
     if options.json:
@@ -34,9 +35,9 @@ def import_(options: argparse.Namespace) -> int:
               "left_out": found.left_out, "remarks": found.remarks, "issues": problems})  # fmt: skip
         return 1 if problems else 0
     print(target) if target is not None else sys.stdout.write(text)
-    say(f"read as a configuration of {found.program}", "dim")
+    say(tr("read as a configuration of {program}", program=found.program), "dim")
     for key, value in found.left_out.items():
-        say(f"no counterpart: {key}: {value}", "yellow")
+        say(tr("no counterpart: {key}: {value}", key=key, value=value), "yellow")
     for remark in (*found.remarks, *problems):
         say(remark)
     return 1 if problems else 0
@@ -49,9 +50,11 @@ def _load(path: Path) -> Any:
     try:
         return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ProblemError(Problem(code="file.not_found", title=f"There is no file {path}"))
+        raise ProblemError(Problem(code="file.not_found", title=tr("There is no file {path}", path=path)))
     except (OSError, ValueError, YAMLError) as error:
-        raise ProblemError(Problem(code="file.unreadable", title=f"{path} cannot be read", cause=str(error)))
+        raise ProblemError(
+            Problem(code="file.unreadable", title=tr("{path} cannot be read", path=path), cause=str(error))
+        )
 
 
 def _write_yaml(found: Imported, name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from cockpit.language.translate import tr
 from cockpit.verbs import run_files
 from cockpit.verbs.output import emit, say, table
 from engine.protocol import states
@@ -27,11 +28,13 @@ def profile_step(options: argparse.Namespace) -> int:
     with Client(home) as client:
         taken: Taken = client.request("trace", Trace(run=options.run, steps=options.steps), BOUNDARY)
     run = home.run(taken.run)
-    say(f"recording {options.steps} steps of {run.id} from step {taken.step}", "dim")
+    say(tr("recording {steps} steps of {id} from step {step}", steps=options.steps, id=run.id, step=taken.step), "dim")
     found = _wait(run, run.traces / f"step-{taken.step:08d}.json")
     trace = run.traces / f"step-{taken.step:08d}.trace.json"
     if failed := found.get("failed"):
-        raise ProblemError(Problem(code="file.unwritable", title=f"{trace} cannot be written", cause=str(failed)))
+        raise ProblemError(
+            Problem(code="file.unwritable", title=tr("{trace} cannot be written", trace=trace), cause=str(failed))
+        )
     if options.json:
         emit(found | {"run": run.id, "path": str(trace)})
         return 0
@@ -41,9 +44,16 @@ def profile_step(options: argparse.Namespace) -> int:
         for each in found["operations"][:SHOWN]
     ]  # fmt: skip
     if found["steps"] < options.steps:
-        say(f"only {found['steps']} of {options.steps} steps: then the training ended, or began again", "yellow")
-    table(("OPERATION", "SHARE", "CALLS", "DEVICE ms", "CPU ms"), rows)
-    say(f"{trace} opens in Perfetto (ui.perfetto.dev) and chrome://tracing")
+        say(
+            tr(
+                "only {steps} of {steps_2} steps: then the training ended, or began again",
+                steps=found["steps"],
+                steps_2=options.steps,
+            ),
+            "yellow",
+        )
+    table(("OPERATION", "SHARE", "CALLS", tr("DEVICE ms"), tr("CPU ms")), rows)
+    say(tr("{trace} opens in Perfetto (ui.perfetto.dev) and chrome://tracing", trace=trace))
     return 0
 
 
@@ -58,9 +68,9 @@ def _wait(run: RunDirectory, path: Path) -> dict[str, Any]:
             raise ProblemError(
                 Problem(
                     code="run.ended",
-                    title=f"{run.id} ended before the trace was written",
-                    cause="a trace needs some steps that are still to come",
-                    hint=f"`cockpit logs {run.id}` says more",
+                    title=tr("{id} ended before the trace was written", id=run.id),
+                    cause=tr("a trace needs some steps that are still to come"),
+                    hint=tr("`cockpit logs {id}` says more", id=run.id),
                 )
             )
         ended = run_files.read_state(run) not in states.LIVE  # one more look after that

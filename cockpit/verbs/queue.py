@@ -6,6 +6,7 @@ import argparse
 
 import msgspec
 
+from cockpit.language.translate import tr
 from cockpit.state.run_queue import describe_wait, list_queue
 from cockpit.verbs.output import emit, say, table
 from engine.protocol.client import Client
@@ -20,7 +21,7 @@ def queue(options: argparse.Namespace) -> int:
         if options.run:
             _change(client, options)
         elif options.priority is not None or _find_move(options):
-            raise ValueError("name the run that is to be moved: cockpit queue RUN --first")
+            raise ValueError(tr("name the run that is to be moved: cockpit queue RUN --first"))
         waiting = list_queue(client.request("runs", ListRuns(state=QUEUED)).runs)
     if options.json:
         emit([_describe(run, waiting) for run in waiting])
@@ -29,23 +30,32 @@ def queue(options: argparse.Namespace) -> int:
             (str(run.position), run.id, str(run.priority), run.group or "–", describe_wait(run, waiting))
             for run in waiting
         ]
-        table(("PLACE", "RUN", "PRIORITY", "GROUP", "WAITS FOR"), rows)
+        table(("PLACE", "RUN", "PRIORITY", "GROUP", tr("WAITS FOR")), rows)
     else:
-        say("No run is waiting.")
+        say(tr("No run is waiting."))
     return 0
 
 
 def _change(client: Client, options: argparse.Namespace) -> None:
     move = _find_move(options)
     if options.priority is None and not move:
-        raise ValueError(f"say where {options.run} is to go: --first, --last, --up, --down, --to N or --priority N")
+        raise ValueError(
+            tr("say where {run} is to go: --first, --last, --up, --down, --to N or --priority N", run=options.run)
+        )
     run: Run = client.request("show", RunRef(run=options.run)).run
     if options.priority is not None:
         run = client.request("reorder", Reorder(run=run.id, priority=options.priority))
     if move:
         places = {"first": 1, "last": 1 << 30, "up": max(1, run.position - 1), "down": run.position + 1}
         run = client.request("reorder", Reorder(run=run.id, position=places.get(move) or max(1, options.to)))
-    say(f"{run.id} is at place {run.position}, with priority {run.priority}")
+    say(
+        tr(
+            "{id} is at place {position}, with priority {priority}",
+            id=run.id,
+            position=run.position,
+            priority=run.priority,
+        )
+    )
 
 
 def _find_move(options: argparse.Namespace) -> str:

@@ -41,6 +41,7 @@ from cockpit.connection.ssh import (
     read_last_line,
 )
 from cockpit.exit_status import DONE
+from cockpit.language.translate import tr
 from cockpit.remote_names import CALLED, HANG_UP, STDIN_NAME
 from cockpit.verbs.output import say
 from cockpit.verbs.remote_arguments import find_profile_argument, reads_stdin, remove_on
@@ -64,8 +65,8 @@ def run(options: argparse.Namespace) -> int:
         raise ProblemError(
             Problem(
                 code="remote.one_host",
-                title=f"{options.verb} works on one host, and {named} are named",
-                hint="name one; the app, without a verb, takes several",
+                title=tr("{verb} works on one host, and {named} are named", verb=options.verb, named=named),
+                hint=tr("name one; the app, without a verb, takes several"),
             )
         )
     host = RemoteHost.parse(options.on[0])
@@ -92,19 +93,23 @@ def _refuse(host: RemoteHost, options: argparse.Namespace, arguments: list[str])
     asked = shlex.join(["cockpit", "--on", host.text, *arguments])
     match options.function:
         case "demo:demo" if not (options.headless or options.json):
-            cause, instead = "it opens the app, beside the run", f"{asked} --headless"
+            cause, instead = tr("it opens the app, beside the run"), tr("{asked} --headless", asked=asked)
         case "serve:serve" if options.target and not options.detach and not options.stop:
-            cause = "the server would end with this connection"
-            instead = f"{asked} --detach; then `ssh -L 8000:127.0.0.1:8000 {host}` brings its address here"
+            cause = tr("the server would end with this connection")
+            instead = tr(
+                "{asked} --detach; then `ssh -L 8000:127.0.0.1:8000 {host}` brings its address here",
+                asked=asked,
+                host=host,
+            )
         case "engine:connect":
-            cause = "it is the far end of --on itself"
-            instead = f"{remote_names.name_command(host.text, options.home)} engine start"
+            cause = tr("it is the far end of --on itself")
+            instead = tr("{name_command} engine start", name_command=remote_names.name_command(host.text, options.home))
         case _:
             return
     raise ProblemError(
         Problem(
             code="remote.verb_refused",
-            title=f"{options.verb} does not work on another host like this",
+            title=tr("{verb} does not work on another host like this", verb=options.verb),
             cause=cause,
             hint=instead,
         )
@@ -122,7 +127,7 @@ def _take_profile(arguments: list[str], options: argparse.Namespace) -> tuple[by
     if not path.is_file():
         return None, arguments, ""
     at = find_profile_argument(arguments, options)
-    say(f"{path} is sent from here; every path in it means {options.on[0]}", "dim")
+    say(tr("{path} is sent from here; every path in it means {on}", path=path, on=options.on[0]), "dim")
     return path.read_bytes(), [*arguments[:at], "-", *arguments[at + 1 :]], path.name
 
 
@@ -151,8 +156,14 @@ def _watch(far: _RemoteCockpit, run_id: str, options: argparse.Namespace) -> int
         return far.call_again([*_shared(options), "watch", run_id], terminal=_has_terminal())
     except (KeyboardInterrupt, ProblemError):
         say(
-            f"\nDetached: {run_id} goes on.\n  watch it   {far.command} watch {run_id}\n"
-            f"  stop it    {far.command} stop {run_id}"
+            tr(
+                "\n"
+                "Detached: {run_id} goes on.\n"
+                "  watch it   {command} watch {run_id}\n"
+                "  stop it    {command} stop {run_id}",
+                run_id=run_id,
+                command=far.command,
+            )
         )
         raise
 
@@ -224,7 +235,15 @@ class _RemoteCockpit:
                 raise ProblemError(done.describe(self.host))
             copied = max(copied, done.copied)
             wait = FIRST_WAIT if time.monotonic() - began > STEADY else wait
-            say(f"The link to {self.host} is lost ({_explain(done)}). It is tried again in {wait:g} s.", "yellow")
+            say(
+                tr(
+                    "The link to {host} is lost ({explain}). It is tried again in {wait:g} s.",
+                    host=self.host,
+                    explain=_explain(done),
+                    wait=wait,
+                ),
+                "yellow",
+            )
             time.sleep(wait)
             wait = min(LONGEST_WAIT, 2 * wait)
 
@@ -307,9 +326,14 @@ class _RemoteCockpit:
         return ProblemError(
             Problem(
                 code="remote.link_lost",
-                title=f"The connection to {self.host} was lost, or never came about",
+                title=tr("The connection to {host} was lost, or never came about", host=self.host),
                 cause=problem.cause,
-                hint=f"{verb} may have done its work there: look with `{self.command} runs`. {problem.hint}",
+                hint=tr(
+                    "{verb} may have done its work there: look with `{command} runs`. {hint}",
+                    verb=verb,
+                    command=self.command,
+                    hint=problem.hint,
+                ),
             )
         )
 
@@ -357,7 +381,7 @@ def _feed(stream: IO[bytes], given: bytes) -> None:
 
 
 def _explain(done: _Done) -> str:
-    return read_last_line(done.words) or ("ssh was ended by a signal" if done.status < 0 else "ssh ended")
+    return read_last_line(done.words) or (tr("ssh was ended by a signal") if done.status < 0 else tr("ssh ended"))
 
 
 # ── the other end ──────────────────────────────────────────────────────────────────────────────────────────────────

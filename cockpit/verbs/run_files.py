@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from cockpit.language.translate import tr
 from engine.protocol import journal, states
 from engine.protocol.home import Home, RunDirectory
 from engine.protocol.messages import Problem, ProblemError
@@ -17,20 +18,24 @@ def find_run(home: Home, reference: str) -> RunDirectory:
     created = {run.id: moment for run, moment in _runs(home)}
     if not created:
         raise ProblemError(
-            Problem(code="run.none", title="There are no runs yet", hint="cockpit demo, or cockpit train PROFILE")
+            Problem(
+                code="run.none", title=tr("There are no runs yet"), hint=tr("cockpit demo, or cockpit train PROFILE")
+            )
         )
     if reference == "last":
         return home.run(max(created, key=created.__getitem__))
     matches = [reference] if reference in created else sorted(run for run in created if run.startswith(reference))
     if len(matches) == 1:
         return home.run(matches[0])
-    cause = f"it could mean {', '.join(matches[:5])}" if matches else "no run's id starts with it"
+    cause = (
+        tr("it could mean {matches}", matches=", ".join(matches[:5])) if matches else tr("no run's id starts with it")
+    )
     raise ProblemError(
         Problem(
             code="run.ambiguous" if matches else "run.not_found",
-            title=f"Which run is {reference}?",
+            title=tr("Which run is {reference}?", reference=reference),
             cause=cause,
-            hint="cockpit runs",
+            hint=tr("cockpit runs"),
         )
     )
 

@@ -43,7 +43,9 @@ BOUNDARY = 600.0
 
 def runs(options: argparse.Namespace) -> int:
     if options.state and options.state not in states.STATES:
-        raise ValueError(f"there is no state {options.state!r}: {', '.join(states.STATES)}")
+        raise ValueError(
+            tr("there is no state {state!r}: {STATES}", state=options.state, STATES=", ".join(states.STATES))
+        )
     wanted = parse_filter(" ".join(options.filter))
     with Client(Home.locate(options.home)) as client:
         found: list[Run] = client.request("runs", ListRuns(state=options.state)).runs
@@ -59,7 +61,7 @@ def runs(options: argparse.Namespace) -> int:
                 say(f"{run.id} {tr_engine(advice.message)}: {tr_engine(advice.hint)}")
     else:
         some = options.state or options.filter
-        say("No run fits." if some else "There are no runs yet: cockpit demo")
+        say(tr("No run fits.") if some else tr("There are no runs yet: cockpit demo"))
     return 0
 
 
@@ -134,10 +136,21 @@ def show(options: argparse.Namespace) -> int:
 def _describe_host(sample: Telemetry) -> str:
     """A host that the run is on, in a line."""
     host = sample.host
-    parts = [f"{host.name}: CPU {host.cpu_percent:.0f} %, memory {host.memory_used / 1e9:.0f} of "
-             f"{host.memory_total / 1e9:.0f} GB"]  # fmt: skip
+    parts = [
+        tr(
+            "{name}: CPU {cpu_percent:.0f} %, memory {memory_used:.0f} of {memory_total:.0f} GB",
+            name=host.name,
+            cpu_percent=host.cpu_percent,
+            memory_used=host.memory_used / 1e9,
+            memory_total=host.memory_total / 1e9,
+        )
+    ]
     for device in sample.devices:
-        used = f"{(device.memory_used or 0) / 1e9:.0f} of {(device.memory_total or 0) / 1e9:.0f} GB"
+        used = tr(
+            "{memory_used:.0f} of {memory_total:.0f} GB",
+            memory_used=(device.memory_used or 0) / 1e9,
+            memory_total=(device.memory_total or 0) / 1e9,
+        )
         parts.append(f"{device.name} {device.index}: {device.utilisation or 0:.0f} %, {used}")
     return "; ".join(parts)
 
@@ -148,17 +161,26 @@ def _print_detail(detail: RunDetail) -> None:
     lines = {
         "run": run.id,
         "state": f"{tr(run.state)} ({tr_engine(run.reason)})" if run.reason else tr(run.state),
-        "stage": f"{run.stage or 'none yet'} of {', '.join(run.stages)}" if len(run.stages) > 3 else "",
+        "stage": tr("{stage} of {stages}", stage=run.stage or "none yet", stages=", ".join(run.stages))
+        if len(run.stages) > 3
+        else "",
         "profile": run.profile,
         "base": f"{run.base} · {run.method} · {run.adapter}",
-        "step": f"{run.step} of {run.max_steps or '?'}, epoch {run.epoch:.2f}, attempt {run.attempt}",
-        "time": f"age {format_age(run.created)}" + (f", this attempt {format_duration(spent)}" if spent else ""),
+        "step": tr(
+            "{step} of {max_steps}, epoch {epoch:.2f}, attempt {attempt}",
+            step=run.step,
+            max_steps=run.max_steps or "?",
+            epoch=run.epoch,
+            attempt=run.attempt,
+        ),
+        "time": tr("age {created}", created=format_age(run.created))
+        + (tr(", this attempt {spent}", spent=format_duration(spent)) if spent else ""),
         "tags": f"{'pinned ' * run.pinned}{' '.join(run.tags)}",
         "note": run.note,
         "directory": run.directory,
         "processes": " ".join(map(str, detail.pids)) or "none",
         "metrics": "  ".join(f"{name} {format_metric(value)}" for name, value in sorted(run.metrics.items()))
-        or "none yet",
+        or tr("none yet"),
     }
     for name, value in lines.items():
         if value:
@@ -172,7 +194,16 @@ def _print_detail(detail: RunDetail) -> None:
     for end in detail.attempts:
         print(f"{'attempt ' + str(end.attempt):<12}{describe_end(end)}")
     for change in detail.ledger:
-        print(f"{'ledger':<12}step {change.step}: {change.name} {change.old} → {change.new}")
+        print(
+            tr(
+                "{value:<12}step {step}: {name} {old} → {new}",
+                value="ledger",
+                step=change.step,
+                name=change.name,
+                old=change.old,
+                new=change.new,
+            )
+        )
     for warning in detail.warnings:
         print(f"{'warning':<12}{warning}")
     if run.problem is not None:
@@ -183,7 +214,7 @@ def _print_detail(detail: RunDetail) -> None:
 def describe_end(end: AttemptEnd) -> str:
     """How an attempt ended, and why."""
     why = tr_engine(end.problem.title if end.problem else end.reason)
-    return f"{end.state} at step {end.step or 0}" + (f": {why}" if why else "")
+    return tr("{state} at step {step}", state=end.state, step=end.step or 0) + (f": {why}" if why else "")
 
 
 def _checkpoint_line(checkpoint: CheckpointInfo) -> str:
@@ -216,7 +247,7 @@ def logs(options: argparse.Namespace) -> int:
     while options.follow and not run.log.exists() and run_files.read_state(run) in states.LIVE:
         time.sleep(0.2)
     if not run.log.exists():
-        say(f"{run.id} has no log yet")
+        say(tr("{id} has no log yet", id=run.id))
         return 0
     # Universal newlines: a progress bar's carriage returns become lines.
     with open(run.log, encoding="utf-8", errors="backslashreplace") as log:
@@ -246,7 +277,7 @@ def pause(options: argparse.Namespace) -> int:
 
 def continue_(options: argparse.Namespace) -> int:
     if options.skip and options.rollback:
-        raise ValueError("give either --skip or --rollback; --rollback skips the rows too")
+        raise ValueError(tr("give either --skip or --rollback; --rollback skips the rows too"))
     choice = "skip" if options.skip else "rollback" if options.rollback else ""
     with Client(Home.locate(options.home)) as client:
         message = Continue(run=options.run, choice=choice)
@@ -268,7 +299,7 @@ def _print_taken(taken: Taken, as_json: bool) -> int:
     if as_json:
         emit({"run": taken.run, "state": taken.state, "step": taken.step})
     else:
-        print(f"{taken.run} is {taken.state} at step {taken.step}")
+        print(tr("{run} is {state} at step {step}", run=taken.run, state=taken.state, step=taken.step))
     return 0
 
 
@@ -292,32 +323,45 @@ def delete(options: argparse.Namespace) -> int:
         run: Run = client.request("show", RunRef(run=options.run)).run
         if run.state in states.LIVE:
             raise ProblemError(
-                Problem(code="run.live", title=f"{run.id} is {run.state}", hint=f"cockpit stop {run.id}")
+                Problem(
+                    code="run.live",
+                    title=tr("{id} is {state}", id=run.id, state=run.state),
+                    hint=tr("cockpit stop {id}", id=run.id),
+                )
             )
         if not options.yes and not _agrees_to_delete(run, options.run):
-            say(f"{run.id} is kept")
+            say(tr("{id} is kept", id=run.id))
             return 1
         client.request("delete", RunRef(run=run.id), BOUNDARY)
     if options.json:
         emit({"run": run.id, "deleted": True})
     else:
-        print(f"{run.id} is deleted")
+        print(tr("{id} is deleted", id=run.id))
     return 0
 
 
 def _agrees_to_delete(run: Run, named: str) -> bool:
     """Ask on a terminal. Without one, the run's whole id is enough, and anything else is refused."""
     if sys.stdin.isatty() and sys.stderr.isatty():
-        say(f"{run.id}: {run.name}, {run.state} at step {run.step:,}, with all checkpoints in {run.directory}")
-        console().print("Delete it permanently? [y/N] ", end="", markup=False)
+        say(
+            tr(
+                "{id}: {name}, {state} at step {step:,}, with all checkpoints in {directory}",
+                id=run.id,
+                name=run.name,
+                state=run.state,
+                step=run.step,
+                directory=run.directory,
+            )
+        )
+        console().print(tr("Delete it permanently? [y/N] "), end="", markup=False)
         return sys.stdin.readline().strip().lower() in ("y", "yes")
     if named == run.id:
         return True
     raise ProblemError(
         Problem(
             code="request.unconfirmed",
-            title=f"{named} means {run.id}, which is not deleted",
-            cause="without a terminal nobody can be asked",
-            hint=f"cockpit delete {run.id}, or --yes to delete what {named} means",
+            title=tr("{named} means {id}, which is not deleted", named=named, id=run.id),
+            cause=tr("without a terminal nobody can be asked"),
+            hint=tr("cockpit delete {id}, or --yes to delete what {named} means", id=run.id, named=named),
         )
     )

@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from cockpit.language.translate import tr
+
 SAMPLING = (
     "task", "preset", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
     "no_repeat_ngram", "seed", "stop",
@@ -28,5 +30,5 @@ def sampling_settings(options: argparse.Namespace) -> dict[str, Any]:
         try:
             settings["schema"] = msgspec.json.decode(path.read_bytes())
         except msgspec.DecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from None
+            raise ValueError(tr("{path} is not JSON: {error}", path=path, error=error)) from None
     return settings

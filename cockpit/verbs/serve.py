@@ -17,7 +17,7 @@ from typing import Any
 from cockpit import remote_names
 from cockpit.connection.submission import shell_environment
 from cockpit.exit_status import INTERRUPTED
-from cockpit.language.translate import tr_engine
+from cockpit.language.translate import tr, tr_engine
 from cockpit.verbs.output import console, emit, format_progress, say, say_warning, show_problem, table
 from engine.protocol.client import Client, find_engine
 from engine.protocol.console import text
@@ -75,7 +75,10 @@ def _read_key(name: str) -> dict[str, str]:
     command line."""
     if not os.environ.get(name):
         raise ValueError(
-            f"the variable {name} is not set: export {name}=… first (--api-key-env takes a variable's name)"
+            tr(
+                "the variable {name} is not set: export {name}=… first (--api-key-env takes a variable's name)",
+                name=name,
+            )
         )
     return {name: os.environ[name]}
 
@@ -84,7 +87,7 @@ def _start(client: Client, service: str, settings: dict[str, Any]) -> dict[str, 
     """Start the server. Returns the worker's answer: `address target label device template note`. Raises
     ProblemError."""
     label = settings["target"]
-    with console().status(text(f"loading {label}")) as status:
+    with console().status(text(tr("loading {label}", label=label))) as status:
 
         def on_event(event: ServiceEvent) -> None:
             status.update(text(f"{label}: {format_progress(event)}"))
@@ -103,22 +106,41 @@ def _report_start(client: Client, service: str, started: dict[str, Any], options
         emit({"service": service, **started})
     else:
         print(started["address"], flush=True)
-    say(f"{started['label']} is served at {started['address']} on {started['device']}.", "bold")
+    say(
+        tr(
+            "{label} is served at {address} on {device}.",
+            label=started["label"],
+            address=started["address"],
+            device=started["device"],
+        ),
+        "bold",
+    )
     if not started["template"]:
         say(
-            "It has no chat template: it completes texts at /v1/completions, and refuses /v1/chat/completions.",
+            tr("It has no chat template: it completes texts at /v1/completions, and refuses /v1/chat/completions."),
             "yellow",
         )
     if started["note"]:
         say(started["note"], "dim")
     if options.detach:
-        say(f"It keeps running without this terminal. Stop it with: {remote_names.command} serve --stop {service}")
+        say(
+            tr(
+                "It keeps running without this terminal. Stop it with: {command} serve --stop {service}",
+                command=remote_names.command,
+                service=service,
+            )
+        )
         return 0
-    say("ctrl+c stops it.", "dim")
+    say(tr("ctrl+c stops it."), "dim")
     try:
         _follow(client, service, started["label"])
     except (KeyboardInterrupt, OSError, SystemExit):  # the last two: what reads its output is gone
-        _say(f"\nStopping; requests in flight have {GRACE:g} s to finish. Press ctrl+c again to stop at once.")
+        _say(
+            tr(
+                "\nStopping; requests in flight have {GRACE:g} s to finish. Press ctrl+c again to stop at once.",
+                GRACE=GRACE,
+            )
+        )
         try:
             _stop_service(client, service, GRACE)
         except KeyboardInterrupt:
@@ -157,7 +179,7 @@ def _follow(client: Client, service: str, label: str) -> None:
     """Print a line for each request, and in a terminal a line of totals. Runs until the worker ends, which raises
     ProblemError."""
     screen = console()
-    with screen.status("no requests yet") as status:
+    with screen.status(tr("no requests yet")) as status:
 
         def on_event(event: ServiceEvent) -> None:
             if event.kind == "figures":
@@ -166,7 +188,7 @@ def _follow(client: Client, service: str, label: str) -> None:
                 for request in event.data["requests"]:
                     say(format_request(request), "" if request["status"] < 400 else "yellow")
                 if event.data["left_out"]:
-                    say(f"… and {event.data['left_out']} more before them", "dim")
+                    say(tr("… and {left_out} more before them", left_out=event.data["left_out"]), "dim")
 
         client.ask(_build_ask(service, "follow", {}), on_event)
 
@@ -174,7 +196,9 @@ def _follow(client: Client, service: str, label: str) -> None:
 def format_figures(figures: dict[str, float]) -> str:
     """A server's figures in one line."""
     parts = [f"{figures.get(name, 0):,.0f} {name}" for name in ("running", "queued", "served", "errors")]
-    return " · ".join([*parts, f"{figures.get('tokens_per_second', 0):,.1f} tok/s"])
+    return " · ".join(
+        [*parts, tr("{tokens_per_second:,.1f} tok/s", tokens_per_second=figures.get("tokens_per_second", 0))]
+    )
 
 
 def format_request(request: dict[str, Any]) -> str:
@@ -185,9 +209,16 @@ def format_request(request: dict[str, Any]) -> str:
         return f"{head}  {request['word']}"
     rate = request["tokens"] / request["seconds"] if request["seconds"] else 0.0
     word = "" if request["word"] == "served" else f"  {request['word']}"
-    return (
-        f"{head}  {request['prompt_tokens']} + {request['tokens']} tokens in {request['seconds']:.2f} s"
-        f" ({rate:.0f} tok/s, first after {request['first']:.2f} s){word}"
+    return tr(
+        "{head}  {prompt_tokens} + {tokens} tokens in {seconds:.2f} s ({rate:.0f} tok/s, first "
+        "after {first:.2f} s){word}",
+        head=head,
+        prompt_tokens=request["prompt_tokens"],
+        tokens=request["tokens"],
+        seconds=request["seconds"],
+        rate=rate,
+        first=request["first"],
+        word=word,
     )
 
 
@@ -220,9 +251,14 @@ def _list(home: Home, as_json: bool) -> int:
         for each in servers:
             if each.problem:
                 show_problem(each.problem)
-                say(f"→ {remote_names.command} serve --stop {each.id} takes it off this list", "cyan")
+                say(
+                    tr(
+                        "→ {command} serve --stop {id} takes it off this list", command=remote_names.command, id=each.id
+                    ),
+                    "cyan",
+                )
     else:
-        say(f"No server is running. Start one with: {remote_names.command} serve TARGET")
+        say(tr("No server is running. Start one with: {command} serve TARGET", command=remote_names.command))
     return 0
 
 
@@ -235,7 +271,7 @@ def _document(server: Service) -> dict[str, Any]:
 def _format_state(server: Service) -> str:
     if server.state != "ended":
         return format_figures(server.figures)
-    return f"ended: {tr_engine(server.problem.title)}" if server.problem else "ended"
+    return tr("ended: {tr_engine}", tr_engine=tr_engine(server.problem.title)) if server.problem else "ended"
 
 
 def _stop(home: Home, options: argparse.Namespace) -> int:
@@ -244,14 +280,22 @@ def _stop(home: Home, options: argparse.Namespace) -> int:
     chosen = [each for each in servers if options.target is None or _matches(each, options.target)]
     chosen = [each for each in chosen if each.state != "ended"] or chosen
     if len(chosen) != 1:
-        listed = ", ".join(f"{each.id} ({each.target} at {each.address})" for each in servers) or "none"
-        which = f" by the name {options.target}" if options.target else ""
+        listed = (
+            ", ".join(
+                tr("{id} ({target} at {address})", id=each.id, target=each.target, address=each.address)
+                for each in servers
+            )
+            or "none"
+        )
+        which = tr(" by the name {target}", target=options.target) if options.target else ""
         raise ProblemError(
             Problem(
                 code="server.ambiguous" if chosen else "server.not_found",
-                title=f"There are {len(chosen)} servers{which}" if chosen else f"There is no server{which}",
-                cause=f"running: {listed}",
-                hint="cockpit serve --stop SERVICE",
+                title=tr("There are {chosen} servers{which}", chosen=len(chosen), which=which)
+                if chosen
+                else tr("There is no server{which}", which=which),
+                cause=tr("running: {listed}", listed=listed),
+                hint=tr("cockpit serve --stop SERVICE"),
             )
         )
     with Client(home, start=False) as client:
@@ -262,7 +306,7 @@ def _stop(home: Home, options: argparse.Namespace) -> int:
     if options.json:
         emit({"service": chosen[0].id, "stopped": True})
     else:
-        say(f"{chosen[0].id} has stopped.")
+        say(tr("{id} has stopped.", id=chosen[0].id))
     return 0
 
 

@@ -11,6 +11,7 @@ import sys
 from typing import Any, NoReturn
 
 from cockpit import remote_names
+from cockpit.language.translate import tr
 from cockpit.verbs.profile import load_profile
 from engine.protocol.client import build_engine_environment
 from engine.protocol.home import Home
@@ -45,7 +46,7 @@ def forecast(options: argparse.Namespace) -> NoReturn:
     if options.accuracy:
         _run_worker("forecast", options, "accuracy")
     if options.profile is None:
-        raise ValueError("name a profile, or --accuracy")
+        raise ValueError(tr("name a profile, or --accuracy"))
     _run_forecast(options, "forecast", {"card": options.card, "cards": options.cards})
 
 

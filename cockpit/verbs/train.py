@@ -11,6 +11,7 @@ import msgspec
 
 from cockpit import remote_names
 from cockpit.connection.submission import build_submission, resume_environment
+from cockpit.language.translate import tr
 from cockpit.verbs.follow import follow
 from cockpit.verbs.output import emit, format_metric, say, say_warning, show_problem
 from cockpit.verbs.profile import load_profile
@@ -57,7 +58,13 @@ def start(kind: str, profile: str, overrides: list[str], options: argparse.Names
     if kind == "train":
         message.first = first
         message.group = options.group
-        say(f"{path.name} is valid; its stages: {', '.join(stage_plan.list_stages(checked))}")
+        say(
+            tr(
+                "{name} is valid; its stages: {list_stages}",
+                name=path.name,
+                list_stages=", ".join(stage_plan.list_stages(checked)),
+            )
+        )
     for note in list_notes(checked, home):
         say(note, "yellow")
     with Client(home) as client:
@@ -67,11 +74,13 @@ def start(kind: str, profile: str, overrides: list[str], options: argparse.Names
 def resume(options: argparse.Namespace) -> int:
     run, at, step = options.run.partition("@")
     if at and not step.isdecimal():
-        raise ValueError(f"{options.run!r}: write the checkpoint as RUN@STEP, for instance {run}@200")
+        raise ValueError(
+            tr("{run!r}: write the checkpoint as RUN@STEP, for instance {run_2}@200", run=options.run, run_2=run)
+        )
     if at and options.from_step is not None:
-        raise ValueError(f"{options.run!r} names the step already: leave --from-step out")
+        raise ValueError(tr("{run!r} names the step already: leave --from-step out", run=options.run))
     if options.steps is not None and options.more is not None:
-        raise ValueError("give either --steps, the last step, or --more, how many are added")
+        raise ValueError(tr("give either --steps, the last step, or --more, how many are added"))
     changes = parse_changes(options.overrides)
     with Client(Home.locate(options.home)) as client:
         found: Run = client.request("show", RunRef(run=run)).run
@@ -91,7 +100,13 @@ def find_last_step(options: argparse.Namespace, begin: int) -> int | None:
     """The step until which a run goes on that begins at `begin`; None for that of its profile. Raises ValueError."""
     last: int | None = options.steps if options.more is None else begin + options.more
     if last is not None and last <= begin:
-        raise ValueError(f"the run goes on from step {begin}: its last step must be a later one than {last}")
+        raise ValueError(
+            tr(
+                "the run goes on from step {begin}: its last step must be a later one than {last}",
+                begin=begin,
+                last=last,
+            )
+        )
     return last
 
 
@@ -143,7 +158,9 @@ def read_report(run: Run) -> dict[str, Any]:
 
 def _print_outcome(run: Run) -> None:
     document = outcome(run)
-    print(f"{run.id} is {run.state}" + (f" at step {run.step}" if run.step else ""))
+    print(
+        tr("{id} is {state}", id=run.id, state=run.state) + (tr(" at step {step}", step=run.step) if run.step else "")
+    )
     for line in stage_lines(document):
         print(line)
     for name, value in sorted(run.metrics.items()):
@@ -156,7 +173,13 @@ def _print_outcome(run: Run) -> None:
 
 def _format_expansion(expanded: dict[str, Any]) -> str:
     tokens = expanded["prompt_tokens"] + expanded["reply_tokens"]
-    return f"{expanded['rows']} rows, {expanded['dropped']} dropped, {tokens} tokens, cost {expanded['cost']:g}"
+    return tr(
+        "{rows} rows, {dropped} dropped, {tokens} tokens, cost {cost:g}",
+        rows=expanded["rows"],
+        dropped=expanded["dropped"],
+        tokens=tokens,
+        cost=expanded["cost"],
+    )
 
 
 def stage_lines(document: dict[str, Any]) -> list[str]:
@@ -170,27 +193,45 @@ def _stage_result(stage: str, document: dict[str, Any]) -> str:
     """The result of a stage in a few words."""
     match stage:
         case stages.TRAIN:
-            return f"{document['step']} steps"
+            return tr("{step} steps", step=document["step"])
         case stages.EVALUATE:
             parts = {"data.test": document.get("test"), "benchmarks": document.get("benchmarks")}
-            found = [f"{part['rows']} rows of {name}" for name, part in parts.items() if part]
+            found = [tr("{rows} rows of {name}", rows=part["rows"], name=name) for name, part in parts.items() if part]
             step = next(part["step"] for part in parts.values() if part)
-            return f"{', '.join(found)}, checkpoint of step {step}"
+            return tr("{found}, checkpoint of step {step}", found=", ".join(found), step=step)
         case stages.EXPORT:
             exported = document["export"]
-            return f"{exported['kind']} in {exported['directory']}{_format_agreement(exported['agreement'])}"
+            return tr(
+                "{kind} in {directory}{format_agreement}",
+                kind=exported["kind"],
+                directory=exported["directory"],
+                format_agreement=_format_agreement(exported["agreement"]),
+            )
     return ""
 
 
 def _format_agreement(agreement: dict[str, Any]) -> str:
     if agreement.get("kl") is None:
         return ""
-    golden = f", golden prompts {agreement['golden_equal']} of {agreement['golden']}" if agreement.get("golden") else ""
-    return f": KL {format_metric(agreement['kl'])}, top-1 {format_metric(agreement['top1'])}{golden}"
+    golden = (
+        tr(
+            ", golden prompts {golden_equal} of {golden}",
+            golden_equal=agreement["golden_equal"],
+            golden=agreement["golden"],
+        )
+        if agreement.get("golden")
+        else ""
+    )
+    return tr(
+        ": KL {kl}, top-1 {top1}{golden}",
+        kl=format_metric(agreement["kl"]),
+        top1=format_metric(agreement["top1"]),
+        golden=golden,
+    )
 
 
 def _format_threshold(each: dict[str, Any]) -> str:
-    value = "not measured" if each["value"] is None else format_metric(each["value"])
+    value = tr("not measured") if each["value"] is None else format_metric(each["value"])
     return f"  {'✓ passed' if each['passed'] else '✗ MISSED'}  {each['threshold']}  ({value})"
 
 
@@ -199,15 +240,26 @@ def explain_end(run: Run) -> None:
     if run.problem is not None:
         show_problem(run.problem)
     elif run.state == states.STOPPED:
-        say(f"continue it with: {remote_names.command} resume {run.id}")
+        say(tr("continue it with: {command} resume {id}", command=remote_names.command, id=run.id))
     elif run.state == states.COMPLETED and run.kind == "train":
         if run.method == "reward":
-            say(f"it scores replies; list its checkpoints with: {remote_names.command} show {run.id}")
+            say(
+                tr(
+                    "it scores replies; list its checkpoints with: {command} show {id}",
+                    command=remote_names.command,
+                    id=run.id,
+                )
+            )
         elif read_report(run).get("recurrent"):
             checkpoint = RunDirectory(Path(run.directory)).checkpoint(run.step)
-            say(f"a recurrent model cannot chat here: load {checkpoint} with transformers, and use its generate()")
+            say(
+                tr(
+                    "a recurrent model cannot chat here: load {checkpoint} with transformers, and use its generate()",
+                    checkpoint=checkpoint,
+                )
+            )
         else:
-            say(f"talk to it with: {remote_names.command} chat {run.id}")
+            say(tr("talk to it with: {command} chat {id}", command=remote_names.command, id=run.id))
 
 
 def exit_status(run: Run) -> int:

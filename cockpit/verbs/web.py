@@ -16,6 +16,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from cockpit.language.translate import tr
 from cockpit.verbs.output import say
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
@@ -46,18 +47,18 @@ def open_web(options: argparse.Namespace) -> int:
         raise ProblemError(
             Problem(
                 code="request.invalid",
-                title="`cockpit web` needs the package textual-serve",
-                hint="pip install 'cockpit[web]'",
+                title=tr("`cockpit web` needs the package textual-serve"),
+                hint=tr("pip install 'cockpit[web]'"),
             )
         ) from None
     token = read_token(options)
     url = options.public_url or f"http://{_bracketed(options.host)}:{options.port}"
     check_address(options.host, token, options.public_url)
     os.environ["TERM"] = "xterm-256color"  # the browser's terminal, whatever this one is
-    say(f"Open {url.rstrip('/')}/{f'?token={token}' if token else ''}")
+    say(tr("Open {url}/{value}", url=url.rstrip("/"), value=f"?token={token}" if token else ""))
     if not is_loopback(options.host) and url.startswith("http:"):
-        say("The connection is not encrypted: put a proxy with TLS before it, or use ssh -L instead", "yellow")
-    say("ctrl+c ends the server; the runs go on", "dim")
+        say(tr("The connection is not encrypted: put a proxy with TLS before it, or use ssh -L instead"), "yellow")
+    say(tr("ctrl+c ends the server; the runs go on"), "dim")
     application = make_application(build_command(options), url.rstrip("/"), token)
     run_app(application, host=options.host, port=options.port, print=None, handle_signals=True)
     return 0
@@ -72,7 +73,11 @@ def read_token(options: argparse.Namespace) -> str:
     token = os.environ.get(options.token_env, "")
     if len(token) < LEAST_TOKEN or not token.isascii() or not all(each.isalnum() or each in "-_.~" for each in token):
         raise ValueError(
-            f"the variable {options.token_env} must hold a token of {LEAST_TOKEN} or more letters, digits, - and _"
+            tr(
+                "the variable {token_env} must hold a token of {LEAST_TOKEN} or more letters, digits, - and _",
+                token_env=options.token_env,
+                LEAST_TOKEN=LEAST_TOKEN,
+            )
         )
     return token
 
@@ -87,18 +92,18 @@ def check_address(host: str, token: str, public_url: str | None) -> None:
         raise ProblemError(
             Problem(
                 code="request.invalid",
-                title=f"The app is not served on {host} without a token",
-                cause="everybody who reaches this address could steer and delete your runs",
-                hint="leave --no-token out, or serve on 127.0.0.1 and use ssh -L",
+                title=tr("The app is not served on {host} without a token", host=host),
+                cause=tr("everybody who reaches this address could steer and delete your runs"),
+                hint=tr("leave --no-token out, or serve on 127.0.0.1 and use ssh -L"),
             )
         )
     if host in ("0.0.0.0", "::", "*", "") and not public_url:
         raise ProblemError(
             Problem(
                 code="request.invalid",
-                title=f"{host or 'An empty host'} says no name by which the browser finds this machine",
-                cause="requests under other names are refused",
-                hint="add --public-url http://NAME:PORT, or give --host one address",
+                title=tr("{host} says no name by which the browser finds this machine", host=host or "An empty host"),
+                cause=tr("requests under other names are refused"),
+                hint=tr("add --public-url http://NAME:PORT, or give --host one address"),
             )
         )
 
@@ -126,7 +131,7 @@ async def make_application(command: str, url: str, token: str) -> web.Applicatio
         async def on_startup(self, app: web.Application) -> None:
             """Print nothing: `open_web` has said where the page is."""
 
-    server = Page(command, title="cockpit", public_url=url)
+    server = Page(command, title=tr("cockpit"), public_url=url)
     application = await server._make_app()
     application.middlewares.append(make_guard(url, token))
     return application
@@ -147,19 +152,19 @@ def make_guard(url: str, token: str) -> Any:
     async def guard(request: web.Request, handler: Any) -> web.StreamResponse:
         host = request.headers.get("Host", "").lower()
         if host not in names | aliases:
-            raise web.HTTPMisdirectedRequest(text="This name is not the one that the page is served under.\n")
+            raise web.HTTPMisdirectedRequest(text=tr("This name is not the one that the page is served under.\n"))
         origin = request.headers.get("Origin")
         own = f"{address.scheme}://{address.netloc}".lower()
         if origin is not None and origin.lower() != own:
-            raise web.HTTPForbidden(text="Another page asks for this one.\n")
+            raise web.HTTPForbidden(text=tr("Another page asks for this one.\n"))
         if request.headers.get("Sec-Fetch-Site", "none") == "cross-site" and request.path != "/":
-            raise web.HTTPForbidden(text="Another page asks for this one.\n")
+            raise web.HTTPForbidden(text=tr("Another page asks for this one.\n"))
         given = request.query.get("token", "")
         if token and request.path == "/" and given and _same(given, token):
             answer: web.StreamResponse = web.Response(status=302, headers={"Location": f"{url}/"})
             answer.set_cookie(cookie, token, httponly=True, samesite="Strict", secure=address.scheme == "https")
         elif token and not _same(request.cookies.get(cookie, ""), token):
-            raise web.HTTPUnauthorized(text="Open the address with the token that `cockpit web` has printed.\n")
+            raise web.HTTPUnauthorized(text=tr("Open the address with the token that `cockpit web` has printed.\n"))
         elif host in aliases - names:
             raise web.HTTPFound(f"{url}/")
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from cockpit.language.translate import tr_engine
+from cockpit.language.translate import tr, tr_engine
 from cockpit.state.formatting import format_number
 from cockpit.verbs import run_files
 from cockpit.verbs.output import emit, say
@@ -30,16 +30,18 @@ def why(options: argparse.Namespace) -> int:
         print(f"   → {tr_engine(each.hint)}")
     if not found:
         print(
-            f"{run.id}: nothing stands out in {evidence.steps:,} steps" if evidence.steps else f"{run.id}: no steps yet"
+            tr("{id}: nothing stands out in {steps:,} steps", id=run.id, steps=evidence.steps)
+            if evidence.steps
+            else tr("{id}: no steps yet", id=run.id)
         )
     shares = sorted(((value, name) for name, value in split.items() if value and "slowest" not in name), reverse=True)
     if shares:
         print("time: " + "  ".join(f"{name.removeprefix(SPLIT)} {100 * value:.0f} %" for value, name in shares[:8]))
     mfu = evidence.latest.get("train/mfu")
     if mfu:
-        print(f"mfu: {format_number(mfu)} of the cards' peak")
+        print(tr("mfu: {mfu} of the cards' peak", mfu=format_number(mfu)))
     if found:
-        say(f"cockpit explain {found[0].code} says more", "dim")
+        say(tr("cockpit explain {code} says more", code=found[0].code), "dim")
     return 1 if found else 0
 
 

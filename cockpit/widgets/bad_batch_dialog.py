@@ -11,6 +11,7 @@ from textual.containers import VerticalScroll
 from textual.widgets import DataTable, Static
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.state.app_state import Entry, RunHistory
 from cockpit.state.formatting import format_number
 from cockpit.state.reply_format import indent_json
@@ -39,7 +40,7 @@ class BadBatchDialog(RunDialog[str | None]):
     KEYS = "↑↓ rows · PgUp PgDn text · Esc decides later"
 
     def __init__(self, run: str) -> None:
-        super().__init__("bad batch", run)
+        super().__init__(tr("bad batch"), run)
         self._batch: Entry | None = None
         self._rows: list[dict[str, Any]] = []
         self._choices: dict[str, str] = {}
@@ -71,7 +72,9 @@ class BadBatchDialog(RunDialog[str | None]):
         for row, place in zip(self._rows, places, strict=True):
             loss = row.get("loss")
             loss_cell = (
-                Content.styled("not finite", "bold $error") if loss is None else Content(f"{format_number(loss):>10}")
+                Content.styled(tr("not finite"), "bold $error")
+                if loss is None
+                else Content(f"{format_number(loss):>10}")
             )
             text = Content(" ".join(row["text"].split())).truncate(room, ellipsis=True)
             table.add_row(loss_cell, Content(f"{row['tokens']:>6,}"), Content(place[-place_width:]), text)
@@ -104,37 +107,44 @@ class BadBatchDialog(RunDialog[str | None]):
 def list_choices(batch: Entry, history: RunHistory) -> dict[str, str]:
     """The possible decisions: choice -> its effect."""
     back = rollback_step(history, batch["step"])
-    found = {"skip": "leave these rows out, now and in later epochs, and continue"}
+    found = {"skip": tr("leave these rows out, now and in later epochs, and continue")}
     if back is not None:
         lost = batch["step"] - back
-        found["rollback"] = (
-            f"return to the checkpoint of step {back:,} (repeats {lost:,} step{'s'[: lost != 1]}) and leave them out"
+        found["rollback"] = tr(
+            "return to the checkpoint of step {back:,} (repeats {lost:,} step{plural}) and leave them out",
+            back=back,
+            lost=lost,
+            plural="s"[: lost != 1],
         )
     spiked = batch.get("code") == "pause.loss_spike"
     found["continue"] = (
-        "continue, and apply this update after all" if spiked else "continue; this step changes no weights"
+        tr("continue, and apply this update after all") if spiked else tr("continue; this step changes no weights")
     )
     return found
 
 
 def _about(batch: Entry, choices: Mapping[str, str]) -> Content:
     listed, total = len(batch["rows"]), batch["total"]
-    count = f"{total:,} row{'s'[: total != 1]}" + (
-        f", the {listed} with the largest losses are listed" if listed < total else ""
+    count = tr("{total:,} row{plural}", total=total, plural="s"[: total != 1]) + (
+        tr(", the {listed} with the largest losses are listed", listed=listed) if listed < total else ""
     )
     lines = [
-        Content.styled(f"step {batch['step'] + 1:,} is held back: {batch['reason']}", "bold $warning"),
-        Content.styled(f"{count}, largest loss first", "$text-muted"),
+        Content.styled(
+            tr("step {step:,} is held back: {reason}", step=batch["step"] + 1, reason=batch["reason"]), "bold $warning"
+        ),
+        Content.styled(tr("{count}, largest loss first", count=count), "$text-muted"),
     ]
     lines += [Content.assemble((f" {choice[0]} ", "bold $accent"), f" {text}") for choice, text in choices.items()]
     if not choices:
-        lines[0] = Content.styled(f"step {batch['step'] + 1:,} was held back: {batch['reason']}", "bold")
-        lines.append(Content.styled("a decision was made: w shows which", "$text-muted"))
+        lines[0] = Content.styled(
+            tr("step {step:,} was held back: {reason}", step=batch["step"] + 1, reason=batch["reason"]), "bold"
+        )
+        lines.append(Content.styled(tr("a decision was made: w shows which"), "$text-muted"))
     elif "rollback" not in choices:
-        lines.append(Content.styled(" r  not possible: there is no checkpoint before this step", "$text-muted"))
+        lines.append(Content.styled(tr(" r  not possible: there is no checkpoint before this step"), "$text-muted"))
     return Content("\n").join(lines)
 
 
 def _place(row: Mapping[str, Any]) -> str:
     name = str(row.get("file", "")).rpartition("/")[2]
-    return f"{name}:{row.get('line', 0)}" if name else f"row {row['row']:,}"
+    return f"{name}:{row.get('line', 0)}" if name else tr("row {row:,}", row=row["row"])

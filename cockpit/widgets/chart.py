@@ -13,6 +13,7 @@ from textual.message import Message
 
 from cockpit.content import Content
 from cockpit.keymap import named
+from cockpit.language.translate import tr
 from cockpit.state.formatting import format_number
 from cockpit.widgets import chart_axes as axes
 from cockpit.widgets import chart_notes as notes
@@ -316,7 +317,7 @@ class Chart(Canvas, can_focus=True):
         plot = max(1, width - raster.GUTTER)
         value_range = raster.extremes(self.traces.values(), marks, first, last, self.logarithmic, plot)
         if value_range is None:
-            words = "no points yet" if self.window.range is None else "no points here: Home shows all"
+            words = tr("no points yet") if self.window.range is None else tr("no points here: Home shows all")
             waiting = words.center(width)[:width]
             blank = (" " * width, bytes(width))
             line = (waiting, bytes([raster.LABEL]) * width)
@@ -362,16 +363,18 @@ class Chart(Canvas, can_focus=True):
             )
             parts.append(Content.assemble((line, colour), (name, "$text")))
         if room and any(trace.band for trace in self.traces.values()):
-            smoothed = "━ smoothed" if self.smoothing else "━ mean"
-            parts += [Content.styled(smoothed, "$accent"), Content.styled("▒ measured", "$primary")]
+            smoothed = tr("━ smoothed") if self.smoothing else tr("━ mean")
+            parts += [Content.styled(smoothed, "$accent"), Content.styled(tr("▒ measured"), "$primary")]
         if room and self.marks:
             newest = self.marks[max(self.marks)]
             parts.append(Content.styled(f"◆ {self.marks_name} {format_number(newest)}", "$error"))
         title = Content("  ").join(parts)
-        notes = [f"smoothed {self.smoothing:g}"] if self.smoothing else []
+        notes = [tr("smoothed {smoothing:g}", smoothing=self.smoothing)] if self.smoothing else []
         notes += ["log"] if self.logarithmic else []
-        notes += [f"over {self.kind}"] if self.kind != "step" else []
-        notes += [f"newest 1/{2**self.window.zoom}"] if self.window.zoom and self.window.range is None else []
+        notes += [tr("over {kind}", kind=self.kind)] if self.kind != "step" else []
+        notes += (
+            [tr("newest 1/{zoom}", zoom=2**self.window.zoom)] if self.window.zoom and self.window.range is None else []
+        )
         if self.window.range is not None:
             notes.append(" … ".join(axes.write_position(each, self.kind) for each in self.window.range))
         subtitle = " · ".join(notes)

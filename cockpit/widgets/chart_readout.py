@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 
+from cockpit.language.translate import tr
 from cockpit.state.formatting import format_number
 from cockpit.widgets.chart_axes import STEPS, write_position
 from cockpit.widgets.chart_axes import Mapping as Steps
@@ -22,7 +23,7 @@ def describe_position(
     """A line about the position, and one for each curve that has a value there: its name, its mean, and its extremes
     where a bucket of several points has them; then the newest mark up to there."""
     step = share_mapping(traces.values()).step(at)
-    head = f"step {write_position(step)}"
+    head = tr("step {write_position}", write_position=write_position(step))
     lines = [head if kind == "step" else f"{kind} {write_position(at, kind)} · {head}"]
     for name, trace in traces.items():
         bucket = trace.curve.nearest(trace.mapping.step(at))

@@ -8,6 +8,8 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widgets import TextArea
 
+from cockpit.language.translate import tr
+
 
 class ChatInput(TextArea):
     DEFAULT_CSS = """
@@ -27,7 +29,7 @@ class ChatInput(TextArea):
         super().__init__(
             tab_behavior="focus",
             highlight_cursor_line=False,
-            placeholder="Write to the model. Enter sends, ctrl+j starts a new line.",
+            placeholder=tr("Write to the model. Enter sends, ctrl+j starts a new line."),
         )
 
     def render_line(self, y: int) -> Strip:

@@ -12,6 +12,7 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.widgets.run_table import COLUMNS
 
 
@@ -41,7 +42,7 @@ class ColumnsDialog(ModalScreen[list[str] | None]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = Content("Columns")
-            box.border_subtitle = "Space takes one in or out · Enter · Esc cancels"
+            box.border_subtitle = tr("Space takes one in or out · Enter · Esc cancels")
             yield OptionList(*map(self._label, COLUMNS), compact=True)
 
     def _label(self, name: str) -> Content:

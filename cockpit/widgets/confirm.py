@@ -13,6 +13,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 
 
 class Confirm(ModalScreen[str | None]):
@@ -34,7 +35,7 @@ class Confirm(ModalScreen[str | None]):
 
     def compose(self) -> ComposeResult:
         keys = [Content.assemble((f" {key} ", "bold $accent"), f" {label}") for key, label in self._choices.items()]
-        keys.append(Content.assemble((" n ", "bold $accent"), " cancel (Esc)"))
+        keys.append(Content.assemble((" n ", "bold $accent"), tr(" cancel (Esc)")))
         with Vertical() as box:
             box.border_title = Content(self._title)
             yield Static(Content("\n").join([Content(self._text), Content(""), *keys]))
@@ -51,19 +52,21 @@ class LeaveDialog(Confirm):
     """Asks whether to leave the app, and names what is not saved. Dismissed with `y` to keep that, `d` to drop it."""
 
     def __init__(self, drafts: Sequence[Mapping[str, Any]]) -> None:
-        text = "Runs go on without the app; cockpit shows them again."
+        text = tr("Runs go on without the app; cockpit shows them again.")
         choices = {"y": "leave"}
         if drafts:
             names = "\n".join(f"  · {_describe_draft(draft)}" for draft in drafts)
-            text = f"Not saved:\n{names}\nIt is kept, and offered the next time. Runs go on without the app."
-            choices = {"y": "leave, and keep it", "d": "leave, and throw it away"}
-        super().__init__("Leave cockpit?", text, choices)
+            text = tr(
+                "Not saved:\n{names}\nIt is kept, and offered the next time. Runs go on without the app.", names=names
+            )
+            choices = {"y": tr("leave, and keep it"), "d": tr("leave, and throw it away")}
+        super().__init__(tr("Leave cockpit?"), text, choices)
 
 
 def _describe_draft(draft: Mapping[str, Any]) -> str:
     match draft["kind"]:
         case "profile":
-            return f"the profile {Path(draft['key']).stem}"
+            return tr("the profile {stem}", stem=Path(draft["key"]).stem)
         case "chat":
-            return "a conversation"
-    return "a prompt that you are writing"
+            return tr("a conversation")
+    return tr("a prompt that you are writing")

@@ -12,6 +12,7 @@ from textual.widgets import Static
 
 from cockpit.content import Content
 from cockpit.keymap import named
+from cockpit.language.translate import tr
 from cockpit.state.chat_tree import ChatTree, Turn
 from cockpit.widgets.chat_turns import Answer, ProblemPanel, Question
 from cockpit.widgets.reply import TICK, Reply
@@ -278,8 +279,8 @@ class Conversation(VerticalScroll):
     def action_copy(self) -> None:
         text = self.reply.text if self.reply else self.selected.turn.text if isinstance(self.selected, Question) else ""
         self.app.copy_to_clipboard(text)
-        self.notify(f"{len(text):,} characters", title="Copied")
+        self.notify(tr("{text:,} characters", text=len(text)), title=tr("Copied"))
 
 
 def _earlier_turns_note() -> Static:
-    return Static("earlier turns are not shown any more; the model still gets them", classes="note")
+    return Static(tr("earlier turns are not shown any more; the model still gets them"), classes="note")

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from statistics import median
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.state.formatting import format_size
 from engine.config import card_health
 from engine.protocol.messages import Device, Host
@@ -106,7 +107,13 @@ def _bar(share: float, cells: int = BAR) -> str:
 
 
 def _host(host: Host) -> Content:
-    load = f"{host.load[0]:.1f}/{host.cpu_count}" if host.load else f"{host.cpu_count} cores"
+    load = f"{host.load[0]:.1f}/{host.cpu_count}" if host.load else tr("{cpu_count} cores", cpu_count=host.cpu_count)
     memory = f"{format_size(host.memory_used)}/{format_size(host.memory_total)}"
-    text = f"CPU {host.cpu_percent:.0f}% load {load}   memory {memory}   disk {format_size(host.disk_free)} free"
+    text = tr(
+        "CPU {cpu_percent:.0f}% load {load}   memory {memory}   disk {disk_free} free",
+        cpu_percent=host.cpu_percent,
+        load=load,
+        memory=memory,
+        disk_free=format_size(host.disk_free),
+    )
     return Content.styled(f"   {text}", "$text-muted")

@@ -10,6 +10,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.state.app_state import AppState
 from cockpit.state.formatting import format_size
 from cockpit.widgets.chart import Graph
@@ -59,7 +60,7 @@ class RankPanel(Line):
 
     def __init__(self) -> None:
         super().__init__(classes="panel")
-        self.border_title = "Ranks"
+        self.border_title = tr("Ranks")
         self._ranks: Sequence[Rank] = ()
 
     def on_reformat_size(self) -> None:
@@ -68,7 +69,7 @@ class RankPanel(Line):
     def show_ranks(self, ranks: Sequence[Rank]) -> None:
         self._ranks = ranks
         if not ranks:
-            self.show(Content.styled("no run is live", "$text-muted"))
+            self.show(Content.styled(tr("no run is live"), "$text-muted"))
             return
         if self.content_size.height <= 1:
             self.show(Content.assemble(("Ranks ", "$accent"), "  ".join(format_size(rank.resident) for rank in ranks)))
@@ -80,7 +81,9 @@ class RankPanel(Line):
         if len(ranks) > self.content_size.height:
             self.show(Content("  ").join(lines))
         else:
-            phases = [f"  {rank.phase}" + (f" · step {rank.step:,}" if rank.step else "") for rank in ranks]
+            phases = [
+                f"  {rank.phase}" + (tr(" · step {step:,}", step=rank.step) if rank.step else "") for rank in ranks
+            ]
             self.show(
                 Content("\n").join(Content.assemble(line, phase) for line, phase in zip(lines, phases, strict=True))
             )
@@ -117,13 +120,13 @@ class Devices(Widget):
         if len(sample.devices) >= MANY:
             self._show_table(sample, live, forecast)
             return
-        titles = [f"GPU {device.index}" for device in sample.devices]
+        titles = [tr("GPU {index}", index=device.index) for device in sample.devices]
         titles += HOST if len(titles) <= MAX_BESIDE_HOST else ()
         if list(self._panels) != titles or self._table is not None:
             self._mount(titles, with_ranks=not sample.devices)
         for device in sample.devices:
             values = state.device_history.get(f"device/{device.index}/utilisation", ())
-            user = OWN if live and device.index in live.devices else _heaviest_process(device)
+            user = tr(OWN) if live and device.index in live.devices else _heaviest_process(device)
             own = forecast if user == OWN else 0.0
             user = card_health.describe_flags(card_health.encode(device)) or user
             self._panels[f"GPU {device.index}"].show(_device_line(device, own), values, user)
@@ -166,11 +169,11 @@ class Devices(Widget):
 
     def _show_host(self, sample: Telemetry, state: AppState) -> None:
         host, history = sample.host, state.device_history
-        load = labelled("load", f"{host.load[0] if host.load else 0:.1f}/{host.cpu_count}")
+        load = labelled(tr("load"), f"{host.load[0] if host.load else 0:.1f}/{host.cpu_count}")
         cpu = Content.assemble((f"{host.cpu_percent:.0f}%", "bold $text"), " ", load)
         self._panels["CPU"].show(cpu, history.get("host/cpu_percent", ()), sample.note.split(":")[0])
         memory = Content.styled(f"{format_size(host.memory_used)}/{format_size(host.memory_total)}", "bold $text")
-        disk = f"disk {format_size(host.disk_free)} free"
+        disk = tr("disk {disk_free} free", disk_free=format_size(host.disk_free))
         self._panels["Memory"].show(memory, history.get("host/memory_percent", ()), disk)
 
 
@@ -200,4 +203,4 @@ def _heaviest_process(device: Device) -> str:
     heaviest = max(device.processes, key=lambda process: process.memory or 0, default=None)
     if heaviest is None:
         return ""
-    return f"{heaviest.user} {heaviest.name}" if heaviest.name else f"unknown, pid {heaviest.pid}"
+    return f"{heaviest.user} {heaviest.name}" if heaviest.name else tr("unknown, pid {pid}", pid=heaviest.pid)

@@ -13,6 +13,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.profiles.yaml_edit import set_value
 
 Forecast = Callable[[str], Awaitable[str]]
@@ -36,7 +37,7 @@ class DraftDialog(ModalScreen[str | None]):
     def __init__(self, facts: Mapping[str, Any], path: str, forecast: Forecast | None = None) -> None:
         """`forecast` says what a profile will take; it may take a while, and the dialog does not wait for it."""
         super().__init__()
-        self._forecast, self._takes = forecast, "" if forecast is None else "forecasting memory and time …"
+        self._forecast, self._takes = forecast, "" if forecast is None else tr("forecasting memory and time …")
         self.facts, self._path = facts, path
         self.text = str(facts["profile"])
         self.refused = bool(facts["refused"])
@@ -44,7 +45,7 @@ class DraftDialog(ModalScreen[str | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
-            box.border_title = Content(f"Train on {self.facts['name']}")
+            box.border_title = Content(tr("Train on {name}", name=self.facts["name"]))
             yield Static(self._describe())
 
     def on_mount(self) -> None:
@@ -59,19 +60,25 @@ class DraftDialog(ModalScreen[str | None]):
     def _describe(self) -> Content:
         first, *others = map(str, self.facts["says"])
         if self._raised is not None:
-            first = f"{first.partition(', above')[0]}; data.max_rejected is raised to {format_limit(self._raised)}"
+            first = tr(
+                "{partition}; data.max_rejected is raised to {raised}",
+                partition=first.partition(", above")[0],
+                raised=format_limit(self._raised),
+            )
         mark, style = ("✗ ", "$text-error") if self.refused else ("✓ ", "$text-success")
         lines = [Content.assemble((mark, style), (first, "bold" if self.refused else ""))]
         lines += [Content.assemble(("· ", "dim"), line) for line in others]
         if self._takes:
             lines.append(Content.assemble(("· ", "dim"), self._takes))
-        lines += [Content(""), Content.assemble(("goes to ", "dim"), self._path), Content("")]
-        keys = {"y": "write it, and open it on Profile"}
+        lines += [Content(""), Content.assemble((tr("goes to "), "dim"), self._path), Content("")]
+        keys = {"y": tr("write it, and open it on Profile")}
         if self.facts["rejected"]:
-            keys["r"] = "show the bad rows"
+            keys["r"] = tr("show the bad rows")
         if self.refused:
-            keys["+"] = f"raise the limit to {format_limit(self._sufficient())}, and go on without them"
-        keys["n"] = "cancel (Esc)"
+            keys["+"] = tr(
+                "raise the limit to {sufficient}, and go on without them", sufficient=format_limit(self._sufficient())
+            )
+        keys["n"] = tr("cancel (Esc)")
         lines += [Content.assemble((f" {key} ", "bold $accent"), f" {label}") for key, label in keys.items()]
         return Content("\n").join(lines)
 

@@ -12,6 +12,7 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import DataTable, Static
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.state.evaluation_results import MUTED, common_prefix_length, evaluation_title
 from cockpit.state.formatting import format_number
 from cockpit.state.reply_format import parse_reply
@@ -58,9 +59,15 @@ class EvaluationReplies(Horizontal):
     @property
     def headline(self) -> str:
         page = self._page
-        cut = f", the first {PAGE}" if page["total"] > PAGE else ""
-        title, replies = evaluation_title(self._evaluation), f"{page['total']} replies{cut}"
-        return f"{title}  ·  {replies}  ·  {FILTERS[self._filter]}  ·  worst {page['by']} first"
+        cut = tr(", the first {PAGE}", PAGE=PAGE) if page["total"] > PAGE else ""
+        title, replies = evaluation_title(self._evaluation), tr("{total} replies{cut}", total=page["total"], cut=cut)
+        return tr(
+            "{title}  ·  {replies}  ·  {FILTERS}  ·  worst {by} first",
+            title=title,
+            replies=replies,
+            FILTERS=FILTERS[self._filter],
+            by=page["by"],
+        )
 
     async def open(self, evaluation: dict[str, Any]) -> bool:
         """Show another evaluation's replies. Returns False when they cannot be fetched."""
@@ -127,14 +134,14 @@ class EvaluationReplies(Horizontal):
         sides = [_side("reply", _reply_facts(reply), thinking + reply["reply"])]
         if reference is not None:
             sides.append(
-                _side("reference", "the same" if reply["reply"].strip() == reference.strip() else "", reference)
+                _side("reference", tr("the same") if reply["reply"].strip() == reference.strip() else "", reference)
             )
         scores = [f"{name} {format_number(value)}" for name, value in reply.get("scores", {}).items()]
         panel = self.query_one("#reply", VerticalScroll)
         async with self.batch():
             await panel.remove_children()
             await panel.mount(
-                Static(Content.assemble((f"row {row + 1}  prompt  ", MUTED), text)),
+                Static(Content.assemble((tr("row {row}  prompt  ", row=row + 1), MUTED), text)),
                 Static(Content.styled("   ".join(scores), "$secondary")),
                 Horizontal(*sides, classes="beside"),
             )
@@ -149,6 +156,6 @@ def _side(name: str, note: str, text: str) -> Vertical:
 
 def _reply_facts(reply: dict[str, Any]) -> str:
     """Facts about a reply, for its heading."""
-    parts = [f"{reply['tokens']} tokens" if reply.get("tokens") is not None else ""]
-    parts += ["did not end" if reply.get("stopped") is False else "", VERDICTS.get(reply.get("passed"), "")]
+    parts = [tr("{tokens} tokens", tokens=reply["tokens"]) if reply.get("tokens") is not None else ""]
+    parts += [tr("did not end") if reply.get("stopped") is False else "", VERDICTS.get(reply.get("passed"), "")]
     return " · ".join(filter(None, parts))

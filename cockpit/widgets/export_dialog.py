@@ -15,7 +15,7 @@ from textual.widgets import Static
 from cockpit.connection.engine_app import EngineApp
 from cockpit.connection.service_client import ServiceClient
 from cockpit.content import Content
-from cockpit.language.translate import tr_engine
+from cockpit.language.translate import tr, tr_engine
 from cockpit.state.formatting import format_number
 from engine.protocol.messages import ProblemError
 
@@ -47,9 +47,9 @@ class ExportDialog(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
-            box.border_title = Content(f"Export {self.run_id}")
-            box.border_subtitle = "Esc cancels"
-            yield Static("starting …")
+            box.border_title = Content(tr("Export {run_id}", run_id=self.run_id))
+            box.border_subtitle = tr("Esc cancels")
+            yield Static(tr("starting …"))
 
     def on_mount(self) -> None:
         self.set_interval(POLL, self._poll)
@@ -61,17 +61,17 @@ class ExportDialog(ModalScreen[None]):
         arguments = {"target": self.run_id, "directory": self.app.engine.directory, "out": self.out}
         try:
             self.result = await self.worker.ask("export", arguments, self.request)
-            self._show(describe_export(self.result or {}), "Enter closes")
+            self._show(describe_export(self.result or {}), tr("Enter closes"))
         except ProblemError as error:
             self.result = {}
-            self._show(Content(tr_engine(str(error.problem))), "Esc closes")
+            self._show(Content(tr_engine(str(error.problem))), tr("Esc closes"))
         finally:
             await self.worker.close()
 
     def _poll(self) -> None:
         service = self.worker.service if self.worker else None
         if self.result is None and service is not None and service.detail:
-            self._show(Content(f"{service.detail} …"), "Esc cancels")
+            self._show(Content(f"{service.detail} …"), tr("Esc cancels"))
 
     def _show(self, text: Content, keys: str) -> None:
         self.query_one(Static).update(text)
@@ -80,7 +80,7 @@ class ExportDialog(ModalScreen[None]):
     async def action_leave(self) -> None:
         if self.result is None and self.worker is not None:
             await self.worker.cancel(self.request)
-            self._show(Content("cancelling …"), "")
+            self._show(Content(tr("cancelling …")), "")
         else:
             self.dismiss(None)
 
@@ -88,13 +88,30 @@ class ExportDialog(ModalScreen[None]):
 def describe_export(result: dict[str, Any]) -> Content:
     """What was exported, and how it compares with the checkpoint."""
     agreement = result.get("agreement", {})
-    lines = [f"{result.get('kind')} in {result.get('directory')}"]
+    lines = [tr("{kind} in {directory}", kind=result.get("kind"), directory=result.get("directory"))]
     if agreement.get("kl") is not None:
-        lines.append(f"KL {format_number(agreement['kl'])} nats a token, same likeliest token {agreement['top1']:.1%}")
+        lines.append(
+            tr(
+                "KL {kl} nats a token, same likeliest token {top1:.1%}",
+                kl=format_number(agreement["kl"]),
+                top1=agreement["top1"],
+            )
+        )
     if agreement.get("score_difference") is not None:
-        lines.append(f"scores differ by at most {format_number(agreement['score_difference'])}")
+        lines.append(
+            tr(
+                "scores differ by at most {score_difference}",
+                score_difference=format_number(agreement["score_difference"]),
+            )
+        )
     if agreement.get("golden"):
-        lines.append(f"golden prompts with equal replies: {agreement['golden_equal']} of {agreement['golden']}")
+        lines.append(
+            tr(
+                "golden prompts with equal replies: {golden_equal} of {golden}",
+                golden_equal=agreement["golden_equal"],
+                golden=agreement["golden"],
+            )
+        )
     if agreement.get("base"):
-        lines.append(f"merged into the {agreement['base']} base, which agrees better with the checkpoint")
+        lines.append(tr("merged into the {base} base, which agrees better with the checkpoint", base=agreement["base"]))
     return Content("\n".join(lines))

@@ -15,7 +15,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from cockpit.content import Content
-from cockpit.language.translate import tr_engine
+from cockpit.language.translate import tr, tr_engine
 from engine.protocol.messages import ProblemError
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ class FitDialog(ModalScreen[Way | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
-            box.border_title = "What fits"
-            box.border_subtitle = "Esc cancels"
-            yield Static("Looking for settings that fit … this takes some seconds for each", id="words")
+            box.border_title = tr("What fits")
+            box.border_subtitle = tr("Esc cancels")
+            yield Static(tr("Looking for settings that fit … this takes some seconds for each"), id="words")
             yield OptionList(compact=True)
 
     def on_mount(self) -> None:
@@ -68,13 +68,13 @@ class FitDialog(ModalScreen[Way | None]):
             return
         self.ways = found.get("ways", [])
         if not self.ways:
-            self._say(Content("No settings were found with which it fits."))
+            self._say(Content(tr("No settings were found with which it fits.")))
             return
-        self._say(_row("A CARD", "HOST", "TIME", ["CHANGES"]))
+        self._say(_row(tr("A CARD"), "HOST", "TIME", ["CHANGES"]))
         listing = self.query_one(OptionList)
         listing.add_options([Option(describe_way(way)) for way in self.ways])
         self.set_class(True, "-found")
-        self.query_one(Vertical).border_subtitle = "↑↓ · Enter changes the profile · Esc"
+        self.query_one(Vertical).border_subtitle = tr("↑↓ · Enter changes the profile · Esc")
         listing.highlighted = 0
         listing.focus()
 
@@ -92,8 +92,8 @@ def describe_way(way: Way) -> Content:
 
     card = format_size(way["device_bytes"]) if way["device_bytes"] else "–"
     notes = [way["grows"]] if way.get("grows") else []
-    notes += ["hardly fits"] if way["verdict"] == "near" else []
-    lines = [f"{key}: {_write(value)}" for key, value in way["settings"].items()] or ["as it is"]
+    notes += [tr("hardly fits")] if way["verdict"] == "near" else []
+    lines = [f"{key}: {_write(value)}" for key, value in way["settings"].items()] or [tr("as it is")]
     lines[-1] += f"  ({'; '.join(notes)})" if notes else ""
     return _row(card, format_size(way["host_bytes"]), f"× {way['time']:g}", lines)
 

@@ -11,7 +11,7 @@ from textual import work
 from cockpit.connection.engine_app import EngineApp
 from cockpit.connection.service_client import ServiceClient
 from cockpit.content import Content
-from cockpit.language.translate import tr_engine
+from cockpit.language.translate import tr, tr_engine
 from cockpit.widgets.line import MUTED, Line
 from engine.protocol.messages import Problem, ProblemError
 
@@ -59,14 +59,16 @@ class ForecastLine(Line):
     def follow(self, profile: Profile | None) -> None:
         """Show the forecast of this profile, None for one that has problems, as soon as it is there."""
         if profile is None:
-            self._forget("no forecast before the problems are mended")
+            self._forget(tr("no forecast before the problems are mended"))
         elif profile.launch.via != "local":
-            self._forget("no forecast: the cards of other hosts are not known before it is launched")
+            self._forget(tr("no forecast: the cards of other hosts are not known before it is launched"))
         elif profile.model.trust_remote_code:
-            self._forget("no forecast unasked: it runs the model's own code (model.trust_remote_code) · F makes one")
+            self._forget(
+                tr("no forecast unasked: it runs the model's own code (model.trust_remote_code) · F makes one")
+            )
         elif (wanted := self.describe(profile)) != self._asked:
             self._asked = wanted
-            self.show(Content.styled("… computing what it takes", MUTED))
+            self.show(Content.styled(tr("… computing what it takes"), MUTED))
             self._compute(wanted)
 
     def describe(self, profile: Profile) -> tuple[str, str]:
@@ -113,7 +115,9 @@ class ForecastLine(Line):
             return
         if isinstance(found, Problem):
             self._asked = None  # the next change asks again
-            self.show(Content.styled(f"– no forecast: {tr_engine(found.cause or found.title)}", MUTED))
+            self.show(
+                Content.styled(tr("– no forecast: {tr_engine}", tr_engine=tr_engine(found.cause or found.title)), MUTED)
+            )
         else:
             self.show(format_forecast(found))
 
@@ -126,7 +130,7 @@ def format_forecast(found: dict[str, Any]) -> Content:
     from engine.config.forecasts import summarize  # pydantic: not before the first paint
 
     if "host_bytes" not in found:
-        return Content.styled("– no forecast", MUTED)
+        return Content.styled(tr("– no forecast"), MUTED)
     mark, colour, advice = VERDICTS.get(found["verdict"], ("", "$text", ""))
-    assumed = "" if found.get("rows_measured") else " · longest rows assumed"
+    assumed = "" if found.get("rows_measured") else tr(" · longest rows assumed")
     return Content.assemble((mark, colour), (summarize(found), "$text"), (advice, colour), (assumed, MUTED))

@@ -22,7 +22,7 @@ from textual.widgets.option_list import Option
 
 from cockpit.content import Content
 from cockpit.keymap import named
-from cockpit.language.translate import tr_engine
+from cockpit.language.translate import tr, tr_engine
 from cockpit.profiles.yaml_edit import to_flow_yaml, value_at
 from cockpit.widgets.completion import LineSuggester
 
@@ -92,7 +92,7 @@ class Form(Vertical):
 
     def compose(self) -> ComposeResult:
         yield SettingsList(id="settings")
-        yield Input(id="search", placeholder="words of a setting or of its help; Esc shows all", compact=True)
+        yield Input(id="search", placeholder=tr("words of a setting or of its help; Esc shows all"), compact=True)
         yield Static(id="help")
         yield Input(id="value", select_on_focus=False)
 
@@ -204,8 +204,14 @@ class Form(Vertical):
         field = self.fields.get(self.current)
         if field is None:
             return
-        choices = f"one of {', '.join(field.choices)} (← →)" if field.choices else HINTS.get(field.kind, "")
-        facts = " · ".join(filter(None, (f"default {to_flow_yaml(field.default)}", field.unit, choices)))
+        choices = (
+            tr("one of {choices} (← →)", choices=", ".join(field.choices))
+            if field.choices
+            else tr(HINTS.get(field.kind, ""))
+        )
+        facts = " · ".join(
+            filter(None, (tr("default {to_flow_yaml}", to_flow_yaml=to_flow_yaml(field.default)), field.unit, choices))
+        )
         problem = self.problems.get(field.key, "")
         help_line = Content.assemble(
             (f"✗ {problem}\n" if problem else "", "$text-error"), f"{tr_engine(field.help)}\n", (facts, "dim")
@@ -249,7 +255,7 @@ class Form(Vertical):
         line.suggester = LineSuggester(list_values(field), self.directory)
         value = self.value(field.key)
         line.value = "" if value is None else to_flow_yaml(value)
-        line.border_title = Content(f"{field.key} · Enter sets, Esc cancels")
+        line.border_title = Content(tr("{key} · Enter sets, Esc cancels", key=field.key))
         self.add_class("editing")
         line.focus()
         line.cursor_position = len(line.value)

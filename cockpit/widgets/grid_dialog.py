@@ -15,6 +15,7 @@ from textual.widgets.option_list import Option
 
 from cockpit.connection.engine_app import EngineApp
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.profiles.grid_results import GridRow, choose_measure, list_rows, short_names
 from cockpit.profiles.grids import Grid
 from cockpit.widgets.canvas import Canvas
@@ -53,8 +54,8 @@ class GridDialog(ModalScreen[str | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(id="dialog") as box:
-            box.border_title = Content(f"Grid {self._grid.name} of {self._grid.profile}")
-            box.border_subtitle = "↑↓ moves · Enter opens the run · Esc closes"
+            box.border_title = Content(tr("Grid {name} of {profile}", name=self._grid.name, profile=self._grid.profile))
+            box.border_subtitle = tr("↑↓ moves · Enter opens the run · Esc closes")
             yield Static(id="heading")
             yield OptionList(id="runs")
             yield Canvas(id="picture")

@@ -10,7 +10,7 @@ from textual.containers import VerticalScroll
 from textual.widgets import Static
 
 from cockpit.content import Content
-from cockpit.language.translate import tr_engine
+from cockpit.language.translate import tr, tr_engine
 from cockpit.state.app_state import Entry, RunHistory
 from cockpit.state.formatting import format_state
 from cockpit.state.run_history import format_value
@@ -39,7 +39,7 @@ class HistoryDialog(RunDialog[None]):
     def show(self, run: Run, history: RunHistory) -> None:
         width = self.query_one(VerticalScroll).content_size.width
         blocks = list(format_entries(history, time.time(), width))
-        self.query_one(Static).update(Content("\n").join(blocks) if blocks else Content(NOTHING))
+        self.query_one(Static).update(Content("\n").join(blocks) if blocks else Content(tr(NOTHING)))
 
     def on_resize(self) -> None:
         self.call_after_refresh(self.refresh_content, force=True)
@@ -54,7 +54,7 @@ def format_entries(history: RunHistory, now: float, width: int) -> Iterator[Cont
     entries: list[Entry] = sorted(
         (*history.ledger, *history.warnings, *ends), key=lambda entry: entry.get("time", 0.0), reverse=True
     )
-    steps = [f"step {entry['step']:,}" if entry.get("step") is not None else "" for entry in entries]
+    steps = [tr("step {step:,}", step=entry["step"]) if entry.get("step") is not None else "" for entry in entries]
     clocks = [_clock(entry.get("time", 0.0), now) for entry in entries]
     first, second = max(map(len, steps), default=0), max(map(len, clocks), default=0)
     for entry, step, clock in zip(entries, steps, clocks, strict=True):
@@ -67,12 +67,12 @@ def format_entries(history: RunHistory, now: float, width: int) -> Iterator[Cont
 def _change(entry: Entry) -> Content:
     name, old, new = entry["name"], entry.get("old"), entry.get("new")
     if name == "pause":
-        return Content.assemble("‖ paused", (f": {new}" if new else "", "$warning"))
+        return Content.assemble(tr("‖ paused"), (f": {new}" if new else "", "$warning"))
     if name == "continue":
-        return Content.assemble("▶ continued", (f": {new}" if new else "", "$accent"))
+        return Content.assemble(tr("▶ continued"), (f": {new}" if new else "", "$accent"))
     if name in WORDS:
         known = " → ".join(format_value(value) for value in (old, new) if value is not None)
-        return Content.assemble((WORDS[name], "bold"), f" {known}")
+        return Content.assemble((tr(WORDS[name]), "bold"), f" {known}")
     return Content.assemble((name, "bold"), f"  {format_value(old)} → ", (format_value(new), "bold $accent"))
 
 
@@ -86,7 +86,7 @@ def _warning(entry: Entry) -> Content:
 def _end(entry: Entry) -> Content:
     """How an attempt ended, which the run's own line does not say any more once it is resumed."""
     end: AttemptEnd = entry["end"]
-    head = Content.assemble(format_state(end.state), (f"  attempt {end.attempt}", "$text-muted"))
+    head = Content.assemble(format_state(end.state), (tr("  attempt {attempt}", attempt=end.attempt), "$text-muted"))
     if end.problem is not None:
         lines = [f"  {tr_engine(end.problem.title)}", *(tr_engine(part) for part in (end.problem.cause,) if part)]
         return Content.assemble(head, ("\n".join(lines), "$error"))

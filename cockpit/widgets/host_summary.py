@@ -20,9 +20,9 @@ def describe_host(name: str, mark: tuple[str, str], link: str, state: AppState, 
     runs = [run for run in state.sorted_runs() if run.state in LIVE]
     queued = sorted((run for run in runs if run.state == QUEUED), key=lambda run: run.position)
     live = [run for run in runs if run.state != QUEUED]
-    counts = f"{len(live)} live · {len(queued)} queued"
+    counts = tr("{live} live · {queued} queued", live=len(live), queued=len(queued))
     if state.connection != "attached":
-        counts = f"last seen: {counts}" if state.runs else ""
+        counts = tr("last seen: {counts}", counts=counts) if state.runs else ""
     head = Content.assemble(
         (f"{mark[0]} ", mark[1]),
         (f"{name:<28} ", "bold $accent" if here else "bold $text"),
@@ -39,7 +39,7 @@ def describe_host(name: str, mark: tuple[str, str], link: str, state: AppState, 
     shown = [*live, *queued][:MOST_RUNS]
     lines += [_describe_run(run) for run in shown]
     if more := len(live) + len(queued) - len(shown):
-        lines.append(Content.styled(f"    and {more} more", "$text-muted"))
+        lines.append(Content.styled(tr("    and {more} more", more=more), "$text-muted"))
     return Content("\n").join(lines)
 
 
@@ -48,11 +48,21 @@ def _describe_devices(sample: Telemetry) -> list[Content]:
     if sample.devices:
         return [_describe_card(device) for device in sample.devices]
     host = sample.host
-    return [_figures("CPU", host.cpu_percent, host.memory_used, host.memory_total, f"{host.cpu_count} cores")]
+    return [
+        _figures(
+            "CPU",
+            host.cpu_percent,
+            host.memory_used,
+            host.memory_total,
+            tr("{cpu_count} cores", cpu_count=host.cpu_count),
+        )
+    ]
 
 
 def _describe_card(device: Device) -> Content:
-    return _figures(f"GPU {device.index}", device.utilisation, device.memory_used, device.memory_total, device.name)
+    return _figures(
+        tr("GPU {index}", index=device.index), device.utilisation, device.memory_used, device.memory_total, device.name
+    )
 
 
 def _figures(title: str, busy: float | None, used: int | None, total: int | None, name: str) -> Content:
@@ -73,7 +83,11 @@ def _describe_run(run: Run) -> Content:
     mark, colour = STATES.get(run.state, ("·", "$text"))
     place = f" {run.position}" if run.state == QUEUED and run.position else ""
     steps = f"{run.step:,}/{run.max_steps:,} {format_percent(run.step / run.max_steps)}" if run.max_steps else ""
-    loss = f"loss {format_number(run.metrics['train/loss'])}" if "train/loss" in run.metrics else ""
+    loss = (
+        tr("loss {train_loss}", train_loss=format_number(run.metrics["train/loss"]))
+        if "train/loss" in run.metrics
+        else ""
+    )
     reason = tr_engine(run.reason)
     facts = reason if run.state == QUEUED else "  ".join(filter(None, (steps, loss, reason)))
     return Content.assemble((f"    {mark} {tr(run.state)}{place}  ", colour), f"{run.id}  ", (facts, "$text-muted"))

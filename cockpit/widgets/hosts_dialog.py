@@ -17,6 +17,7 @@ from textual.widgets import OptionList
 from cockpit.connection.attachment import Attachment
 from cockpit.connection.engine_app import EngineApp
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.widgets.host_summary import describe_host
 from engine.protocol.messages import ProblemError
 
@@ -55,8 +56,8 @@ class HostsDialog(ModalScreen[int | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
-            box.border_title = "Hosts"
-            box.border_subtitle = "Enter shows · r tries again · a answers ssh's questions · Esc closes"
+            box.border_title = tr("Hosts")
+            box.border_subtitle = tr("Enter shows · r tries again · a answers ssh's questions · Esc closes")
             yield OptionList(compact=True)
 
     def on_mount(self) -> None:
@@ -102,16 +103,16 @@ class HostsDialog(ModalScreen[int | None]):
         """Leave the terminal to ssh, which may ask for a password or about a host key, until it has connected."""
         engine = self._chosen
         if engine.link is None or engine.link.is_connected:
-            self.notify("there is a connection already")
+            self.notify(tr("there is a connection already"))
             return
         engine.link.give_up()
         try:
             with self.app.suspend(), _interruptible():
                 engine.link.connect(ask=True)
         except KeyboardInterrupt:
-            self.notify("given up")
+            self.notify(tr("given up"))
         except SuspendNotSupported:
-            self.notify(f"try `ssh {engine.name}` in a terminal", severity="warning")
+            self.notify(tr("try `ssh {name}` in a terminal", name=engine.name), severity="warning")
         except ProblemError as error:
             self.app.notify_problem(error.problem)
         engine.retry()
@@ -128,7 +129,11 @@ def _interruptible() -> Iterator[None]:
 
 
 def _describe_link(engine: Attachment) -> str:
-    words = {"connecting": "connecting", "attached": "attached", "lost": "no connection"}[engine.state.connection]
+    words = {"connecting": "connecting", "attached": "attached", "lost": tr("no connection")}[engine.state.connection]
     if engine.state.connection == "lost":
-        words += f", next try in {engine.seconds_left} s" if engine.seconds_left else ", connecting"
+        words += (
+            tr(", next try in {seconds_left} s", seconds_left=engine.seconds_left)
+            if engine.seconds_left
+            else tr(", connecting")
+        )
     return words

@@ -19,6 +19,7 @@ from textual.strip import Strip
 from textual.widgets import Input, Static
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.state import log_lines
 from cockpit.state.formatting import counted
 from cockpit.state.log_lines import LogLine, LogText
@@ -173,7 +174,7 @@ class LogViewer(ModalScreen[None]):
         with Vertical():
             with Horizontal(classes="bar"):
                 yield Static(id="log-name")
-                yield Input(placeholder="search", id="log-find", compact=True)
+                yield Input(placeholder=tr("search"), id="log-find", compact=True)
             yield LogView()
             yield Static(id="log-keys", classes="bar")
 
@@ -254,12 +255,12 @@ class LogViewer(ModalScreen[None]):
         self.view.show(log_lines.select(self.log_text.all(), self._level, self._rank))
 
     def _show_bars(self) -> None:
-        parts = ["▶ follows" if self.following else "‖ stands still", counted(len(self.view.lines), "line")]
-        parts += ["older lines: g"] if self._start else []
-        parts += [f"{self.log_text.dropped:,} older ones left out"] if self.log_text.dropped else []
+        parts = [tr("▶ follows") if self.following else tr("‖ stands still"), counted(len(self.view.lines), "line")]
+        parts += [tr("older lines: g")] if self._start else []
+        parts += [tr("{dropped:,} older ones left out", dropped=self.log_text.dropped)] if self.log_text.dropped else []
         parts += [log_lines.LEVELS[self._level]] if self._level else []
-        parts += [f"rank {self._rank}"] if self._rank is not None else []
-        parts += [f"log of {self.run_id}"]
+        parts += [tr("rank {rank}", rank=self._rank)] if self._rank is not None else []
+        parts += [tr("log of {run_id}", run_id=self.run_id)]
         self.query_one("#log-name", Static).update(Content(" · ".join(parts)), layout=False)
         keys = [("/", "search"), ("n N", "next"), ("f", "follow"), ("w", "wrap"), ("l", "level"), ("r", "rank")]
         keys += [("g G", "ends"), ("Esc", "close")]
@@ -284,7 +285,7 @@ class LogViewer(ModalScreen[None]):
         event.stop()
         self.view.focus()
         if event.value and self.view.found is None:
-            self.notify(f"{event.value} is not in the lines that are shown", severity="warning")
+            self.notify(tr("{value} is not in the lines that are shown", value=event.value), severity="warning")
 
     def action_next(self, direction: int) -> None:
         here = self.view.first_line - 1 if self.view.found is None else self.view.found
@@ -323,7 +324,7 @@ class LogViewer(ModalScreen[None]):
         """Show all ranks, then each by itself, as far as the lines say whose they are."""
         ranks: list[int | None] = [None, *self.log_text.list_ranks()]
         if len(ranks) == 1:
-            self.notify("no line says which rank it is of")
+            self.notify(tr("no line says which rank it is of"))
             return
         self._rank = ranks[(ranks.index(self._rank) + 1) % len(ranks)] if self._rank in ranks else None
         self._filter_again()

@@ -14,6 +14,7 @@ from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.widgets.completion import LineSuggester
 
 
@@ -49,7 +50,7 @@ class Picker(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = Content(self.heading)
-            box.border_subtitle = "↑↓ · Enter · Esc cancels"
+            box.border_subtitle = tr("↑↓ · Enter · Esc cancels")
             yield Input(placeholder=self.placeholder, suggester=self._suggester)
             yield OptionList(compact=True)
 

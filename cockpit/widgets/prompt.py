@@ -10,6 +10,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.widgets.completion import LineSuggester
 
 
@@ -35,7 +36,7 @@ class Prompt(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = Content(self.heading)
-            box.border_subtitle = "Enter · Esc cancels"
+            box.border_subtitle = tr("Enter · Esc cancels")
             yield Static(Content(self.text), id="text")
             yield Input(self.value, select_on_focus=False, suggester=self._suggester)
 

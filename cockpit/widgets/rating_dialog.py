@@ -11,6 +11,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.state.vote_stats import count_votes, format_rating, format_votes, mean_ratings
 from engine.protocol.messages import Judgement
 
@@ -27,7 +28,7 @@ class RatingDialog(ModalScreen[int | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
-            box.border_title, box.border_subtitle = "How good is this reply?", "1–5 · Esc cancels"
+            box.border_title, box.border_subtitle = tr("How good is this reply?"), tr("1–5 · Esc cancels")
             lines = [
                 Content.assemble((f" {number} ", "bold $accent"), f" {'★' * number}{'☆' * (5 - number)}  {word}")
                 for number, word in enumerate(WORDS, 1)
@@ -60,7 +61,7 @@ class VotesDialog(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         with VerticalScroll() as box:
-            box.border_title, box.border_subtitle = "Votes and ratings", "Esc closes"
+            box.border_title, box.border_subtitle = tr("Votes and ratings"), tr("Esc closes")
             yield Static(format_judgements(self._judgements))
 
 
@@ -69,14 +70,17 @@ def format_judgements(judgements: Sequence[Judgement]) -> Content:
     blocks = []
     if pairs := count_votes(judgements):
         lines = [Content(format_votes(pair)) for pair in pairs]
-        blocks.append(Content("\n").join([Content.styled("Blind votes", "bold $accent"), *lines]))
+        blocks.append(Content("\n").join([Content.styled(tr("Blind votes"), "bold $accent"), *lines]))
     if ratings := mean_ratings(judgements):
         rows = [Content(format_rating(rating)) for rating in ratings]
         blocks.append(Content("\n").join([Content.styled("Ratings", "bold $accent"), *rows]))
     if not blocks:
         return Content(
-            "No votes and no ratings yet.\n\n"
-            "Votes: set two targets side by side (ctrl+b); b hides their names; < > = - vote.\n"
-            "Ratings: press s on a reply."
+            tr(
+                "No votes and no ratings yet.\n"
+                "\n"
+                "Votes: set two targets side by side (ctrl+b); b hides their names; < > = - vote.\n"
+                "Ratings: press s on a reply."
+            )
         )
     return Content("\n\n").join(blocks)

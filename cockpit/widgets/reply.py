@@ -16,6 +16,7 @@ from textual.widgets import Log, Markdown, Static
 from textual.widgets.markdown import MarkdownStream
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.state.chat_tree import ChatReply
 from cockpit.state.formatting import format_hot_cost
 from cockpit.state.markdown_parts import MarkdownParts
@@ -108,7 +109,7 @@ class Reply(Vertical):
         thinking, body = split_partial_reply(self.text)
         thinking = thinking or self.thinking
         if thinking and not body:
-            self.query_one(".facts", Static).update(f"thinking … {len(thinking.split())} words")
+            self.query_one(".facts", Static).update(tr("thinking … {split} words", split=len(thinking.split())))
         waiting = show_controls(body[self._streamed :])
         if not waiting:
             return
@@ -166,7 +167,7 @@ class Reply(Vertical):
             widgets = [Static(Content.styled(f"✗ {self.content.facts['problem']}", "$text-error"))]
         elif self.raw:
             thinking = f"{self.content.thinking}\n\n" if self.content.thinking else ""
-            shown = Content(text) if text else Content.styled("(an empty reply)", "$foreground-muted")
+            shown = Content(text) if text else Content.styled(tr("(an empty reply)"), "$foreground-muted")
             widgets = [Static(Content.assemble((thinking, "$foreground-muted"), shown))]
         elif self.plain and self.against in (None, text):
             widgets = [Static(Content(indent_json(text)))]
@@ -174,7 +175,7 @@ class Reply(Vertical):
             # Comparing long replies takes a while, so it is done off the event loop.
             before, now = indent_json(self.against), indent_json(text)
             marked, self._difference = await asyncio.to_thread(mark_new_words, before, now)
-            widgets = [Static(marked if text else Content.styled("(an empty reply)", "$foreground-muted"))]
+            widgets = [Static(marked if text else Content.styled(tr("(an empty reply)"), "$foreground-muted"))]
         else:
             widgets = list(views(self._parse()))
         with self.app.batch_update():
@@ -194,7 +195,7 @@ class Reply(Vertical):
         if self.content is not None and not self.hidden:
             parts.append(format_facts(self.content.facts))
             if self.against is not None and "problem" not in self.content.facts:
-                parts.append("the same" if self.against == self.text else self._difference)
+                parts.append(tr("the same") if self.against == self.text else self._difference)
             if rating := self.content.rating:
                 parts.append("★" * rating + "☆" * (5 - rating))
         text = " · ".join(filter(None, parts))
@@ -208,12 +209,12 @@ def format_facts(facts: Mapping[str, Any]) -> str:
     """A worker's figures for its reply, in a line."""
     if "tokens" not in facts:
         return ""
-    parts = [f"{facts['tokens']:,} token{'s'[: facts['tokens'] != 1]}"]
+    parts = [tr("{tokens:,} token{plural}", tokens=facts["tokens"], plural="s"[: facts["tokens"] != 1])]
     if facts.get("tokens_per_second"):
-        parts.append(f"{facts['tokens_per_second']:.1f} tok/s")
+        parts.append(tr("{tokens_per_second:.1f} tok/s", tokens_per_second=facts["tokens_per_second"]))
     if "first_token_seconds" in facts:
-        parts.append(f"first after {facts['first_token_seconds']:.2f} s")
-    if finish := FINISHES.get(str(facts.get("finish", ""))):
+        parts.append(tr("first after {first_token_seconds:.2f} s", first_token_seconds=facts["first_token_seconds"]))
+    if finish := tr(FINISHES.get(str(facts.get("finish", "")))):
         parts.append(finish)
     return " · ".join(parts)
 

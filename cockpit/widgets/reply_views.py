@@ -18,6 +18,7 @@ from textual.widgets import Collapsible, Markdown, Static, Tree
 from textual.widgets.tree import TreeNode
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.state.reply_format import ParsedReply
 from cockpit.widgets.tool_views import show_part
 from engine.config.tasks import Outline, Table
@@ -57,7 +58,7 @@ def views(reply: ParsedReply) -> Iterator[Widget]:
         case _ if reply.body.strip():
             yield Markdown(show_controls(reply.body), open_links=False)
         case _:
-            yield Static(Content.styled("(an empty reply)", MUTED))
+            yield Static(Content.styled(tr("(an empty reply)"), MUTED))
 
 
 class Thinking(Collapsible):
@@ -71,7 +72,11 @@ class Thinking(Collapsible):
 
     def __init__(self, text: str) -> None:
         words = len(text.split())
-        super().__init__(Static(Content(text)), title=f"thinking · {words} word{'s'[: words != 1]}", collapsed=True)
+        super().__init__(
+            Static(Content(text)),
+            title=tr("thinking · {words} word{plural}", words=words, plural="s"[: words != 1]),
+            collapsed=True,
+        )
 
 
 # ── tables ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -218,7 +223,9 @@ class JsonTree(Tree[None]):
                 self._add_nodes(below, each, depth + 1)
             elif isinstance(each, str) and cell_len(each) > self.LINE:
                 words = len(each.split())
-                below = node.add(_label(name, f"{words} word{'s'[: words != 1]}", "dim"), expand=True)
+                below = node.add(
+                    _label(name, tr("{words} word{plural}", words=words, plural="s"[: words != 1]), "dim"), expand=True
+                )
                 for line in Content(each).wrap(self.LINE):
                     below.add_leaf(Text(line.plain.rstrip()))
             else:
@@ -233,5 +240,5 @@ def _label(name: str, value: str, style: str) -> Text:
 def _count(value: Any) -> str:
     count = len(value)
     if isinstance(value, dict):
-        return f"{{{count} key{'s'[: count != 1]}}}"
+        return tr("{{{count} key{plural}}}", count=count, plural="s"[: count != 1])
     return f"[{count} item{'s'[: count != 1]}]"

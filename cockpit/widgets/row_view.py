@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.state.formatting import counted
 
 ROLES = {"system": "$secondary", "user": "$accent", "assistant": "$success"}
@@ -65,10 +66,19 @@ def origin(row: Mapping[str, Any], counts: Mapping[str, int]) -> Content:
     blocks = [Content.assemble(decision, ("  " + " · ".join(f"{n:,} {word}" for word, n in counts.items()), "dim"))]
     made = row.get("origin")
     if made:
-        place = f"task {made['task']} · request {made['request']:,}, item {made['item']}"
-        blocks.append(Content.assemble(("Made from", "bold $accent"), "\n", (place, "dim")))
+        place = tr(
+            "task {task} · request {request:,}, item {item}",
+            task=made["task"],
+            request=made["request"],
+            item=made["item"],
+        )
+        blocks.append(Content.assemble((tr("Made from"), "bold $accent"), "\n", (place, "dim")))
         for number, seed in enumerate(made["seeds"], 1):
-            blocks.append(Content.styled(f"── seed {number} of {len(made['seeds'])} ──", "bold $warning"))
+            blocks.append(
+                Content.styled(
+                    tr("── seed {number} of {seeds} ──", number=number, seeds=len(made["seeds"])), "bold $warning"
+                )
+            )
             blocks.append(conversation(seed))
     return Content("\n\n").join(blocks)
 
@@ -88,9 +98,12 @@ def batch(content: Mapping[str, Any]) -> Content:
     blocks = []
     for number, part in enumerate(content["parts"], 1):
         trained = sum(piece["trained"] for piece in part["pieces"])
-        title = f"▌row {number}" + (f" · sequence {part['sequence'] + 1}" if packed else "")
+        title = tr("▌row {number}", number=number) + (
+            tr(" · sequence {sequence}", sequence=part["sequence"] + 1) if packed else ""
+        )
         heading = Content.assemble(
-            (title, "bold $accent"), (f"  {len(part['pieces'])} tokens, {trained} trained", "dim")
+            (title, "bold $accent"),
+            (tr("  {pieces} tokens, {trained} trained", pieces=len(part["pieces"]), trained=trained), "dim"),
         )
         blocks.append(Content.assemble(heading, "\n", tokens(part["pieces"])))
     return Content("\n\n").join(blocks)
@@ -102,9 +115,14 @@ def replies(parts: Sequence[Mapping[str, Any]]) -> Content:
     blocks = []
     for part in parts:
         compared = sum(piece["trained"] for piece in part["pieces"])
-        title = f"▌row {part['sequence'] + 1} · {part['name']}" if "sequence" in part else f"▌{part['name']}"
+        title = (
+            tr("▌row {sequence} · {name}", sequence=part["sequence"] + 1, name=part["name"])
+            if "sequence" in part
+            else f"▌{part['name']}"
+        )
         heading = Content.assemble(
-            (title, "bold $accent"), (f"  {len(part['pieces'])} tokens, {compared} of the reply", "dim")
+            (title, "bold $accent"),
+            (tr("  {pieces} tokens, {compared} of the reply", pieces=len(part["pieces"]), compared=compared), "dim"),
         )
         blocks.append(Content.assemble(heading, "\n", tokens(part["pieces"])))
     return Content("\n\n").join(blocks)
@@ -116,12 +134,17 @@ def rendered(texts: Mapping[str, Any]) -> Content:
     if texts["same"]:
         prompt, reply = texts["chat"], texts["training"][len(texts["chat"]) :]
         several = texts.get("sequences", 1)
-        which = f" (the last of {several} sequences, one for each reply that changes in history)" if several > 1 else ""
+        which = (
+            tr(" (the last of {several} sequences, one for each reply that changes in history)", several=several)
+            if several > 1
+            else ""
+        )
         verdict = Content.styled(
-            f"✓ chat sends the dim part, byte for byte; training continues with the rest{which}", "$success"
+            tr("✓ chat sends the dim part, byte for byte; training continues with the rest{which}", which=which),
+            "$success",
         )
         return Content.assemble(verdict, "\n\n", (prompt, "dim"), (reply, "bold"))
-    verdict = Content.styled("✗ chat sends other bytes than training starts with", "bold $text-error")
+    verdict = Content.styled(tr("✗ chat sends other bytes than training starts with"), "bold $text-error")
     headings = ("▌training", "bold $accent"), ("▌chat", "bold $accent")
     return Content.assemble(
         verdict, "\n\n", headings[0], "\n", texts["training"], "\n\n", headings[1], "\n", texts["chat"]
@@ -153,9 +176,9 @@ def stages(names: Sequence[str], done: Sequence[Mapping[str, Any]], shown: str) 
     finished = {stage["name"] for stage in done}
     left = [name for name in names if name not in finished | {"expand"}]
     if done and left:
-        lines.append(Content.styled(f"  then {' → '.join(left)}", "dim"))
+        lines.append(Content.styled(tr("  then {left}", left=" → ".join(left)), "dim"))
     if done or names:
-        lines.append(Content.assemble(("r", "$accent"), (" runs them up to one, and shows its rows", "dim")))
+        lines.append(Content.assemble(("r", "$accent"), (tr(" runs them up to one, and shows its rows"), "dim")))
     return lines
 
 
@@ -182,26 +205,30 @@ def facts(summary: Mapping[str, Any], stats: Mapping[str, Mapping[str, Any]]) ->
             Content.styled(f"  {source['part']} · {source['format']} · {counted(source['rows'], 'row')}", "dim")
         )
         if source["rejected"]:
-            lines.append(Content.styled(f"  ✗ {source['rejected']:,} rejected", "$text-error"))
+            lines.append(Content.styled(tr("  ✗ {rejected:,} rejected", rejected=source["rejected"]), "$text-error"))
         if unused := source.get("unused_columns"):
             listed = ", ".join(f"{name} ({rows:,})" for name, rows in list(unused.items())[:MAX_COLUMNS])
-            more = f" and {len(unused) - MAX_COLUMNS} more" if len(unused) > MAX_COLUMNS else ""
-            lines.append(Content.styled(f"  columns not used: {listed}{more}", "dim"))
+            more = tr(" and {unused} more", unused=len(unused) - MAX_COLUMNS) if len(unused) > MAX_COLUMNS else ""
+            lines.append(Content.styled(tr("  columns not used: {listed}{more}", listed=listed, more=more), "dim"))
         if source.get("left_out"):
-            lines.append(Content.styled(f"  {source['left_out']:,} files of other splits not read", "$text-warning"))
+            lines.append(
+                Content.styled(
+                    tr("  {left_out:,} files of other splits not read", left_out=source["left_out"]), "$text-warning"
+                )
+            )
     if summary.get("decisions"):
-        lines += [Content(""), Content.styled("Expanded rows", "bold $accent")]
+        lines += [Content(""), Content.styled(tr("Expanded rows"), "bold $accent")]
         lines += [Content.assemble((f"{word:<10}", "dim"), f"{rows:,}") for word, rows in summary["decisions"].items()]
-        lines.append(Content.assemble(("v", "$accent"), (" shows them", "dim")))
+        lines.append(Content.assemble(("v", "$accent"), (tr(" shows them"), "dim")))
     lines += [Content(""), Content.styled("Stages", "bold $accent")]
     lines += stages(summary.get("stages", ()), summary.get("done", ()), summary.get("shown", ""))
     for part, numbers in stats.items():
-        lines += [Content(""), Content.styled(f"Tokens, {part}", "bold $accent"), *_numbers(numbers)]
+        lines += [Content(""), Content.styled(tr("Tokens, {part}", part=part), "bold $accent"), *_numbers(numbers)]
     dropped = [row for numbers in stats.values() for row in numbers.get("dropped", ())]
     problems = [*summary["problems"][: MAX_PROBLEMS // 2 if dropped else MAX_PROBLEMS], *dropped][:MAX_PROBLEMS]
     if problems:
         count = summary.get("parts", {}).get("rejected", len(problems))
-        lines += [Content(""), Content.styled(f"Rejected rows ({count:,})", "bold $text-error")]
+        lines += [Content(""), Content.styled(tr("Rejected rows ({count:,})", count=count), "bold $text-error")]
         for problem in problems:
             name = str(problem["file"]).rpartition("/")[2]
             lines.append(Content.assemble((f"{name}:{problem['line']} ", "dim"), str(problem["reason"])))
@@ -217,7 +244,12 @@ def _numbers(numbers: Mapping[str, Any]) -> list[Content]:
         "rows": f"{numbers.get('rows', 0):,}",
         "tokens": f"{total:,}",
         "trained": share,
-        "a row": f"p50 {numbers.get('p50', 0)}, p95 {numbers.get('p95', 0)}, max {numbers.get('max', 0)}",
+        "a row": tr(
+            "p50 {p50}, p95 {p95}, max {max}",
+            p50=numbers.get("p50", 0),
+            p95=numbers.get("p95", 0),
+            max=numbers.get("max", 0),
+        ),
         "cut": counted(numbers.get("truncated", 0), "row"),
     }
     if (turns := numbers.get("turns")) and turns.keys() - {"together"}:

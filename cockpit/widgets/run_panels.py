@@ -55,14 +55,23 @@ class RunHeader(Vertical):
 def _title(run: Run, place: str, width: int, waiting: Sequence[str] = ()) -> Content:
     phase = run.phase if run.state in LIVE and run.phase not in ("", run.state, "training") else ""
     if run.state == "queued" and run.position:
-        priority = f", priority {run.priority}" if run.priority else ""
-        phase = f"place {run.position} in the queue{priority}"
+        priority = tr(", priority {priority}", priority=run.priority) if run.priority else ""
+        phase = tr("place {position} in the queue{priority}", position=run.position, priority=priority)
     left = Content.assemble(format_state(run.state), "  ", (run.name or run.id, "bold $text"))
     if run.name not in ("", run.id):
         left = Content.assemble(left, "  ", (run.id, MUTED))
     if run.state == PAUSED:
         phase = ""  # it repeats the reason
-    follows = f"{phase or 'this step'}; {' and '.join(waiting)} follow{'s' * (len(waiting) == 1)}" if waiting else ""
+    follows = (
+        tr(
+            "{phase}; {waiting} follow{plural}",
+            phase=phase or "this step",
+            waiting=" and ".join(waiting),
+            plural="s" * (len(waiting) == 1),
+        )
+        if waiting
+        else ""
+    )
     notes = ((tr_engine(run.reason), "$warning"), ("" if waiting else phase, "$secondary"), (follows, "bold $warning"))
     for note, colour in notes:
         left = Content.assemble(left, (f"   {note}" if note else "", colour))
@@ -73,8 +82,12 @@ def _title(run: Run, place: str, width: int, waiting: Sequence[str] = ()) -> Con
 
 def _progress(run: Run, width: int) -> Content:
     share = min(1.0, run.step / run.max_steps) if run.max_steps else 0.0
-    steps = f"step {run.step:,}/{run.max_steps:,}" if run.max_steps else f"step {run.step:,}"
-    epochs = f"  epoch {run.epoch:.2f}/{format_epochs(run.epochs)}" if run.epochs else ""
+    steps = (
+        tr("step {step:,}/{max_steps:,}", step=run.step, max_steps=run.max_steps)
+        if run.max_steps
+        else tr("step {step:,}", step=run.step)
+    )
+    epochs = tr("  epoch {epoch:.2f}/{epochs}", epoch=run.epoch, epochs=format_epochs(run.epochs)) if run.epochs else ""
     text = f"  {format_percent(share):>5}  {steps}{epochs}"
     length = max(8, width - len(text))
     halves = round(share * length * 2)
@@ -88,14 +101,14 @@ def _speed(run: Run, history: RunHistory, width: int) -> Content:
     metrics = run.metrics
     parts = []
     if run.started:
-        parts.append(labelled("elapsed", format_duration((run.ended or time.time()) - run.started)))
+        parts.append(labelled(tr("elapsed"), format_duration((run.ended or time.time()) - run.started)))
     left = remaining_seconds(run, history)
     if left is not None:
         then = "".join(f" + {stage}" for stage in list_following(run))
-        parts.append(labelled("remaining", format_duration(left) + then))
+        parts.append(labelled(tr("remaining"), format_duration(left) + then))
     for name, key, write in (
-        ("", "train/tokens_per_second", lambda value: f"{format_count(value)} tok/s"),
-        ("", "train/samples_per_second", lambda value: f"{format_number(value)} samples/s"),
+        ("", "train/tokens_per_second", lambda value: tr("{value} tok/s", value=format_count(value))),
+        ("", "train/samples_per_second", lambda value: tr("{value} samples/s", value=format_number(value))),
         ("loss", "train/loss", format_number),
         ("lr", "train/learning_rate", format_number),
         ("grad", "train/grad_norm", format_number),
@@ -126,7 +139,7 @@ def format_table(rows: Sequence[tuple[str, str | Content]]) -> Content:
 
 def metric_rows(run: Run) -> list[tuple[str, str | Content]]:
     """The values of the small charts, for a screen without room for them."""
-    names = {"train/learning_rate": "learning rate", "train/grad_norm": "gradient norm"}
+    names = {"train/learning_rate": tr("learning rate"), "train/grad_norm": tr("gradient norm")}
     return [(name, format_number(run.metrics[key])) for key, name in names.items() if key in run.metrics]
 
 
@@ -144,7 +157,17 @@ def fact_rows(run: Run, history: RunHistory) -> list[tuple[str, str | Content]]:
             )
         )
     if run.global_batch:
-        rows.append(("batch", f"{run.global_batch} global, {run.processes} rank{'s'[: run.processes > 1]}"))
+        rows.append(
+            (
+                "batch",
+                tr(
+                    "{global_batch} global, {processes} rank{plural}",
+                    global_batch=run.global_batch,
+                    processes=run.processes,
+                    plural="s"[: run.processes > 1],
+                ),
+            )
+        )
     rows.append(memory_row(history))
     rows.append(("base", run.base.rsplit("/", 1)[-1]))
     rows.append(("method", " · ".join(part for part in (run.method, run.adapter) if part)))
@@ -153,7 +176,14 @@ def fact_rows(run: Run, history: RunHistory) -> list[tuple[str, str | Content]]:
     rows.append(("precision", " · ".join(precision)))
     if "rows" in start:
         rows.append(
-            ("data", f"{format_count(start['rows'])} rows · {format_count(start.get('trained_tokens', 0))} tok")
+            (
+                "data",
+                tr(
+                    "{rows} rows · {trained_tokens} tok",
+                    rows=format_count(start["rows"]),
+                    trained_tokens=format_count(start.get("trained_tokens", 0)),
+                ),
+            )
         )
     rows += [(key, str(further[key])) for key in ("device", "torch") if key in further]
     return [(name, value) for name, value in rows if value]
@@ -198,7 +228,7 @@ def evaluation_rows(history: RunHistory, *, short: bool = False) -> list[tuple[s
         value, old, moved = values.get(name), before.get(name), ""
         if value is not None and old is not None and value != old and not short:
             moved = f" {'▲' if value > old else '▼'} {abs(value - old):.2g}"
-        text = format_number(value) if value is not None else "not finite" if name in values else "–"
+        text = format_number(value) if value is not None else tr("not finite") if name in values else "–"
         verdict = verdicts.get(name, Content("")).pad_right(room - verdicts.get(name, Content("")).cell_length)
         rows.append((name.removeprefix("eval/").removeprefix("test/"), Content.assemble(f"{text:<6} ", verdict, moved)))
     return rows
@@ -255,11 +285,11 @@ class Notice(Static):
         warnings = active_warnings(run, history)
         if not warnings:
             return _advice(run)
-        count = f"{len(warnings)} warnings, the last: " if len(warnings) > 1 else ""
+        count = tr("{warnings} warnings, the last: ", warnings=len(warnings)) if len(warnings) > 1 else ""
         message, hint = count + tr_engine(warnings[-1]["message"]), _hint(tr_engine(warnings[-1].get("hint", "")))
         lines, width = (2 if self.screen.has_class("-low") else 4), self.app.size.width - 10
         # What has no room is one key away. Words are wrapped, so a line takes a little less than its width.
-        rest = Content.styled(" … w shows the rest", "bold $accent")
+        rest = Content.styled(tr(" … w shows the rest"), "bold $accent")
         if len(message) + len(hint) + 2 <= width:
             return [Content.assemble((message, "$warning"), "  ", (hint, "$text"))]
         needed = -(-len(message) // width) + -(-len(hint) // width)
@@ -280,7 +310,7 @@ def _advice(run: Run) -> list[Content]:
         Content.assemble(
             (tr_engine(first.message), "bold $warning"),
             (f": {tr_engine(first.hint)}", "$text"),
-            ("  d says more", MUTED),
+            (tr("  d says more"), MUTED),
         )
     ]
 

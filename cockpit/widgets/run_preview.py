@@ -14,7 +14,7 @@ from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Static
 
 from cockpit.content import Content
-from cockpit.language.translate import tr_engine
+from cockpit.language.translate import tr, tr_engine
 from cockpit.state.formatting import format_number, format_size, format_state
 from cockpit.state.run_diff import Difference, compare, find_parent
 from cockpit.state.run_history import format_value
@@ -62,7 +62,7 @@ class RunPreview(Vertical):
 
     def compose(self) -> ComposeResult:
         yield Line(id="preview-title")
-        yield Chart("loss", id="preview-loss")
+        yield Chart(tr("loss"), id="preview-loss")
         with VerticalScroll():
             yield Static(id="preview-text")
 
@@ -182,10 +182,12 @@ def describe(detail: RunDetail, parent: Run | None, differences: list[Difference
     lines += _differences(parent, differences)
     lines += _checkpoints(detail)
     if detail.attempts:
-        lines.append(_heading("earlier attempts"))
+        lines.append(_heading(tr("earlier attempts")))
     for end in reversed(detail.attempts):
         why = tr_engine(end.problem.title if end.problem else end.reason)
-        lines.append(Content.assemble(format_state(end.state), (f" at step {end.step:,}", MUTED), f"  {why}"))
+        lines.append(
+            Content.assemble(format_state(end.state), (tr(" at step {step:,}", step=end.step), MUTED), f"  {why}")
+        )
     return lines
 
 
@@ -203,16 +205,16 @@ def _heading(text: str) -> Content:
 
 def _differences(parent: Run | None, differences: list[Difference]) -> list[Content]:
     if parent is None:
-        return [_heading("settings"), Content.styled("the first run of this profile", MUTED)]
+        return [_heading(tr("settings")), Content.styled(tr("the first run of this profile"), MUTED)]
     if not differences:
-        return [_heading("settings"), Content.styled(f"those of {parent.id}", MUTED)]
+        return [_heading(tr("settings")), Content.styled(tr("those of {id}", id=parent.id), MUTED)]
     rows = [
         Content.assemble(
             (each.key, "$text"), "  ", (_value(each.before), MUTED), " → ", (_value(each.now), "bold $accent")
         )
         for each in differences
     ]
-    return [_heading(f"other settings than {parent.id}"), *rows]
+    return [_heading(tr("other settings than {id}", id=parent.id)), *rows]
 
 
 def _checkpoints(detail: RunDetail) -> list[Content]:
@@ -220,13 +222,13 @@ def _checkpoints(detail: RunDetail) -> list[Content]:
     if not found:
         return []
     total = sum(each.bytes for each in found)
-    lines = [_heading(f"checkpoints  {len(found)}, {format_size(total)}")]
+    lines = [_heading(tr("checkpoints  {found}, {total}", found=len(found), total=format_size(total)))]
     for each in reversed(found):
         loss = each.metrics.get("eval/loss")
         lines.append(
             Content.assemble(
-                f"step {each.step:>7,}  {format_size(each.bytes):>6}",
-                (f"  eval {format_number(loss)}" if loss is not None else "", MUTED),
+                tr("step {step:>7,}  {bytes:>6}", step=each.step, bytes=format_size(each.bytes)),
+                (tr("  eval {loss}", loss=format_number(loss)) if loss is not None else "", MUTED),
                 ("  best" if each.best else "", "$success"),
             )
         )

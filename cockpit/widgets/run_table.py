@@ -142,7 +142,10 @@ def write_group(group: RunGroup, names: Iterable[str], look: Look) -> list[Conte
 def _group_cell(group: RunGroup, name: str, look: Look) -> Content:
     match name:
         case "state":
-            return Content.styled(f"{len(group.runs)} run{'' if len(group.runs) == 1 else 's'}", "bold $accent")
+            return Content.styled(
+                tr("{runs} run{plural}", runs=len(group.runs), plural="" if len(group.runs) == 1 else "s"),
+                "bold $accent",
+            )
         case "run":
             states = group.count_states()
             marks = "  ".join(

@@ -10,6 +10,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.state.app_state import Entry, RunHistory
 from cockpit.state.reply_format import indent_json
 from cockpit.state.run_history import ProbeReply, format_scores, replies_by_probe, samples_by_step
@@ -56,8 +57,8 @@ class SamplesDialog(RunDialog[None]):
 
     def show(self, run: Run, history: RunHistory) -> None:
         self._probes, self._samples = replies_by_probe(history), samples_by_step(history)
-        entries = [(f"probe {at}", prompt) for at, prompt in enumerate(self._probes)]
-        entries += [(f"samples {step}", f"step {step:,}") for step in self._samples]
+        entries = [(tr("probe {at}", at=at), prompt) for at, prompt in enumerate(self._probes)]
+        entries += [(tr("samples {step}", step=step), tr("step {step:,}", step=step)) for step in self._samples]
         if entries != self._entries:
             self._entries = entries
             self._fill()
@@ -67,7 +68,7 @@ class SamplesDialog(RunDialog[None]):
         options = self.query_one(OptionList)
         chosen = options.highlighted_option.id if options.highlighted_option else None
         options.clear_options()
-        for heading, kind in (("Probes", "probe"), ("Held-out rows", "samples")):
+        for heading, kind in (("Probes", "probe"), (tr("Held-out rows"), "samples")):
             ours = [(name, title) for name, title in self._entries if name.startswith(kind)]
             if ours:
                 options.add_option(Option(Content.styled(heading, "bold $accent"), disabled=True))
@@ -85,7 +86,7 @@ class SamplesDialog(RunDialog[None]):
     def _draw(self) -> None:
         option = self.query_one(OptionList).highlighted_option
         kind, _, which = (option.id or "" if option else "").partition(" ")
-        text = Content(NOTHING)
+        text = Content(tr(NOTHING))
         if kind == "probe" and int(which) < len(self._probes):
             prompt = list(self._probes)[int(which)]
             text = describe_probe(prompt, self._probes[prompt])
@@ -110,12 +111,14 @@ def describe_probe(prompt: str, replies: list[ProbeReply]) -> Content:
     blocks = []
     for each in newest:
         now = indent_json(each.reply)
-        steps = f"── step {each.step:,}" + (f" to {each.last:,}, unchanged" if each.last > each.step else "")
+        steps = tr("── step {step:,}", step=each.step) + (
+            tr(" to {last:,}, unchanged", last=each.last) if each.last > each.step else ""
+        )
         text, difference = (Content(now), "") if before is None else mark_new_words(indent_json(before), now)
         head = Content.assemble((steps, "bold $accent"), (f"  {difference}" if difference else "", "$text-muted"))
-        blocks.append(Content.assemble(head, "\n", text if text else "(an empty reply)"))
+        blocks.append(Content.assemble(head, "\n", text if text else tr("(an empty reply)")))
         before = each.reply
-    legend = Content.assemble((" new ", NEW), ("  compared with the previous reply, below", "$text-muted"))
+    legend = Content.assemble((" new ", NEW), (tr("  compared with the previous reply, below"), "$text-muted"))
     heading = Content.assemble(("prompt  ", "$text-muted"), prompt)
     return Content("\n\n").join([heading, *([legend] if len(replies) > 1 else []), *reversed(blocks)])
 
@@ -125,12 +128,12 @@ def describe_sample(entry: Entry) -> Content:
     reply, reference = indent_json(entry["reply"]), entry.get("reference", "")
     parts = [
         Content.assemble(("prompt  ", "$text-muted"), entry["prompt"], "\n"),
-        Content.assemble(("── reply ", "bold $accent"), "\n", reply or "(an empty reply)"),
+        Content.assemble((tr("── reply "), "bold $accent"), "\n", reply or tr("(an empty reply)")),
     ]
     if reference:
-        same = " (the same)" if indent_json(reference) == reply else ""
+        same = tr(" (the same)") if indent_json(reference) == reply else ""
         body = "" if same else f"\n{indent_json(reference)}"
-        parts.append(Content.assemble((f"── reference{same} ", "bold $success"), body))
+        parts.append(Content.assemble((tr("── reference{same} ", same=same), "bold $success"), body))
     if scores := format_scores(entry):
-        parts.append(Content.assemble(("── scores ", "bold $secondary"), scores))
+        parts.append(Content.assemble((tr("── scores "), "bold $secondary"), scores))
     return Content("\n").join(parts)

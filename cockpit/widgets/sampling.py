@@ -13,7 +13,7 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.widgets import Input, Select, Static
 
 from cockpit.content import Content
-from cockpit.language.translate import tr_engine
+from cockpit.language.translate import tr, tr_engine
 from engine.config.sampling import PRESETS, SamplingOptions
 from engine.config.tasks import task_names
 
@@ -77,9 +77,9 @@ class Sampling(VerticalScroll):
     """
 
     def compose(self) -> ComposeResult:
-        yield Static("Sampling", classes="title")
+        yield Static(tr("Sampling"), classes="title")
         with Horizontal():
-            yield Static("preset", classes="label")
+            yield Static(tr("preset"), classes="label")
             yield Select([(name, name) for name in PRESETS], id="preset", prompt="none", compact=True, value="greedy")
         for name, label in LABELS.items():
             with Horizontal():
@@ -87,17 +87,17 @@ class Sampling(VerticalScroll):
                 yield Input(_default_text(name), id=name, compact=True, type=_input_type(name), placeholder="–")
         yield Static("", classes="gap")
         with Horizontal():
-            yield Static("task", classes="label")
+            yield Static(tr("task"), classes="label")
             yield Select(
                 [(task.replace("_", " "), task) for task in task_names()], id="task", prompt="none", compact=True
             )
         with Horizontal():
-            yield Static("JSON", classes="label")
-            yield Select([("must fit", "fits")], id="json", prompt="free", compact=True, disabled=True)
+            yield Static(tr("JSON"), classes="label")
+            yield Select([(tr("must fit"), "fits")], id="json", prompt=tr("free"), compact=True, disabled=True)
         with Horizontal():
-            yield Static("system", classes="label")
+            yield Static(tr("system"), classes="label")
             yield SystemField(id="system")
-        yield Static(HELP, id="hint")
+        yield Static(tr(HELP), id="hint")
 
     # ── values ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -112,8 +112,15 @@ class Sampling(VerticalScroll):
             checked = SamplingOptions.model_validate(chosen, strict=False).model_dump()
         except ValidationError as error:
             first = error.errors()[0]
-            name = LABELS.get(str(first["loc"][0]), str(first["loc"][0]))
-            raise ValueError(f"{name}: {first['msg'].removeprefix('Input ')}, not {first['input']!r}") from None
+            name = tr(LABELS.get(str(first["loc"][0]), str(first["loc"][0])))
+            raise ValueError(
+                tr(
+                    "{name}: {msg}, not {input!r}",
+                    name=name,
+                    msg=first["msg"].removeprefix("Input "),
+                    input=first["input"],
+                )
+            ) from None
         task = self.chosen_task
         settings = {name: checked[name] for name in chosen} | ({"task": task} if task else {})
         return settings | ({"constrained": True} if task and self.query_one("#json", Select).value == "fits" else {})
@@ -178,7 +185,7 @@ class Sampling(VerticalScroll):
         name = event.widget.id or ""
         field = SamplingOptions.model_fields.get(name)
         self.query_one("#hint", Static).update(
-            Content(HINTS.get(name) or tr_engine(field.description or "" if field else "") or HELP)
+            Content(HINTS.get(name) or tr_engine(field.description or "" if field else "") or tr(HELP))
         )
 
 

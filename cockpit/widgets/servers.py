@@ -8,7 +8,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from cockpit.content import Content
-from cockpit.language.translate import tr_engine
+from cockpit.language.translate import tr, tr_engine
 from cockpit.state.app_state import AppState
 from cockpit.state.formatting import format_count
 from cockpit.widgets.chart import Graph
@@ -39,10 +39,16 @@ def describe_server(service: Service, width: int) -> Content:
     errors = figures.get("errors", 0)
     return join_fitting(
         [
-            Content.assemble((f"{mark} ", colour), (f"{figures.get('tokens_per_second', 0):,.0f} tok/s", "bold $text")),
+            Content.assemble(
+                (f"{mark} ", colour),
+                (
+                    tr("{tokens_per_second:,.0f} tok/s", tokens_per_second=figures.get("tokens_per_second", 0)),
+                    "bold $text",
+                ),
+            ),
             *(labelled(name, format_count(figures.get(name, 0))) for name in COUNTS),
             Content.assemble(("errors ", "$text-muted"), (format_count(errors), "$error" if errors else "$text")),
-            labelled("tokens", format_count(figures.get("tokens", 0))),
+            labelled(tr("tokens"), format_count(figures.get("tokens", 0))),
         ],
         width,
     )
@@ -74,7 +80,7 @@ class ServerPanel(Widget):
             yield Graph()
 
     def show(self, service: Service, rates: tuple[float, ...]) -> None:
-        title = f"served: {service.target or service.id}"
+        title = tr("served: {target}", target=service.target or service.id)
         address = service.detail if service.figures else ""
         if (title, address) != self._titles:
             self._titles = title, address
@@ -111,4 +117,4 @@ class Servers(Vertical):
         more = self.query_one("#more", Static)
         more.display = len(found) > MAX_PANELS
         if more.display:
-            more.update(f"and {len(found) - MAX_PANELS} more: cockpit serve lists them", layout=False)
+            more.update(tr("and {found} more: cockpit serve lists them", found=len(found) - MAX_PANELS), layout=False)

@@ -15,6 +15,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.profiles.yaml_edit import parse_scalar, to_flow_yaml
 from cockpit.widgets.completion import LineSuggester
 
@@ -58,9 +59,9 @@ class SourcesDialog(ModalScreen[list[Any] | None]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = Content(self._key)
-            box.border_subtitle = "Enter edits · a adds · d removes · J K move · y takes over · Esc"
+            box.border_subtitle = tr("Enter edits · a adds · d removes · J K move · y takes over · Esc")
             yield OptionList(compact=True)
-            yield Static("No sources: a adds one.", id="empty")
+            yield Static(tr("No sources: a adds one."), id="empty")
             yield Input(
                 placeholder="a path, or {source: PATH, format: …, weight: …}; → completes",
                 suggester=LineSuggester(OPTIONS, self._directory),
@@ -104,7 +105,7 @@ class SourcesDialog(ModalScreen[list[Any] | None]):
         text = event.value.strip()
         value = parse_scalar(text) if text.startswith(("{", '"', "'")) else text  # else a path, as it stands
         if not isinstance(value, (str, dict)):
-            self.notify("write a path, or {source: PATH, …}", severity="error")
+            self.notify(tr("write a path, or {source: PATH, …}"), severity="error")
             return
         if text and self._at is not None:
             self._sources[self._at : self._at + 1] = [value]

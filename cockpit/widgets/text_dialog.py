@@ -9,6 +9,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 
 
 class TextDialog(ModalScreen[None]):
@@ -32,7 +33,7 @@ class TextDialog(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
-            box.border_title, box.border_subtitle = Content(self._title), "j k scroll · Esc closes"
+            box.border_title, box.border_subtitle = Content(self._title), tr("j k scroll · Esc closes")
             with VerticalScroll():
                 yield Static(self._text)
 

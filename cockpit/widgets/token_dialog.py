@@ -13,6 +13,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.state.token_scores import (
     LIKELY,
     RARE,
@@ -73,8 +74,8 @@ class TokenDialog(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = Content(self._title)
-            box.border_subtitle = "← → token · n N next surprise · Esc closes"
-            origin = "as it wrote them" if self._scores.own else "as its tokenizer divides the text"
+            box.border_subtitle = tr("← → token · n N next surprise · Esc closes")
+            origin = tr("as it wrote them") if self._scores.own else tr("as its tokenizer divides the text")
             facts = f"{describe_scores(self._scores)} · {origin}"
             yield Static(Content.assemble(facts, "\n", LEGEND), classes="figures")
             with VerticalScroll(can_focus=False):
@@ -113,12 +114,12 @@ class TokenDialog(ModalScreen[None]):
             return Content("")
         token = self._scores.tokens[self.at]
         head = Content.assemble(
-            (f"token {self.at + 1:,} of {len(self._scores.tokens):,}  ", DIM),
+            (tr("token {at:,} of {tokens:,}  ", at=self.at + 1, tokens=len(self._scores.tokens)), DIM),
             (_quote(token.text), "bold"),
             f"  {format_probability(token.probability)}",
         )
         if token.logprob is None:
-            return Content.assemble(head, "\n", ("nothing stands before it, so it has no probability", DIM))
+            return Content.assemble(head, "\n", (tr("nothing stands before it, so it has no probability"), DIM))
         lines = [head]
         for text, logprob in token.likeliest:
             lines.append(_alternative(ScoredToken(text, logprob), chosen=text == token.text))

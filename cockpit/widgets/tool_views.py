@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.state.reply_format import indent_json
 from cockpit.state.tool_text import Part, ToolCall, ToolResult, split_tools
 
@@ -17,16 +18,16 @@ def show_part(part: Part) -> Content:
     """A call with its arguments below it, a result below its mark, or text as it stands."""
     match part:
         case ToolCall(name, arguments):
-            lines = [Content.assemble(("▸ calls ", MUTED), (name, "bold $accent"))]
+            lines = [Content.assemble((tr("▸ calls "), MUTED), (name, "bold $accent"))]
             for key, value in arguments.items():
                 text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
                 lines.append(Content.assemble((f"    {key}  ", MUTED), text))
             return Content("\n").join(lines)
         case ToolResult(text):
             shown = indent_json(text).splitlines()
-            more = [f"… {len(shown) - MAX_LINES} more lines"] if len(shown) > MAX_LINES else []
+            more = [tr("… {shown} more lines", shown=len(shown) - MAX_LINES)] if len(shown) > MAX_LINES else []
             body = "\n".join(f"    {line}" for line in [*shown[:MAX_LINES], *more])
-            return Content.assemble(("◂ result", f"bold {MUTED}"), "\n", body)
+            return Content.assemble((tr("◂ result"), f"bold {MUTED}"), "\n", body)
     return Content(str(part))
 
 

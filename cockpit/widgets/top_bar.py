@@ -61,11 +61,11 @@ class TopBar(Widget):
         connection, host, live, readonly, seconds = self._right
         mark, colour, word = CONNECTIONS[connection]
         word = tr(word)
-        word += f" in {seconds} s" if seconds and connection == "lost" else ""
+        word += tr(" in {seconds} s", seconds=seconds) if seconds and connection == "lost" else ""
         named = bool(self.app.engines[0].name)
         host = f"{host[: LONGEST_HOST - 1]}…" if len(host) > LONGEST_HOST else host
         right = Content.assemble(
-            (f"{live} live  " if live else "", "$text-muted"),
+            (tr("{live} live  ", live=live) if live else "", "$text-muted"),
             ("read-only  ", "$warning") if readonly else "",
             (f"{host} " if host and (named or self.size.width >= 110) else "", "$accent" if named else "$text-muted"),
             (f"{mark} {word} " if self.size.width >= 100 or connection != "attached" else f"{mark} ", colour),

@@ -10,7 +10,7 @@ from textual.containers import VerticalScroll
 from textual.widgets import Static
 
 from cockpit.content import Content
-from cockpit.language.translate import tr_engine
+from cockpit.language.translate import tr, tr_engine
 from cockpit.state.app_state import RunHistory
 from cockpit.widgets.line import MUTED
 from cockpit.widgets.run_dialog import RunDialog
@@ -42,7 +42,7 @@ class WhyDialog(RunDialog[None]):
     BINDINGS = [("j", "scroll(1)", "Down"), ("k", "scroll(-1)", "Up")]
 
     def __init__(self, run: str) -> None:
-        super().__init__("is it working", run)
+        super().__init__(tr("is it working"), run)
         self._series: Mapping[str, Sequence[Point]] | None = None
         """None while the curves are being loaded."""
 
@@ -62,7 +62,7 @@ class WhyDialog(RunDialog[None]):
 
     def show(self, run: Run, history: RunHistory) -> None:
         if self._series is None:
-            self.query_one(Static).update(Content.styled("reading the curves…", MUTED))
+            self.query_one(Static).update(Content.styled(tr("reading the curves…"), MUTED))
             return
         # An attempt that began at an earlier step has taken back what came after it.
         series = {name: [point for point in points if point[0] <= run.step] for name, points in self._series.items()}
@@ -85,11 +85,13 @@ def _list_lines(run: Run, findings: Sequence[Finding]) -> Iterator[Content]:
         )
         yield Content.styled(f"   → {tr_engine(each.hint)}", "$text")
     if not findings:
-        yield Content.styled("Nothing stands out." if run.step else "No steps yet.", "$success" if run.step else MUTED)
+        yield Content.styled(
+            tr("Nothing stands out.") if run.step else tr("No steps yet."), "$success" if run.step else MUTED
+        )
     shares = {name: run.metrics.get(f"time/{name}") or 0.0 for name in WORDS}
     if any(shares.values()):
         yield Content("")
-        yield Content.styled("where the time goes", "bold $accent")
+        yield Content.styled(tr("where the time goes"), "bold $accent")
         widest = max(shares.values())
         for name, share in shares.items():
             if share >= LEAST:
@@ -99,9 +101,9 @@ def _list_lines(run: Run, findings: Sequence[Finding]) -> Iterator[Content]:
     facts = [
         f"{100 * value:.0f} % {words}"
         for key, words in (
-            ("train/mfu", "of the cards' peak"),
-            ("train/padding", "of each batch is padding"),
-            ("train/weights_changed", "of the trained weights have changed"),
+            ("train/mfu", tr("of the cards' peak")),
+            ("train/padding", tr("of each batch is padding")),
+            ("train/weights_changed", tr("of the trained weights have changed")),
         )
         if (value := run.metrics.get(key)) is not None
     ]

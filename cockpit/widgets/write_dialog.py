@@ -9,6 +9,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Static, TextArea
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 
 
 class WriteDialog(ModalScreen[str | None]):
@@ -36,7 +37,7 @@ class WriteDialog(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = Content(self._title)
-            box.border_subtitle = f"ctrl+s {self._verb} · Esc cancels"
+            box.border_subtitle = tr("ctrl+s {verb} · Esc cancels", verb=self._verb)
             yield Static(Content(self._text), id="help")
             yield TextArea(self._value, highlight_cursor_line=False)
 
