@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterator
 from importlib.metadata import version
 
-from cockpit.language.translate import tr
-
 FILES = {
     "~/.cockpit": "the home: runs, profiles, models, settings.yaml; COCKPIT_HOME or --home names another",
 }
@@ -37,21 +35,21 @@ def build_page() -> str:
     parser = build_parser(whole=True)
     release = re.match(r"[\w.+]*", version("cockpit"))
     lines = [
-        tr('.TH COCKPIT 1 "" "cockpit {release}" "User Commands"', release=release[0] if release else ""),
-        tr(".SH NAME"),
-        _text(tr("cockpit - {partition}", partition=(parser.description or "").partition(".")[0])),
-        tr(".SH SYNOPSIS"),
-        tr(".B cockpit"),
+        f'.TH COCKPIT 1 "" "cockpit {release[0] if release else ""}" "User Commands"',
+        ".SH NAME",
+        _text(f"cockpit - {(parser.description or '').partition('.')[0]}"),
+        ".SH SYNOPSIS",
+        ".B cockpit",
         "[OPTIONS] [VERB ...]",
-        tr(".SH DESCRIPTION"),
+        ".SH DESCRIPTION",
         _text(f"{parser.description} {parser.epilog}"),
-        tr(".SH OPTIONS"),
+        ".SH OPTIONS",
         *_options(parser),
-        tr(".SH VERBS"),
+        ".SH VERBS",
         *_verbs(parser, "cockpit"),
     ]
-    for title, rows in (("ENVIRONMENT", ENVIRONMENT), ("FILES", FILES), (tr("EXIT STATUS"), STATUS)):
-        lines.append(tr(".SH {title}", title=title))
+    for title, rows in (("ENVIRONMENT", ENVIRONMENT), ("FILES", FILES), ("EXIT STATUS", STATUS)):
+        lines.append(f".SH {title}")
         for name, meaning in rows.items():
             lines += [".TP", f".B {_text(name)}", _text(meaning)]
     return "\n".join([*lines, ""])
@@ -66,7 +64,7 @@ def _verbs(parser: argparse.ArgumentParser, called: str) -> Iterator[str]:
                     yield from _verbs(verb, f"{called} {name}")
                     continue
                 places = " ".join(str(each.metavar or each.dest) for each in verb._actions if not each.option_strings)
-                yield tr('.SS "{text}"', text=_text(f"{called} {name} {places}".strip()))
+                yield f'.SS "{_text(f"{called} {name} {places}".strip())}"'
                 yield _text(verb.description or "")
                 yield from _options(verb, shared=False)
 

@@ -214,7 +214,7 @@ def format_facts(facts: Mapping[str, Any]) -> str:
         parts.append(tr("{tokens_per_second:.1f} tok/s", tokens_per_second=facts["tokens_per_second"]))
     if "first_token_seconds" in facts:
         parts.append(tr("first after {first_token_seconds:.2f} s", first_token_seconds=facts["first_token_seconds"]))
-    if finish := tr(FINISHES.get(str(facts.get("finish", "")))):
+    if finish := tr(FINISHES.get(str(facts.get("finish", "")), "")):
         parts.append(finish)
     return " · ".join(parts)
 
