@@ -26,7 +26,7 @@ from cockpit.connection.attachment import Attachment
 from cockpit.connection.engine_app import connect
 from cockpit.fault_guard import Fault, FaultPage
 from cockpit.keymap import named
-from cockpit.language.translate import LANGUAGES, current_language, read_language, set_language, tr
+from cockpit.language.translate import tr
 from cockpit.painted_app import PaintedApp
 from cockpit.screens import SCREENS
 from cockpit.screens.base import CockpitScreen, opens_dialog
@@ -34,10 +34,7 @@ from cockpit.widgets.chat_input import ChatInput
 from cockpit.widgets.confirm import LeaveDialog
 from cockpit.widgets.top_bar import TopBar
 from engine.protocol.home import Home
-from engine.protocol.states import LIVE
 
-REOPEN = 75
-"""The exit status with which the app asks to be opened anew: the language has been changed."""
 HANG_UP = 1.0
 """Seconds that the app may take to exit once its terminal is gone."""
 
@@ -241,21 +238,6 @@ class CockpitApp(PaintedApp):
             if at is not None:
                 await self._go_to(_mode_of(self.screen_name, at))
 
-    @opens_dialog
-    @work(group="language", exclusive=True)
-    async def action_language(self) -> None:
-        """Choose the language. The app opens anew in it, at the same screen and run."""
-        from cockpit.widgets.picker import Choice, Picker
-
-        if self.screen.is_modal:
-            return
-        choices = [Choice(code, name) for code, name in LANGUAGES.items()]
-        chosen = await self.push_screen_wait(Picker(tr("Language · 语言"), tr("type to filter"), choices))
-        if chosen is not None and chosen != current_language():
-            self.settings.set("language", chosen)
-            self.drafts.flush()
-            self.exit(return_code=REOPEN)
-
     async def go_to_host(self, at: int) -> None:
         """Show this screen of the engine with this index."""
         await self._go_to(_mode_of(self.screen_name, at))
@@ -388,41 +370,6 @@ class CockpitApp(PaintedApp):
         yield SystemCommand(tr("Language · 语言"), tr("choose the language: English or 中文"), self.action_language)
         yield SystemCommand(tr("Help"), tr("keys of this screen"), self.action_help)
         yield SystemCommand(tr("Detach"), tr("leave the app; the runs go on"), self.action_detach)
-
-
-def run(
-    home: Home,
-    readonly: bool = False,
-    select: str | None = None,
-    screen: str = "dashboard",
-    engines: Sequence[Attachment] = (),
-) -> int:
-    """Open the app and return its exit status when the user has detached: 1 when it had to end by itself."""
-    app = CockpitApp(home, readonly=readonly, selected=select, first=screen, engines=engines)
-    app.run()
-    while app.return_code == REOPEN and not engines:
-        set_language(read_language(str(home.root)))
-        app = CockpitApp(home, readonly=readonly, selected=app.state.selected, first=app.screen_name, engines=engines)
-        app.run()
-    if app.return_code == REOPEN:
-        print(tr("The language has been changed: open the app again."))
-    elif app.return_code:
-        print(tr("The app had to end. The report is in {fault_log}", fault_log=app.fault_log), file=sys.stderr)
-    for engine in app.engines if not app.is_web else ():
-        live = [run.id for run in engine.state.runs.values() if run.state in LIVE and run.state != "stopping"]
-        if live:
-            goes = "goes" if len(live) == 1 else "go"
-            command = engine.command
-            print(
-                tr(
-                    "Detached: {live} {goes} on. Come back with `{command}`, stop with `{command} stop {live_2}`.",
-                    live=", ".join(live),
-                    goes=goes,
-                    command=command,
-                    live_2=live[0],
-                )
-            )
-    return 0 if app.return_code == REOPEN else app.return_code or 0
 
 
 def _mode_of(screen: str, engine: int) -> str:

@@ -66,14 +66,13 @@ def read_keys(found: Any) -> dict[str, str]:
     return {str(name): key.replace(" ", "") for name, key in found.items() if isinstance(key, str) and key.strip()}
 
 
-def check_keys(keymap: Mapping[str, str]) -> Iterator[str]:
-    """What is wrong with a keymap, a sentence each: names that do not exist, keys that cannot be, and conflicts. This
-    imports all screens."""
-    from cockpit.app import CockpitApp
+def check_keys(keymap: Mapping[str, str], app: type[DOMNode]) -> Iterator[str]:
+    """What is wrong with a keymap, a sentence each: names that do not exist, keys that cannot be, and conflicts, also
+    with those of the app. This imports all screens."""
     from cockpit.screens import SCREENS
 
     places = [reference for _, reference in SCREENS.values()] + list(WIDGETS)
-    classes: list[type[DOMNode]] = [CockpitApp]
+    classes: list[type[DOMNode]] = [app]
     for reference in places:
         module, name = reference.split(":")
         classes.append(getattr(importlib.import_module(module), name))
@@ -90,7 +89,7 @@ def check_keys(keymap: Mapping[str, str]) -> Iterator[str]:
             if not _KEY.fullmatch(key.strip()):
                 yield tr("keys.{name}: {key!r} is not a key; write ctrl+k, f5 or K", name=name, key=key.strip())
     for node in classes:
-        yield from _find_conflicts(node, CockpitApp, keymap)
+        yield from _find_conflicts(node, app, keymap)
 
 
 def _find_conflicts(node: type[DOMNode], app: type[DOMNode], keymap: Mapping[str, str]) -> Iterator[str]:

@@ -1,11 +1,12 @@
-"""What an app looks like, and by which keys it is used: themes, the cells that are written, and the user's keymap."""
+"""What an app looks like, in which language, and by which keys it is used: themes, the cells that are written, and the
+user's keymap."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from textual import events, on
+from textual import events, on, work
 from textual._compositor import ChopsUpdate, LayoutUpdate
 from textual.driver import Driver
 from textual.screen import Screen
@@ -14,9 +15,13 @@ from cockpit.connection.attachment import Attachment
 from cockpit.connection.engine_app import EngineApp
 from cockpit.frame import Frame, FrameUpdate
 from cockpit.keymap import check_keys, read_keys
-from cockpit.language.translate import tr
+from cockpit.language.translate import LANGUAGES, current_language, tr
+from cockpit.screens.base import opens_dialog
 from cockpit.theme import COCKPIT, COCKPIT_LIGHT
 from engine.protocol.home import Home
+
+REOPEN = 75
+"""The exit status with which the app asks to be opened anew: the language has been changed."""
 
 
 class PaintedApp(EngineApp):
@@ -46,8 +51,23 @@ class PaintedApp(EngineApp):
         """Use the keys that the user has chosen, and say which of them cannot be."""
         if keys := read_keys(self.settings.get_mapping("keys")):
             self.set_keymap(keys)
-            if wrong := list(check_keys(keys)):
+            if wrong := list(check_keys(keys, type(self))):
                 self.notify("\n".join(wrong[:6]), title=tr("Keys in settings.yaml"), severity="warning", timeout=12)
+
+    @opens_dialog
+    @work(group="language", exclusive=True)
+    async def action_language(self) -> None:
+        """Choose the language. The app opens anew in it, at the same screen and run."""
+        from cockpit.widgets.picker import Choice, Picker
+
+        if self.screen.is_modal:
+            return
+        choices = [Choice(code, name) for code, name in LANGUAGES.items()]
+        chosen = await self.push_screen_wait(Picker(tr("Language · 语言"), tr("type to filter"), choices))
+        if chosen is not None and chosen != current_language():
+            self.settings.set("language", chosen)
+            self.drafts.flush()
+            self.exit(return_code=REOPEN)
 
     def _display(self, screen: Screen[Any], renderable: Any) -> None:
         if isinstance(renderable, (ChopsUpdate, LayoutUpdate)):

@@ -24,10 +24,11 @@ import zmq
 from cockpit import remote_names
 from cockpit.connection.agent import Found, Inquiry
 from cockpit.connection.ssh import RemoteHost, describe_failure, describe_refusal, missing_ssh, read_last_line
+from cockpit.connection.versions import check_versions
 from cockpit.language.translate import tr
 from engine.protocol import sockets, wire
 from engine.protocol.home import open_private
-from engine.protocol.messages import PROTOCOL, Problem, ProblemError
+from engine.protocol.messages import Problem, ProblemError
 from engine.protocol.reach import dial, unreachable_error
 
 Decoded = TypeVar("Decoded")
@@ -298,50 +299,6 @@ class _Refused(msgspec.Struct):
     """What a cockpit prints with `--json` when it does not do a verb."""
 
     error: Problem
-
-
-def check_versions(host: RemoteHost, found: Found) -> None:
-    """Raises ProblemError when the engine there, or the cockpit there that would start one, speaks another version
-    than this cockpit. It says which side to update."""
-    spoken = found.protocol if found.connection is None else found.connection.protocol
-    if spoken == PROTOCOL:
-        return
-    restart = tr(
-        "`cockpit --on {text} engine stop`, then connect again; runs go on, and the next engine adopts them",
-        text=host.text,
-    )
-    if found.protocol == PROTOCOL:
-        hint = tr(
-            "its cockpit is of this version, but the engine was started by another one: {restart}", restart=restart
-        )
-    elif found.protocol > PROTOCOL:
-        hint = tr("update the cockpit here to version {version}, which {host} has", version=found.version, host=host)
-    else:
-        hint = tr("update cockpit on {host}", host=host) + (
-            tr("; then {restart}", restart=restart) if found.connection is not None else ""
-        )
-    engine = (
-        tr("no engine runs there")
-        if found.connection is None
-        else tr("the engine there speaks version {spoken}", spoken=spoken)
-    )
-    raise ProblemError(
-        Problem(
-            code="engine.protocol_mismatch",
-            title=tr("This cockpit and the engine on {host} speak different protocols", host=host),
-            cause=(
-                tr(
-                    "{engine}, the cockpit there ({version}) speaks version {protocol}, this cockpit version "
-                    "{PROTOCOL}",
-                    engine=engine,
-                    version=found.version,
-                    protocol=found.protocol,
-                    PROTOCOL=PROTOCOL,
-                )
-            ),
-            hint=hint,
-        )
-    )
 
 
 def _decode(line: bytes, kind: type[Decoded]) -> Decoded | None:

@@ -75,7 +75,7 @@ def find_faults(catalogue: Catalog, messages: Iterable[Message]) -> Iterator[str
             yield f"{place}: not in the catalogue: {text!r}"
         elif not known.string:
             yield f"{place}: not translated: {text!r}"
-        elif context is None and fields_of(text) - {PLURAL} != fields_of(str(known.string)) - {PLURAL}:
+        elif context is None and fields_of(text) != fields_of(str(known.string)):
             yield f"{place}: the translation has other fields: {text!r}: {known.string!r}"
     for known in catalogue:
         if known.id and (known.context, known.id) not in wanted:
@@ -83,9 +83,10 @@ def find_faults(catalogue: Catalog, messages: Iterable[Message]) -> Iterator[str
 
 
 def fields_of(text: str) -> set[str]:
-    """The names of the fields of a format string; none where it is no format string."""
+    """The names of the fields of a format string, but for those of plurals; none where it is no format string."""
     try:
-        return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+        names = {name for _, name, _, _ in string.Formatter().parse(text)}
+        return {name for name in names if name is not None and not name.startswith(PLURAL)}
     except ValueError:
         return set()
 

@@ -29,7 +29,7 @@ from cockpit.state.evaluation_results import (
     parse_settings,
     pass_mark,
 )
-from cockpit.state.formatting import format_number
+from cockpit.state.formatting import counted, format_number
 from cockpit.widgets.evaluation_replies import EvaluationReplies
 from cockpit.widgets.picker import Choice, Picker
 from cockpit.widgets.prompt import Prompt
@@ -193,16 +193,11 @@ data it uses the rows that the run held out. Leaving this screen stops the measu
     def _describe(self) -> None:
         chosen = self._selected()
         marked = tr("  ·  o on another one compares the two") if len(self._marked) == 1 else ""
-        count = len(self.evaluations)
-        counted = tr("{count} evaluation{plural}", count=count, plural="s"[: count != 1])
+        evaluations = counted(len(self.evaluations), "evaluation")
         self._show_status(
-            tr(
-                "{run_id}  ·  {counted}  ·  {BEST} best on the same rows{marked}",
-                run_id=self.run_id,
-                counted=counted,
-                BEST=BEST,
-                marked=marked or "  ·  Enter: replies",
-            )
+            f"{self.run_id}  ·  {evaluations}  ·  {BEST} "
+            + tr("best on the same rows")
+            + (marked or tr("  ·  Enter: replies"))
         )
         self.query_one("#about", Static).update(describe_evaluation(chosen, self.app.size.width - 3) if chosen else "")
 
@@ -228,9 +223,8 @@ data it uses the rows that the run held out. Leaving this screen stops the measu
             self.notify(tr("its replies were not stored: measure that checkpoint with n"), severity="warning")
             return
         name = chosen["name"]
-        self._marked = (
-            [each for each in self._marked if each != name] if name in self._marked else [*self._marked, name]
-        )
+        others = [each for each in self._marked if each != name]
+        self._marked = others if name in self._marked else [*others, name]
         if len(self._marked) == 2:
             self._compare()
         else:
@@ -248,12 +242,9 @@ data it uses the rows that the run held out. Leaving this screen stops the measu
             return
         self._show("compared")
         self._show_status(
-            tr(
-                "{evaluation_title} against {evaluation_title_2}  ·  {data}  ·  Esc goes back",
-                evaluation_title=evaluation_title(pair[0]),
-                evaluation_title_2=evaluation_title(pair[1]),
-                data=pair[0]["data"],
-            )
+            tr("{first} against {second}", first=evaluation_title(pair[0]), second=evaluation_title(pair[1]))
+            + f"  ·  {pair[0]['data']}"
+            + tr("  ·  Esc goes back")
         )
         first, second = (f"{each['step']:,} {origin_name(each)}" for each in pair)
         self.query_one("#comparison", Static).update(
@@ -287,7 +278,7 @@ data it uses the rows that the run held out. Leaving this screen stops the measu
         self._show_headline()
 
     def _show_headline(self) -> None:
-        self._show_status(tr("{headline}  ·  Esc goes back", headline=self.query_one(EvaluationReplies).headline))
+        self._show_status(self.query_one(EvaluationReplies).headline + tr("  ·  Esc goes back"))
 
     def action_scroll(self, by: int) -> None:
         panel = self.query_one({"replies": "#reply", "compared": "#compared"}.get(self.view, "#below"))
@@ -337,11 +328,8 @@ data it uses the rows that the run held out. Leaving this screen stops the measu
     async def _ask_settings(self) -> dict[str, Any] | None:
         text, problem = DEFAULT_SETTINGS, ""
         while True:
-            question = tr(
-                "{problem}Settings as NAME=VALUE; without data, the rows that the run held out are used",
-                problem=problem,
-            )
-            answer = await self.app.push_screen_wait(Prompt(tr("Measure"), question, text))
+            question = tr("Settings as NAME=VALUE; without data, the rows that the run held out are used")
+            answer = await self.app.push_screen_wait(Prompt(tr("Measure"), problem + question, text))
             if answer is None:
                 return None
             text = answer
@@ -370,18 +358,16 @@ data it uses the rows that the run held out. Leaving this screen stops the measu
             await self.measurer.cancel(self._request)
 
     def _show_progress(self, data: dict[str, Any]) -> None:
-        done, total = data.get("done", 0), data.get("total", 0)
-        bar = self.query_one("#progress", Static)
-        bar.add_class("-shown")
-        length = 20
+        done, total, length = data.get("done", 0), data.get("total", 0), 20
+        bar = self.query_one("#progress", Static).add_class("-shown")
         full = round(length * done / total) if total else 0
-        counted = tr(" {done:,} of {total:,}", done=done, total=total) if total else ""
+        share = tr(" {done:,} of {total:,}", done=done, total=total) if total else ""
         bar.update(
             Content.assemble(
                 (f"{data.get('target', '')}  ", "$text"),
                 ("━" * full, "$accent"),
                 ("─" * (length - full), "$primary 50%"),
-                f"  {data.get('stage', '')}{counted}",
+                f"  {data.get('stage', '')}{share}",
                 (tr("  x stops it"), MUTED),
             )
         )
@@ -410,6 +396,5 @@ data it uses the rows that the run held out. Leaving this screen stops the measu
 def _format_cell(value: float | None, is_best: bool) -> Content:
     if value is None:
         return Content.styled("–", MUTED)
-    return (
-        Content.styled(f"{format_number(value)} {BEST}", "bold $success") if is_best else Content(format_number(value))
-    )
+    text = format_number(value)
+    return Content.styled(f"{text} {BEST}", "bold $success") if is_best else Content(text)

@@ -16,6 +16,7 @@ from cockpit.content import Content
 from cockpit.language.translate import tr
 from cockpit.screens.base import CockpitScreen, opens_dialog
 from cockpit.state.app_state import RunHistory
+from cockpit.state.formatting import counted
 from cockpit.state.panel_layout import PanelLayout, page_of, panel_grid
 from cockpit.widgets.canvas import RUN_COLOURS
 from cockpit.widgets.chart import Chart, curve_from_series
@@ -167,13 +168,12 @@ share the crosshair, the range and the x axis; each has its own scale and smooth
         return tr("No metrics yet: they come with the first step")
 
     def _show_legend(self, count: int, pages: int) -> None:
-        parts = []
-        light = not self.app.current_theme.dark
+        parts, light = [], not self.app.current_theme.dark
         for at, run in enumerate(self.runs):
             mark = f"{RUN_MARKS[at]} " if len(self.runs) > 1 else ""
             parts.append(Content.assemble((mark, RUN_COLOURS[at][light]), (run, "bold $text")))
         hidden = len(self.layout_kept.hidden & set(self.names())) if not self.words else 0
-        facts = [tr("{count} metric{plural}", count=count, plural="s"[: count != 1])]
+        facts = [counted(count, "metric")]
         facts += [tr("{hidden} hidden", hidden=hidden)] if hidden else []
         facts += [tr("page {page}/{pages}", page=self._page + 1, pages=pages)] if pages > 1 else []
         facts += [tr("over {kind}", kind=self.layout_kept.kind)] if self.layout_kept.kind != "step" else []
@@ -289,9 +289,8 @@ share the crosshair, the range and the x axis; each has its own scale and smooth
     def _chart_changed(self, event: Chart.Changed) -> None:
         """What is shown of one panel is shown of all; its scale and smoothing are kept."""
         chart = event.chart
-        for other in self._charts():
-            if other is not chart:
-                other.share_view(chart)
+        for other in (each for each in self._charts() if each is not chart):
+            other.share_view(chart)
         kept = self.layout_kept
         lacks = chart.kind == "step" and kept.kind not in chart.kinds()  # then the user has not chosen steps
         self._keep(

@@ -149,11 +149,8 @@ class ProfileScreen(ProfileToolsScreen):
         self.files += [ProfileFile(path, "draft") for path in self.drafts if path not in known]
         if left:
             names = ", ".join(Path(draft["key"]).stem for draft in left)
-            self.notify(
-                tr("{names}: what was not saved is back, marked with *", names=names),
-                title=tr("Unsaved edits"),
-                timeout=8,
-            )
+            text = tr("{names}: what was not saved is back, marked with *", names=names)
+            self.notify(text, title=tr("Unsaved edits"), timeout=8)
 
     def _take_drafts(self) -> None:
         """In a thread. It goes on when the files are loaded anew meanwhile, and what it has found must not be lost."""
@@ -293,9 +290,8 @@ class ProfileScreen(ProfileToolsScreen):
     def _edit(self, change: Callable[[str], str]) -> None:
         """Apply a change from the form to the text; ctrl+z in the text undoes it."""
         if self.file is None or self.file.builtin:
-            self.notify(
-                tr("built-in profiles are read-only: ctrl+s saves a copy that you can change"), severity="warning"
-            )
+            text = tr("built-in profiles are read-only: ctrl+s saves a copy that you can change")
+            self.notify(text, severity="warning")
             return
         try:
             text = change(self.editor.text)
@@ -384,9 +380,8 @@ class ProfileScreen(ProfileToolsScreen):
             self.notify(tr("fix the problems first: ctrl+g goes to each"), severity="error")
             self._go_to_issue(0)
             return
-        if not await self.app.push_screen_wait(
-            Confirm(tr("Launch"), summarize_launch(profile), {"y": tr("launch it")})
-        ):
+        question = Confirm(tr("Launch"), summarize_launch(profile), {"y": tr("launch it")})
+        if not await self.app.push_screen_wait(question):
             return
         engine = self.app.engine
         directory = "" if engine.is_here else engine.directory

@@ -271,23 +271,12 @@ G shows them by group; Enter or z folds one."""
 
     def _show_summary(self, everything: list[Run], shown: int) -> None:
         live = sum(run.state in ("preparing", "running", "paused", "stopping") for run in everything)
-        count = (
-            tr("{shown} of {everything}", shown=shown, everything=len(everything))
-            if self._filter.tests
-            else f"{len(everything)}"
-        )
+        count = counted(len(everything), "run")
+        count = tr("{shown} of {runs}", shown=shown, runs=count) if self._filter.tests else count
         chosen = tr(" · {chosen} chosen", chosen=len(self.chosen)) if self.chosen else ""
         groups = tr(" in {groups}", groups=counted(len(self.groups), "group")) if self.groups else ""
         text = Content(
-            tr(
-                "{count} run{plural}{groups} · {live} live · sorted by {sort}{chosen}",
-                count=count,
-                plural="" if len(everything) == 1 else "s",
-                groups=groups,
-                live=live,
-                sort=self._sort,
-                chosen=chosen,
-            )
+            f"{count}{groups} · " + tr("{live} live · sorted by {order}", live=live, order=tr(self._sort)) + chosen
         )
         if self._wrong:
             text = Content.styled(f"✗ {self._wrong}", "$error")

@@ -41,7 +41,7 @@ def demo(options: argparse.Namespace) -> int:
         if options.headless or options.json or not is_interactive():
             run = follow(client, run.id)
         else:
-            from cockpit.app import run as run_app
+            from cockpit.session import run as run_app
 
             if ended := run_app(home, select=run.id):
                 return ended

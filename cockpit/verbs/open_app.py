@@ -46,7 +46,7 @@ def open_app(options: argparse.Namespace) -> int:
                 hint=tr("use a verb instead, such as `cockpit watch last`, or set TERM to what the terminal is"),
             )
         )
-    from cockpit.app import run
+    from cockpit.session import run
 
     if not options.on:
         return run(Home.locate(options.home), readonly=options.readonly)

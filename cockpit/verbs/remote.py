@@ -93,7 +93,7 @@ def _refuse(host: RemoteHost, options: argparse.Namespace, arguments: list[str])
     asked = shlex.join(["cockpit", "--on", host.text, *arguments])
     match options.function:
         case "demo:demo" if not (options.headless or options.json):
-            cause, instead = tr("it opens the app, beside the run"), tr("{asked} --headless", asked=asked)
+            cause, instead = tr("it opens the app, beside the run"), f"{asked} --headless"
         case "serve:serve" if options.target and not options.detach and not options.stop:
             cause = tr("the server would end with this connection")
             instead = tr(
@@ -103,7 +103,7 @@ def _refuse(host: RemoteHost, options: argparse.Namespace, arguments: list[str])
             )
         case "engine:connect":
             cause = tr("it is the far end of --on itself")
-            instead = tr("{name_command} engine start", name_command=remote_names.name_command(host.text, options.home))
+            instead = f"{remote_names.name_command(host.text, options.home)} engine start"
         case _:
             return
     raise ProblemError(
@@ -157,11 +157,8 @@ def _watch(far: _RemoteCockpit, run_id: str, options: argparse.Namespace) -> int
     except (KeyboardInterrupt, ProblemError):
         say(
             tr(
-                "\n"
-                "Detached: {run_id} goes on.\n"
-                "  watch it   {command} watch {run_id}\n"
-                "  stop it    {command} stop {run_id}",
-                run_id=run_id,
+                "\nDetached: {run} goes on.\n  watch it   {command} watch {run}\n  stop it    {command} stop {run}",
+                run=run_id,
                 command=far.command,
             )
         )

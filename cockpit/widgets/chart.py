@@ -354,17 +354,15 @@ class Chart(Canvas, can_focus=True):
         nothing that changes with every point: setting a title repaints the whole widget, even when it is the same."""
         parts = [Content(self.heading)]
         colours = {raster.LINE: "$accent", raster.SECOND: "$success"}
-        room = self.legend and self.size.width >= 44
-        several = len(self.traces) > 1
+        room, several = self.legend and self.size.width >= 44, len(self.traces) > 1
         for name, trace in self.traces.items() if room and several else ():
             line = f"{trace.mark} " if trace.mark else "╍╍ " if trace.dashed else "━━ "
-            colour = (
-                colours.get(trace.role) or self.get_component_styles(f"canvas--{raster.ROLES[trace.role]}").color.hex
-            )
+            component = f"canvas--{raster.ROLES[trace.role]}"
+            colour = colours.get(trace.role) or self.get_component_styles(component).color.hex
             parts.append(Content.assemble((line, colour), (name, "$text")))
         if room and any(trace.band for trace in self.traces.values()):
-            smoothed = tr("━ smoothed") if self.smoothing else tr("━ mean")
-            parts += [Content.styled(smoothed, "$accent"), Content.styled(tr("▒ measured"), "$primary")]
+            parts.append(Content.styled(tr("━ smoothed") if self.smoothing else tr("━ mean"), "$accent"))
+            parts.append(Content.styled(tr("▒ measured"), "$primary"))
         if room and self.marks:
             newest = self.marks[max(self.marks)]
             parts.append(Content.styled(f"◆ {self.marks_name} {format_number(newest)}", "$error"))
@@ -372,11 +370,10 @@ class Chart(Canvas, can_focus=True):
         notes = [tr("smoothed {smoothing:g}", smoothing=self.smoothing)] if self.smoothing else []
         notes += ["log"] if self.logarithmic else []
         notes += [tr("over {kind}", kind=self.kind)] if self.kind != "step" else []
-        notes += (
-            [tr("newest 1/{zoom}", zoom=2**self.window.zoom)] if self.window.zoom and self.window.range is None else []
-        )
         if self.window.range is not None:
             notes.append(" … ".join(axes.write_position(each, self.kind) for each in self.window.range))
+        elif self.window.zoom:
+            notes.append(tr("newest 1/{zoom}", zoom=2**self.window.zoom))
         subtitle = " · ".join(notes)
         if not title.is_same(self._title) or subtitle != self._subtitle:
             self._title, self._subtitle = title, subtitle

@@ -76,6 +76,8 @@ async def test_the_user_chooses_keys_and_is_told_of_conflicts(home: Home, monkey
 
 
 def test_what_is_wrong_with_a_keymap_is_named() -> None:
-    assert not list(check_keys({"runs.filter": "x", "runs.stop": "X", "runs.export": "f9", "app.help": "f2"}))
-    assert "runs.stop" in "".join(check_keys({"runs.filter": "x"}))
-    assert "is not a key" in "".join(check_keys({"runs.filter": "hold shift"}))
+    assert not list(
+        check_keys({"runs.filter": "x", "runs.stop": "X", "runs.export": "f9", "app.help": "f2"}, CockpitApp)
+    )
+    assert "runs.stop" in "".join(check_keys({"runs.filter": "x"}, CockpitApp))
+    assert "is not a key" in "".join(check_keys({"runs.filter": "hold shift"}, CockpitApp))

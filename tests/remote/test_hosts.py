@@ -286,7 +286,7 @@ async def test_a_question_to_the_far_side_never_has_the_apps_keys(monkeypatch: p
 def test_home_is_that_of_every_named_host(names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[tuple[Home, Sequence[Attachment]]] = []
     monkeypatch.setattr("cockpit.verbs.open_app.is_interactive", lambda: True)
-    monkeypatch.setattr("cockpit.app.run", lambda home, readonly, engines: opened.append((home, engines)) or 0)
+    monkeypatch.setattr("cockpit.session.run", lambda home, readonly, engines: opened.append((home, engines)) or 0)
     monkeypatch.setattr("cockpit.connection.attach.log_in", lambda engines: {})
     on = [part for name in names for part in ("--on", name)]
     assert main([*on, "--home", str(tmp_path)]) == 0

@@ -19,8 +19,9 @@ import pytest
 
 from cockpit.connection import link as link_module
 from cockpit.connection.agent import Found
-from cockpit.connection.link import Link, check_versions
+from cockpit.connection.link import Link
 from cockpit.connection.ssh import RemoteHost
+from cockpit.connection.versions import check_versions
 from engine.protocol import sockets, wire
 from engine.protocol.client import Client, find_engine
 from engine.protocol.home import Home
