@@ -156,6 +156,14 @@ class EngineApp(FaultTolerantApp):
         """Go to the screen of this run."""
         raise NotImplementedError
 
+    async def action_go(self, name: str) -> None:
+        """Show the screen of this name."""
+        raise NotImplementedError
+
+    async def go_to_host(self, at: int) -> None:
+        """Show this screen of the engine with this index."""
+        raise NotImplementedError
+
     async def open_profile(self, path: Path) -> None:
         """Go to the screen of profiles, with this file."""
         raise NotImplementedError

@@ -21,7 +21,8 @@ from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
 
 from cockpit.language.extract import Message, find_messages
-from cockpit.language.translate import DOMAIN, FOLDER, LANGUAGES
+from cockpit.language.loaded_catalogue import DOMAIN, FOLDER
+from cockpit.language.translate import LANGUAGES
 
 WIDTH = 100
 PLURAL = "plural"
@@ -32,7 +33,7 @@ SINCE = datetime(2026, 11, 30, tzinfo=UTC)
 
 def path_of(language: str, kind: str) -> Path:
     """The catalogue of a language: `po`, which people edit, or `mo`, which the program reads."""
-    return Path(FOLDER, language, "LC_MESSAGES", f"{DOMAIN}.{kind}")
+    return FOLDER / language / "LC_MESSAGES" / f"{DOMAIN}.{kind}"
 
 
 def read_catalogue(language: str) -> Catalog:

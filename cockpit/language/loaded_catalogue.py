@@ -9,8 +9,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
-from cockpit.language.translate import DOMAIN, FOLDER
-
+FOLDER = Path(__file__).parent
+DOMAIN = "cockpit"
 ENGINE = "engine"
 """The context of messages that the engine makes. Their fields have numbers: {0} cannot be read: {1}."""
 SEPARATOR = "\x04"
@@ -37,7 +37,7 @@ class Translation:
 
     @classmethod
     def load(cls, language: str) -> Translation:
-        return cls(language, Path(FOLDER, language, "LC_MESSAGES", f"{DOMAIN}.mo"))
+        return cls(language, FOLDER / language / "LC_MESSAGES" / f"{DOMAIN}.mo")
 
     def find(self, message: str) -> str:
         """The translation of a message of the cockpit's own."""

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 LANGUAGES = {"en": "English", "zh": "中文"}
 """Code -> name in the language itself."""
-FOLDER = os.path.dirname(__file__)
-DOMAIN = "cockpit"
 
 _chosen: Translation | None = None
 

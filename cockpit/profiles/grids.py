@@ -54,9 +54,9 @@ def parse_axis(text: str) -> tuple[str, list[str]]:
     key, equals, listed = text.partition("=")
     values = [value.strip() for value in _split(listed)]
     if not equals or not key.strip() or not all(values):
-        raise ValueError(f"--grid {text}: write it as section.key=value,value,…")
+        raise ValueError(tr("--grid {text}: write it as section.key=value,value,…", text=text))
     if len(set(values)) < len(values):
-        raise ValueError(f"--grid {text}: a value is there twice")
+        raise ValueError(tr("--grid {text}: a value is there twice", text=text))
     return key.strip(), values
 
 

@@ -15,7 +15,7 @@ from cockpit.language.translate import tr
 from cockpit.profiles.files import list_profiles
 
 if TYPE_CHECKING:
-    from cockpit.app import CockpitApp
+    from cockpit.connection.engine_app import EngineApp
 
 RECENT = "find.recent"
 """The setting that keeps what was chosen, newest first."""
@@ -38,8 +38,8 @@ class Finder(Provider):
     """The palette's only provider."""
 
     @property
-    def cockpit(self) -> CockpitApp:
-        return cast("CockpitApp", self.app)
+    def cockpit(self) -> EngineApp:
+        return cast("EngineApp", self.app)
 
     async def startup(self) -> None:
         self._read: list[Entry] = []

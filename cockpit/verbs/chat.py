@@ -16,7 +16,7 @@ from engine.protocol.home import Home
 def chat(options: argparse.Namespace) -> int:
     settings = sampling_settings(options)
     if options.prompt is None and options.json:
-        raise ValueError("--json needs --prompt: a conversation is for people")
+        raise ValueError(tr("--json needs --prompt: a conversation is for people"))
     home = Home.locate(options.home)
     from cockpit.verbs.hot_chat import COST, open_hot_chat
 

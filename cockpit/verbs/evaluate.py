@@ -58,7 +58,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         if options.benchmark_folder:
             settings["benchmark_folder"] = str(Path(options.benchmark_folder).expanduser().absolute())
     elif options.benchmark_folder or options.chat_template or options.few_shot is not None:
-        raise ValueError("--benchmark-folder, --few-shot and --chat-template go with --benchmark")
+        raise ValueError(tr("--benchmark-folder, --few-shot and --chat-template go with --benchmark"))
     if options.format != "auto":
         settings["format"] = options.format
     if options.thresholds:
@@ -76,7 +76,7 @@ def parse_nested(pairs: list[str]) -> dict[str, Any]:
     for pair in filter(None, pairs):
         key, equals, text = pair.partition("=")
         if not equals or not all(key.split(".")):
-            raise ValueError(f"--judge {pair}: write it as model=NAME")
+            raise ValueError(tr("--judge {pair}: write it as model=NAME", pair=pair))
         try:
             value = YAML(typ="safe").load(text)
         except YAMLError:
@@ -86,7 +86,7 @@ def parse_nested(pairs: list[str]) -> dict[str, Any]:
         for name in parents:
             target = target.setdefault(name, {})
             if not isinstance(target, dict):
-                raise ValueError(f"--judge {pair}: {name} has a value already")
+                raise ValueError(tr("--judge {pair}: {name} has a value already", pair=pair, name=name))
         target[last] = value
     return found
 
@@ -151,7 +151,10 @@ def _score_predictions(options: argparse.Namespace, home: Home, settings: dict[s
     ):
         if name in settings:
             raise ValueError(
-                f"--{name.replace('_', '-')} applies to measuring a model; leave it out with --predictions"
+                tr(
+                    "--{replace} applies to measuring a model; leave it out with --predictions",
+                    replace=name.replace("_", "-"),
+                )
             )
     request = json.dumps({"files": [options.predictions, *options.against], "settings": settings})
     command = [sys.executable, "-P", "-m", "engine.workers.predictions", request, "--home", str(home.root)]

@@ -42,7 +42,7 @@ def train_grid(options: argparse.Namespace, overrides: Sequence[str], exit_statu
     greatest `exit_status` of the runs."""
     axes = dict(grids.parse_axis(axis) for axis in options.grid)
     if len(axes) < len(options.grid):
-        raise ValueError("--grid names a setting twice: write all of its values in one")
+        raise ValueError(tr("--grid names a setting twice: write all of its values in one"))
     home, members = Home.locate(options.home), grids.combine(axes)
     path, text = read_profile(options.profile, home)
 
@@ -85,15 +85,9 @@ def train_grid(options: argparse.Namespace, overrides: Sequence[str], exit_statu
             if made.runs and made.runs[0].run:
                 grids.save(home, made)
         say_warning(client)
-        command = tr("{command} grid {title}", command=remote_names.command, title=title)
-        say(
-            tr(
-                "{runs} queued as the grid {title}; {command} shows them",
-                runs=counted(len(members), "run"),
-                title=title,
-                command=command,
-            )
-        )
+        command = f"{remote_names.command} grid {title}"
+        queued = counted(len(members), "run")
+        say(tr("{runs} queued as the grid {title}; {command} shows them", runs=queued, title=title, command=command))
         if options.detach:
             for member in members:
                 print(member.run)

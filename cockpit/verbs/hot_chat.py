@@ -26,7 +26,7 @@ class HotChat(Chat):
     def load(self, target: str, **options: str | None) -> dict[str, Any]:
         """Raises ValueError for a dtype or a quantization, because the weights are used as they are trained."""
         if any(options.values()):
-            raise ValueError("--hot uses the weights as they are trained: leave out --dtype and --quantization")
+            raise ValueError(tr("--hot uses the weights as they are trained: leave out --dtype and --quantization"))
         return {"label": tr("{target} (training)", target=target), "template": True}
 
     def score(self, arguments: dict[str, Any]) -> ScoredText:

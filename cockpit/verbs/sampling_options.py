@@ -23,7 +23,7 @@ def sampling_settings(options: argparse.Namespace) -> dict[str, Any]:
     settings = {name: value for name in SAMPLING if (value := getattr(options, name)) not in (None, [])}
     if options.json_schema == "task":
         if not options.task:
-            raise ValueError("--json-schema task needs --task: replies are made to fit that task's schema")
+            raise ValueError(tr("--json-schema task needs --task: replies are made to fit that task's schema"))
         return settings | {"constrained": True}
     if options.json_schema:
         path = Path(options.json_schema).expanduser()

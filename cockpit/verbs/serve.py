@@ -66,7 +66,7 @@ def serve(options: argparse.Namespace) -> int:
 def _read_devices(given: str) -> list[int]:
     """The numbers of `0,1`. Raises ValueError."""
     if not all(part.strip().isdecimal() for part in given.split(",")):
-        raise ValueError(f"--devices takes numbers, such as 0,1, not {given!r}")
+        raise ValueError(tr("--devices takes numbers, such as 0,1, not {given!r}", given=given))
     return [int(part) for part in given.split(",")]
 
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from cockpit.language.translate import tr
 from engine.protocol.client import Client
 from engine.protocol.messages import ProblemError, RunRef
 
@@ -15,17 +16,17 @@ def read_slurm_options(options: argparse.Namespace) -> Callable[[Client], dict[s
     ValueError for options that do not go together."""
     if options.via is None:
         if options.slurm:
-            raise ValueError("--slurm needs --via slurm")
+            raise ValueError(tr("--slurm needs --via slurm"))
         return None
     if options.hot:
-        raise ValueError("--hot asks the run's own process: leave out --via")
+        raise ValueError(tr("--hot asks the run's own process: leave out --via"))
     from engine.config.overrides import parse_value
 
     given: dict[str, Any] = {}
     for each in options.slurm:
         name, equals, value = each.partition("=")
         if not equals:
-            raise ValueError(f"--slurm {each} is not of the form K=V, e.g. --slurm gres=gpu:1")
+            raise ValueError(tr("--slurm {each} is not of the form K=V, e.g. --slurm gres=gpu:1", each=each))
         given[name] = parse_value(value) if name == "extra" else value
     return lambda client: _read_run(client, options.target) | given
 

@@ -37,7 +37,7 @@ def doctor(options: argparse.Namespace) -> NoReturn:
     ssh = [f"--ssh-option={option}" for option in options.ssh_option]
     flags = [f"--{flag}" for flag in ("again", "fix", "yes") if getattr(options, flag)]
     if options.stress is not None and not 1 <= options.stress <= 86_400:
-        raise ValueError("--stress takes 1 to 86400 seconds")
+        raise ValueError(tr("--stress takes 1 to 86400 seconds"))
     stress = [] if options.stress is None else [f"--stress={options.stress:g}"]
     _run_worker("doctor", options, *options.targets, *hosts, *ssh, *flags, *stress)
 
@@ -52,14 +52,14 @@ def forecast(options: argparse.Namespace) -> NoReturn:
 
 def fit(options: argparse.Namespace) -> NoReturn:
     if options.way < 1:
-        raise ValueError("--way counts from 1")
+        raise ValueError(tr("--way counts from 1"))
     _run_forecast(options, "fit", {"cards": options.cards, "apply": options.apply, "way": options.way})
 
 
 def _run_forecast(options: argparse.Namespace, action: str, arguments: dict[str, Any]) -> NoReturn:
     path, profile = load_profile(options.profile, options.overrides, Home.locate(options.home), forecast=True)
     if arguments.get("apply") and not path.is_file():
-        raise ValueError("--apply copies the file of a profile: name one")
+        raise ValueError(tr("--apply copies the file of a profile: name one"))
     arguments |= {"text": profile.to_yaml(), "directory": str(profile.directory)}
     arguments |= {"profile": str(path), "overrides": options.overrides}  # what --apply copies
     _run_worker("forecast", options, action, json.dumps(arguments))

@@ -37,7 +37,7 @@ def train(options: argparse.Namespace) -> int:
         overrides.append("training.rehearsal=false")
     if options.grid:
         if options.first or options.output_dir:
-            raise ValueError(f"--grid does not go with {'--from' if options.first else '--output-dir'}")
+            raise ValueError(tr("--grid does not go with {value}", value="--from" if options.first else "--output-dir"))
         from cockpit.verbs.grid import train_grid  # it needs more than a single run does
 
         return train_grid(options, overrides, exit_status)

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cockpit.language import translate as language
 from cockpit.language.catalogue import read_catalogue
-from cockpit.language.extract import ENGINE, find_messages
+from cockpit.language.extract import ENGINE, ROOT, find_messages
 from cockpit.language.loaded_catalogue import FIELD, build_templates
 from cockpit.language.translate import read_language, set_language, tr, tr_engine
 from cockpit.state.formatting import counted
@@ -94,7 +93,7 @@ def test_the_command_line_speaks_it(tmp_path: Path) -> None:
     environment = {
         "COCKPIT_HOME": str(tmp_path),
         "PATH": "/usr/bin:/bin",
-        "PYTHONPATH": str(language.FOLDER + "/../.."),
+        "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, "-m", "cockpit", "train", "--help"]
     said = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
