@@ -24,7 +24,19 @@ TABLE_CALLS = {"Binding": (2,), "Verb": (1,), "Column": (0, 1, 2), "SystemComman
 TEXT_KEYWORDS = {"title", "hint", "cause", "message", "reason", "help", "description", "problem"}
 ENGINE_CALLS = {
     *("Check", "DamagedFile", "ErrorTexts", "Finding", "Pause", "Refusal", "Remark", "RequestError", "Unsupported"),
-    *("_Share", "_Unsuitable", "_problem", "_refusal", "_refuse", "_reject", "_unusable", "_warn", "move", "progress"),
+    *(
+        "Issue",
+        "_Share",
+        "_Unsuitable",
+        "_problem",
+        "_refusal",
+        "_refuse",
+        "_reject",
+        "_unusable",
+        "_warn",
+        "move",
+        "progress",
+    ),
     *("problems_for_mistakes", "set_phase", "unreachable_error", "unshardable", "unusable_file", "warn"),
 }
 """Functions of the engine whose arguments are said to the user."""
@@ -52,14 +64,14 @@ def find_messages(root: Path = ROOT) -> list[Message]:
     for package, context, find in (("cockpit", "", find_own), ("engine", ENGINE, find_engine)):
         for path in sorted((root / package).rglob("*.py")):
             place = path.relative_to(root).as_posix()
-            for line, text in find(ast.parse(path.read_text(encoding="utf-8"))):
+            for line, text in find(ast.parse(path.read_text(encoding="utf-8")), path.stem):
                 found.setdefault((context, text), Message(text, context, (place, line)))
     for word in WORDS:
         found.setdefault(("", word), Message(word, "", ("cockpit/language/words.py", 1)))
     return list(found.values())
 
 
-def find_own(tree: ast.Module) -> Iterator[tuple[int, str]]:
+def find_own(tree: ast.Module, module: str = "") -> Iterator[tuple[int, str]]:
     """The messages of a module of the cockpit: line and text."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
@@ -110,7 +122,11 @@ def is_shown(text: str) -> bool:
     return " " in text.strip() and bool(words) and not STYLE.fullmatch(text.strip()) and not CSS.search(text)
 
 
-def find_engine(tree: ast.Module) -> Iterator[tuple[int, str]]:
+CHECKING = {"checks", "complaints", "first_rows", "issues"}
+"""Modules of the engine that yield or return what is wrong with a profile: (setting, message)."""
+
+
+def find_engine(tree: ast.Module, module: str = "") -> Iterator[tuple[int, str]]:
     """The messages that a module of the engine makes: line and text, with {0}, {1}, … for what an f-string fills in."""
     for node in ast.walk(tree):
         arguments: list[ast.expr] = []
@@ -120,6 +136,8 @@ def find_engine(tree: ast.Module) -> Iterator[tuple[int, str]]:
             arguments += [each.value for each in node.keywords if each.arg in TEXT_KEYWORDS]
         elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and name_of(node.exc.func) not in SILENT:
             arguments += node.exc.args
+        elif isinstance(node, (ast.Yield, ast.Return)) and module in CHECKING and node.value is not None:
+            arguments += node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
         for argument in arguments:
             for text_node in texts_in(argument):
                 text = template(text_node)

@@ -32,7 +32,7 @@ from engine.protocol.states import ENDED
 if TYPE_CHECKING:
     from cockpit.state.app_state import AppState
 
-EMPTY = Content.from_markup(
+EMPTY = (
     "[bold $text]Nothing loaded yet.[/]\n\n"
     "[$accent]ctrl+t[/] picks a run's checkpoint or a model, [$accent]ctrl+b[/] adds another beside it.\n"
     "No run yet? Press Esc, then [$accent]3[/] for Profile; [$accent]ctrl+l[/] there launches one."
@@ -98,7 +98,7 @@ class ChatScreen(ReplyToolsScreen):
 
     async def on_mount(self) -> None:
         self.show_status(tr("no model"), tr("ctrl+t picks one"))
-        await self.conversation.clear(EMPTY)
+        await self.conversation.clear(Content.from_markup(tr(EMPTY)))
         self.query_one(ChatInput).focus()
         self.show_acting()
         await self.restore_draft()
@@ -350,7 +350,7 @@ class ChatScreen(ReplyToolsScreen):
         self._chat_name = ""
         self.chat = ChatTree()
         self._edit(None)
-        await self.conversation.clear(READY if self.targets else EMPTY)
+        await self.conversation.clear(Content.from_markup(tr(READY if self.targets else EMPTY)))
         self.action_write()
 
     def action_settings(self) -> None:

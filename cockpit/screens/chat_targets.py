@@ -25,9 +25,7 @@ RECENT = 12
 """Runs whose checkpoints are offered."""
 CATALOGUE = "smollm2-135m-instruct"
 """A model for users who have not trained anything yet."""
-READY = Content.from_markup(
-    "[bold $text]Ready.[/] Write below, Enter sends. Esc leaves the input; [$accent]1–6[/] then change the screen."
-)
+READY = "[bold $text]Ready.[/] Write below, Enter sends. Esc leaves the input; [$accent]1–6[/] then change the screen."
 
 
 class ChatTargetsScreen(CockpitScreen):
@@ -114,7 +112,7 @@ class ChatTargetsScreen(CockpitScreen):
         self.update_columns()
         if await self.load_columns([column]):
             if not self.chat.turns:
-                await self.conversation.clear(READY)
+                await self.conversation.clear(Content.from_markup(tr(READY)))
             await self._select_task(self.targets[column].label)
 
     async def load_columns(self, columns: Sequence[int]) -> bool:

@@ -283,10 +283,10 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
         chart.annotate(chart_marks(history), loss_bounds(history))
         evaluation = evaluation_rows(history)
         panel = self.query_one("#evaluation", Line)
-        title = "evaluation"
+        title = tr("evaluation")
         if evaluation:
             last = history.evaluations[-1]
-            rows = tr("test rows") if any(name.startswith("test/") for name in last["values"]) else "evaluation"
+            rows = tr("test rows") if any(name.startswith("test/") for name in last["values"]) else tr("evaluation")
             title = tr("{rows} · step {step:,}", rows=rows, step=last["step"])
         if panel.border_title != title:  # setting it repaints the panel
             panel.border_title = title

@@ -42,7 +42,7 @@ STAGES = {
     "balance": "gives each value of a column the same number of rows",
     "tokenize": "all stages, as a run does first",
 }
-EMPTY = Content.from_markup(
+EMPTY = (
     "[bold $text]No data open.[/]\n\n[$accent]o[/] picks a profile and shows the rows it would train on, "
     "or opens a data file or folder by its path.\n"
     "To train on your own data: open the file, then [$accent]T[/] writes a profile for it."
@@ -108,7 +108,7 @@ class DataScreen(DraftingScreen):
             with Vertical(id="main"):
                 yield Static(row_view.LEGEND, id="legend")
                 with VerticalScroll(id="row"):
-                    yield Static(EMPTY, id="content")
+                    yield Static(Content.from_markup(tr(EMPTY)), id="content")
             with VerticalScroll(id="side"):
                 yield Static(id="facts")
 
@@ -122,7 +122,7 @@ class DataScreen(DraftingScreen):
     @work(exclusive=True, group="pick")
     async def action_pick(self) -> None:
         files = await asyncio.to_thread(list_profiles, self.app.home, Path.cwd())
-        choices = [Choice(str(file.path), f"{file.place} · {file.description}") for file in files]
+        choices = [Choice(str(file.path), f"{tr(file.place)} · {file.description}") for file in files]
         path = await self.app.push_screen_wait(
             Picker(
                 tr("Open the data of a profile"),

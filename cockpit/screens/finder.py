@@ -124,7 +124,7 @@ class Finder(Provider):
 
         app = self.cockpit
         found = [
-            Entry(file.name, tr("profile · {place}", place=file.place), partial(app.open_profile, file.path))
+            Entry(file.name, tr("profile · {place}", place=tr(file.place)), partial(app.open_profile, file.path))
             for file in list_profiles(app.home, Path.cwd())
         ]
         for field in list_fields():

@@ -17,7 +17,7 @@ from textual.widgets import OptionList, Static, TextArea
 from cockpit.connection.drafts import PROFILE
 from cockpit.connection.submission import build_submission
 from cockpit.content import Content
-from cockpit.language.translate import tr
+from cockpit.language.translate import tr, tr_engine
 from cockpit.profiles.check import ProfileCheck, check_profile, summarize_launch
 from cockpit.profiles.differences import mark_copy
 from cockpit.profiles.files import ProfileFile, free_path, list_profiles, user_folder, write_profile
@@ -159,7 +159,7 @@ class ProfileScreen(ProfileToolsScreen):
 
     def _label(self, file: ProfileFile) -> Content:
         changed = "*" if file.path in self.drafts else ""
-        return Content.assemble(f"{file.name}{changed}", (f" {file.place}", "dim"))
+        return Content.assemble(f"{file.name}{changed}", (f" {tr(file.place)}", "dim"))
 
     @on(OptionList.OptionHighlighted, "#files")
     def _file_highlighted(self, event: OptionList.OptionHighlighted) -> None:
@@ -231,7 +231,7 @@ class ProfileScreen(ProfileToolsScreen):
         if self._formed != self.file or not any(issue.code == "profile.syntax" for issue in issues):
             # Text that is no YAML has no settings: the form of this file stays as it was.
             self._formed = self.file
-            self.form.show(result.fields, result.document, {issue.key: issue.message for issue in issues})
+            self.form.show(result.fields, result.document, {issue.key: tr_engine(issue.message) for issue in issues})
         self.editor.completions = {field.key: list_values(field) for field in result.fields}
         self.form.directory = self.file.path.parent if self.file else None
         self.editor.mark({issue.line: issue.column for issue in reversed(issues)})
@@ -393,5 +393,8 @@ class ProfileScreen(ProfileToolsScreen):
 
 def _issue_line(issue: Issue) -> Content:
     return Content.assemble(
-        ("✗ ", "$text-error"), (f"{issue.line}:{issue.column} ", "dim"), (f"{issue.key}  ", "bold"), issue.message
+        ("✗ ", "$text-error"),
+        (f"{issue.line}:{issue.column} ", "dim"),
+        (f"{issue.key}  ", "bold"),
+        tr_engine(issue.message),
     )

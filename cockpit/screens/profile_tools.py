@@ -110,7 +110,7 @@ class ProfileToolsScreen(CockpitScreen):
         others.sort(key=lambda file: (file.name != parent, not file.builtin))
         named: dict[str, ProfileFile] = {}
         for file in others:  # a copy has the name of the built-in profile that it was made from
-            label = f"{file.name} {file.place}"
+            label = f"{file.name} {tr(file.place)}"
             named[str(file.path) if label in named else label] = file
         choices += [
             Choice(label, tr("it was copied from this") if file.name == parent and file.builtin else "")

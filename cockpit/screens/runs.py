@@ -219,7 +219,7 @@ G shows them by group; Enter or z folds one."""
         )
         table.add_column("", width=1, key="mark")
         for name, cells in columns.items():
-            table.add_column(name, width=cells or self._room, key=name)
+            table.add_column(tr(name), width=cells or self._room, key=name)
         self._names, self._rows = list(columns), []
         self.show_list()
         self.show_line(here)

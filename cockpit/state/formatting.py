@@ -62,8 +62,8 @@ def format_age(moment: float) -> str:
     seconds = time.time() - moment
     for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= unit:
-            return f"{int(seconds // unit)} {name}"
-    return "now"
+            return f"{int(seconds // unit)} {tr(name)}"
+    return tr("now")
 
 
 def format_size(count: float) -> str:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cockpit.language.translate import tr
+from cockpit.language.translate import tr, tr_engine
 from cockpit.verbs.output import emit, say
 from engine.config.foreign_profiles import Imported, read_foreign
 from engine.config.profile import ProfileError, parse
@@ -82,5 +82,8 @@ def _check(text: str, name: str, directory: Path, home: Home) -> list[str]:
     try:
         parse(text, name, directory, (), home)
     except ProfileError as error:
-        return [f"{issue.key}: {issue.message}" if issue.key else issue.message for issue in error.issues]
+        return [
+            f"{issue.key}: {tr_engine(issue.message)}" if issue.key else tr_engine(issue.message)
+            for issue in error.issues
+        ]
     return []

@@ -35,13 +35,13 @@ class DevicePanel(Widget):
 
     def __init__(self, title: str) -> None:
         super().__init__()
-        self.border_title = Content(title)
+        self.border_title = Content(tr(title))
         self._subtitle = ""
         self._title, self._figures, self._graph = title, Line(classes="figures"), Graph()
 
     def compose(self) -> ComposeResult:
         with Horizontal():
-            yield Static(Content(f"{self._title} "), classes="name")
+            yield Static(Content(f"{tr(self._title)} "), classes="name")
             yield self._figures
         yield self._graph
 
@@ -120,7 +120,7 @@ class Devices(Widget):
         if len(sample.devices) >= MANY:
             self._show_table(sample, live, forecast)
             return
-        titles = [tr("GPU {index}", index=device.index) for device in sample.devices]
+        titles = [f"GPU {device.index}" for device in sample.devices]
         titles += HOST if len(titles) <= MAX_BESIDE_HOST else ()
         if list(self._panels) != titles or self._table is not None:
             self._mount(titles, with_ranks=not sample.devices)

@@ -83,7 +83,7 @@ class Sampling(VerticalScroll):
             yield Select([(name, name) for name in PRESETS], id="preset", prompt="none", compact=True, value="greedy")
         for name, label in LABELS.items():
             with Horizontal():
-                yield Static(label, classes="label")
+                yield Static(tr(label), classes="label")
                 yield Input(_default_text(name), id=name, compact=True, type=_input_type(name), placeholder="–")
         yield Static("", classes="gap")
         with Horizontal():
