@@ -95,6 +95,13 @@ def counted(number: float, noun: str) -> str:
     return tr("{count} " + noun if number == 1 else "{count} " + noun + "s", count=amount)
 
 
+def pad_left(text: str, cells: int) -> str:
+    """The text at the right of so many cells. Chinese characters take two each."""
+    from rich.cells import cell_len
+
+    return " " * (cells - cell_len(text)) + text
+
+
 def format_percent(share: float) -> str:
     """A share from 0 to 1: 62 %, and 0.7 % where a whole number would not be precise enough."""
     value = 100 * share

@@ -89,7 +89,7 @@ def _progress(run: Run, width: int) -> Content:
     )
     epochs = tr("  epoch {epoch:.2f}/{epochs}", epoch=run.epoch, epochs=format_epochs(run.epochs)) if run.epochs else ""
     text = f"  {format_percent(share):>5}  {steps}{epochs}"
-    length = max(8, width - len(text))
+    length = max(8, width - cell_len(text))
     halves = round(share * length * 2)
     full, half = BAR[0] * (halves // 2), BAR[1] * (halves % 2)
     rest = BAR[2] * (length - len(full) - len(half))

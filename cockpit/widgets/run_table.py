@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from cockpit.content import Content
 from cockpit.language.translate import tr
-from cockpit.state.formatting import STATES, format_age, format_duration, format_number, format_percent
+from cockpit.state.formatting import STATES, format_age, format_duration, format_number, format_percent, pad_left
 from cockpit.state.run_groups import RunGroup
 from cockpit.widgets.canvas import RUN_COLOURS
 from cockpit.widgets.chart_raster import RUN_MARKS
@@ -72,6 +72,10 @@ def _text(read: Callable[[Run], str], width: int) -> Callable[[Run, Look], Conte
     return lambda run, look: Content(cut(read(run), width))
 
 
+def _age(moment: float) -> Content:
+    return Content(pad_left(format_age(moment), 6))
+
+
 def _spent(run: Run) -> str:
     return format_duration((run.ended or time.time()) - run.started) if run.started else "–"
 
@@ -91,7 +95,7 @@ COLUMNS: dict[str, Column] = {
     "method": Column(12, _text(lambda run: " ".join(filter(None, (run.method, run.adapter))), 12), "method, adapter"),
     "time": Column(8, _text(_spent, 8), "how long the attempt has run, or ran"),
     "host": Column(12, _text(lambda run: run.host, 12), "the host that it belongs to"),
-    "age": Column(6, lambda run, look: Content(f"{format_age(run.created):>6}"), "since it was submitted", "newest"),
+    "age": Column(6, lambda run, look: _age(run.created), "since it was submitted", "newest"),
 }  # fmt: skip
 USUAL = ["state", "run", "progress", "loss", "eval", "base", "age"]
 NARROW = {"state": 11, "progress": 12}
@@ -161,7 +165,7 @@ def _group_cell(group: RunGroup, name: str, look: Look) -> Content:
             lowest = group.lowest({"loss": "train/loss", "eval": "eval/loss"}[name])
             return Content("–" if lowest is None else format_number(lowest))
         case "age":
-            return Content(f"{format_age(max(run.created for run in group.runs)):>6}")
+            return _age(max(run.created for run in group.runs))
     return Content("")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from rich.cells import set_cell_size
 from textual import work
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
@@ -96,8 +97,10 @@ def _list_lines(run: Run, findings: Sequence[Finding]) -> Iterator[Content]:
         for name, share in shares.items():
             if share >= LEAST:
                 bar = "█" * max(1, round(share / widest * BAR))
-                yield Content.assemble((f"{WORDS[name]:<18}", "$text"), (f"{share:>5.0%} ".replace("%", " %"), "bold"),
-                                       (bar, "$primary"))  # fmt: skip
+                duty = set_cell_size(tr(WORDS[name]), 18)
+                yield Content.assemble(
+                    (duty, "$text"), (f"{share:>5.0%} ".replace("%", " %"), "bold"), (bar, "$primary")
+                )
     facts = [
         f"{100 * value:.0f} % {words}"
         for key, words in (
