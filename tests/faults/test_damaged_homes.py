@@ -163,7 +163,8 @@ def test_every_mutation_of_every_file_costs_its_own_run_at_most(template: Path, 
                 assert (run.state == good and run.problem is None) or good == "failed"
             live = {name: run.state for name, run in found.items() if run.state in states.LIVE}
             assert not live, f"{attempt}: started again"
-            for run in found.values() if attempt == "with one" else ():
+            asked = list(found.values())[:: 1 if "COCKPIT_LONG_TESTS" in os.environ else 4]
+            for run in asked if attempt == "with one" else ():
                 detail = engine.client.request("show", RunRef(run=run.id))
                 assert detail.run.id == run.id
             assert engine.process.poll() is None

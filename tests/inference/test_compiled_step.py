@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,7 @@ def test_a_program_with_other_results_is_not_used(model: Any, tmp_path: Path, mo
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("COCKPIT_LONG_TESTS" not in os.environ, reason="takes a minute: set COCKPIT_LONG_TESTS=1")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="a compiled step wants a compiler")
 def test_a_step_is_compiled_in_the_background_and_kept(
     model: Any, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

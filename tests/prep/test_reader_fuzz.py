@@ -234,7 +234,10 @@ def check(row_format: str, rows: list[dict[str, Any]], kind: str, encoding: str,
     assert (counts["good"], counts["rejected"], counts["unused_columns"]) == (len(rows), 0, counted)
 
 
-@pytest.mark.parametrize("examples", [50, pytest.param(600, marks=pytest.mark.slow)])
+EXAMPLES = 600 if "COCKPIT_LONG_TESTS" in os.environ else 200
+
+
+@pytest.mark.parametrize("examples", [50, pytest.param(EXAMPLES, marks=pytest.mark.slow)])
 def test_rows_come_back_from_every_file_and_no_column_is_lost(examples: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each generated source is written as every kind of file: to generate it takes longer than to read it."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
