@@ -86,11 +86,12 @@ def try_varlen(trials: Trials, device: str, dtype: Any, heads: int, groups: int,
 
 
 def use_fused_lora(job: Job, model: Any) -> bool:
-    """Whether LoRA layers are computed by one function each. Forecasts count with peft's layers, which take more."""
+    """Whether LoRA layers are computed by one function each: on CUDA, whose autocast the function follows. Forecasts
+    count with peft's layers, which take more."""
     from engine.training.adapters import fused_lora
 
     layers = [layer for layer in fused_lora.list_layers(model) if fused_lora.can_fuse(layer)]
-    if not layers or job.simulated:
+    if not layers or job.simulated or job.device.kind != "cuda":
         return False
     return use(job, lambda trials: try_fused_lora(trials, layers[0], job.device.name, job.device.autocast))
 
