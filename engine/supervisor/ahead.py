@@ -262,13 +262,24 @@ def _find_other_work(sample: Telemetry, live: Iterable[Record], starting: bool) 
         return "a worker is starting"
     if os.environ.get(VARIABLE) == "always":
         return ""
-    few = sample.host.cpu_count <= FEW_CORES
+    few = _count_cores() <= FEW_CORES
     for record in live:
         if record.run.state in states.STARTED and (few or record.stage == stages.PREPARE or not record.ranks):
             return f"{record.run.id} is running"
     if sample.host.cpu_percent > QUIET:
         return "the host is busy"
     return ""
+
+
+def _count_cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: a container may have few of a host's many."""
+    cores = len(os.sched_getaffinity(0))
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError):  # "max", or another version of control groups
+            quota, period = " ".join((groups / file).read_text() for file in files).split()
+            if int(quota) > 0:
+                cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
 
 
 def _read_pressure(file: Path = Path("/proc/pressure/memory")) -> float:

@@ -231,7 +231,8 @@ def test_it_is_started_on_an_idle_host_alone_and_given_back(
 
     def look(percent: float = 5, cores: int = 2, live: Any = (), starting: bool = False) -> str:
         started.clear()
-        host = SimpleNamespace(cpu_percent=percent, cpu_count=cores)
+        monkeypatch.setattr(module, "_count_cores", lambda: cores)
+        host = SimpleNamespace(cpu_percent=percent)
         ahead.look(SimpleNamespace(host=host), live, starting)  # type: ignore[arg-type]
         return "" if started else ahead.describe().reason
 
@@ -245,6 +246,21 @@ def test_it_is_started_on_an_idle_host_alone_and_given_back(
     monkeypatch.setattr(host_memory, "read_available", lambda: 8 << 30)
     ahead._until = time.monotonic() - 1
     assert look() != ""
+
+
+def test_a_container_has_the_cores_of_its_control_group(tmp_path: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert module._count_cores(tmp_path) == cores
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert module._count_cores(tmp_path) == cores
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert module._count_cores(tmp_path) == 1
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
+    for quota, counted in (("-1", cores), ("50000", 1)):
+        (tmp_path / "cpu/cpu.cfs_quota_us").write_text(quota)
+        assert module._count_cores(tmp_path) == counted
 
 
 def test_idle_time_pressure_and_the_setting_end_it(
