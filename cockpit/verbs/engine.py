@@ -81,12 +81,17 @@ def _print_status(engine: Welcome, as_json: bool) -> int:
 def _describe_warm(worker: WarmWorker) -> str:
     if worker.state == "none":
         return tr("no worker is kept ahead: {reason}", reason=worker.reason)
-    state = tr("has imported the libraries") if worker.state == "ready" else tr("is importing the libraries")
+    memory = format_size(worker.memory)
+    if worker.state == "ready":
+        return tr(
+            "ahead    process {pid} has imported the libraries, {memory}; the next job begins in it",
+            pid=worker.pid,
+            memory=memory,
+        )
     return tr(
-        "ahead    process {pid} {state}, {memory}; the next job begins in it",
+        "ahead    process {pid} is importing the libraries, {memory}; the next job begins in it",
         pid=worker.pid,
-        state=state,
-        memory=format_size(worker.memory),
+        memory=memory,
     )
 
 

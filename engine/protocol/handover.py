@@ -21,7 +21,8 @@ FIXED = re.compile(
       (?!(CUDA|HIP|ROCR|ASCEND_RT)_VISIBLE_DEVICES$ | ONEAPI_DEVICE_SELECTOR$ | HF_TOKEN$ | HUGGING_FACE_HUB_TOKEN$)
       (
         PYTHON | LD_ | GLIBC_TUNABLES$ | MALLOC_ | MIMALLOC_ | (JE|_RJEM)_?MALLOC | ARROW_
-      | G?OMP_ | KMP_ | MKL_ | OPENBLAS_ | GOTO_ | BLIS_ | VECLIB_ | NUMEXPR_ | RAYON_ | ONEDNN_ | DNNL_ | TBB_
+      | G?OMP_ | KMP_ | MKL_ | OPENBLAS_ | GOTO_ | BLIS_ | NVPL_ | VECLIB_ | NUMEXPR_ | RAYON_ | ONEDNN_ | DNNL_
+      | TBB_ | NPY_ | ATEN_ | OPENSSL_ | TCMALLOC_
       | CUDA_ | CUBLAS | CUDNN_ | NVIDIA_ | HIP_ | HSA_ | AMD_ | ROCM_ | ROCR_ | ZE_ | SYCL_ | UR_ | ONEAPI_ | ASCEND_
       | TORCH | PYTORCH_ | C10_ | KINETO_ | TRITON_ | XLA_ | INDUCTOR_ | BNB_ | BITSANDBYTES_
       | HF_ | HUGGINGFACE_ | TRANSFORMERS_ | TOKENIZERS_ | ACCELERATE_ | TQDM_ | NETWORKX_ | FSSPEC_
@@ -52,7 +53,10 @@ def find_difference(before: Mapping[str, str], after: Mapping[str, str], read: I
 
 def send(channel: socket.socket, job: Handover, log: int) -> bool:
     """Hand the job and its log over, whole; False when it has not been taken: then nothing of it will be done."""
-    content = msgspec.msgpack.encode(job)
+    try:
+        content = msgspec.msgpack.encode(job)
+    except UnicodeEncodeError:  # a variable that is no text: a cold start takes its bytes as they are
+        return False
     if len(content) > LARGEST:
         return False
     frame = len(content).to_bytes(_LENGTH, sys.byteorder) + content

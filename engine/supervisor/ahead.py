@@ -21,10 +21,11 @@ import psutil
 
 from engine.hardware import host_memory
 from engine.protocol import handover, process, stages, states
-from engine.protocol.environment import build_job_environment
+from engine.protocol.environment import build_job_environment, is_secret
 from engine.protocol.handover import Handover
 from engine.protocol.home import Home, make_private, open_private
-from engine.protocol.messages import Telemetry, WarmWorker
+from engine.protocol.messages import ProblemError, Telemetry, WarmWorker
+from engine.protocol.text import first_line
 from engine.supervisor import processes
 from engine.supervisor.devices import Devices
 from engine.supervisor.launchers.local import build_command
@@ -49,8 +50,10 @@ ROOM, TIGHT = 2 << 30, 1 << 30
 """Bytes of available memory: below the first none is started, below the second it is given back."""
 PRESSED = 10.0
 """Per cent of the last ten seconds that some process waited for memory (PSI): it is given back."""
+DEATH = 0.5
+"""Seconds that the engine waits for its end, at most."""
 MOST_FAILURES = 3
-"""Ends by itself after which no other one is started."""
+"""Ends by itself since a job has last taken one, after which no other one is started."""
 STATUSES = {3: "this system does not let a process change its command line", 4: "the sources have changed"}
 """Why one has ended, see `engine.workers.ahead`."""
 
@@ -90,10 +93,13 @@ class Ahead:
         return self._hand_over(command, log, environment) or processes.start(command, log, environment)
 
     def expect(self, environment: dict[str, str]) -> None:
-        """Start it now, for a worker that will be needed as soon as another one has ended."""
+        """Start it now, for a worker that will be needed as soon as another one has ended. One that this worker could
+        not begin in makes room for it. The caller's worker runs already: nothing is raised."""
         self._wanted = environment
         self.want()
         self._check_child()
+        if self._child is not None and handover.find_difference(self._environment, _complete(environment)):
+            self._end("another environment is expected")
         if self._child is None and not self._find_objection() and host_memory.read_available() >= ROOM:
             self._start()
 
@@ -127,12 +133,12 @@ class Ahead:
     # ── the process ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def _start(self) -> None:
-        environment = processes.WORKER_DEFAULTS | self._build_environment()
-        ours, theirs = socket.socketpair()
-        worker = [f"{self._workers}.ahead", "--home", str(self._home.root), "--channel", str(theirs.fileno())]
-        make_private(self._home.engine)
-        try:
-            with theirs, open_private(self._home.engine / "ahead.log") as output:
+        with contextlib.ExitStack() as stack:
+            try:
+                environment = _without_secrets(_complete(self._build_environment()))
+                ours, theirs = map(stack.enter_context, socket.socketpair())
+                output = stack.enter_context(open_private(make_private(self._home.engine) / "ahead.log"))
+                worker = [f"{self._workers}.ahead", "--home", str(self._home.root), "--channel", str(theirs.fileno())]
                 self._child = subprocess.Popen(
                     build_command(worker, 1, None),
                     stdin=subprocess.DEVNULL,
@@ -143,12 +149,13 @@ class Ahead:
                     env=environment,
                     pass_fds=[theirs.fileno()],
                 )
-        except OSError as error:
-            ours.close()
-            self._failures += 1
-            self._reason = f"it could not be started: {error}"
-            return
-        self._channel, self._environment, self._ready, self._reason = ours, environment, False, ""
+            except (OSError, ValueError, ProblemError) as error:  # ValueError: a variable that no process can have
+                self._failures += 1
+                self._reason = f"it could not be started: {first_line(error)}"
+                self._not_before = time.monotonic() + PAUSE
+                return
+            self._channel = socket.socket(fileno=ours.detach())
+        self._environment, self._ready, self._reason = environment, False, ""
         with contextlib.suppress(OSError):
             self._oom_score = Path(f"/proc/{self._child.pid}/oom_score_adj").read_text()
         processes.prefer_for_oom_kill(self._child.pid)
@@ -164,20 +171,27 @@ class Ahead:
         child, channel = self._child, self._channel
         if child is None or channel is None:
             return None
-        given = processes.WORKER_DEFAULTS | environment
+        given = _complete(environment)
         if differs := handover.find_difference(self._environment, given):
             self._end(f"{differs} differs in the latest job's environment")
             return None
+        if process.is_stopped(child.pid):
+            self._end("it was stopped by a signal")
+            return None
         make_private(log.parent)
-        with contextlib.suppress(OSError):
-            Path(f"/proc/{child.pid}/oom_score_adj").write_text(self._oom_score)
         with open_private(log) as output:
+            try:
+                Path(f"/proc/{child.pid}/oom_score_adj").write_text(self._oom_score)
+            except OSError as error:
+                self._end(f"the kernel would end it first when memory runs out, and that cannot be changed: {error}")
+                return None
             taken = handover.send(channel, Handover(command=command, environment=given), output.fileno())
         if not taken:
-            self._end("it has ended")
+            self._end("it could not be given the latest job")
             return None
         channel.close()
         self._child = self._channel = None
+        self._failures = 0
         self._reason = "the latest one has become a worker"
         with contextlib.suppress(psutil.Error):
             return Leader(child.pid, process.read_start_time(child.pid), process.read_identity(child.pid), child)
@@ -186,14 +200,13 @@ class Ahead:
     def _check_child(self) -> None:
         """Notice that it has ended by itself."""
         if self._child is not None and (status := self._child.poll()) is not None:
-            self._failures = 0 if status == 4 else MOST_FAILURES if status == 3 else self._failures + 1
+            self._failures = MOST_FAILURES if status == 3 else self._failures + (status != 4)
             self._end(STATUSES.get(status, f"it has ended by itself ({status}), see ahead.log in {self._home.engine}"))
 
     def _read_ready(self) -> None:
         if self._channel is not None and not self._ready:
             with contextlib.suppress(BlockingIOError, ConnectionError):
                 self._ready = self._channel.recv(1, socket.MSG_DONTWAIT) == b"!"
-                self._failures = 0 if self._ready else self._failures
 
     def _end(self, reason: str) -> None:
         child, channel, self._child, self._channel = self._child, self._channel, None, None
@@ -202,7 +215,8 @@ class Ahead:
             channel.close()
         if child is not None and child.poll() is None:
             child.kill()
-            child.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it waits for a disk; `subprocess` reaps it later
+                child.wait(DEATH)
 
     # ── when ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -229,6 +243,17 @@ class Ahead:
         return self._find_objection()
 
 
+def _complete(environment: dict[str, str]) -> dict[str, str]:
+    """The whole environment of a worker, as `processes.start` gives it."""
+    return processes.WORKER_DEFAULTS | environment
+
+
+def _without_secrets(environment: dict[str, str]) -> dict[str, str]:
+    """A key is the job's, and not that of a process that waits. Variables that libraries are imported by are no keys,
+    though `HF_TOKEN_PATH` is named like one."""
+    return {name: value for name, value in environment.items() if handover.FIXED.match(name) or not is_secret(name)}
+
+
 def _find_other_work(sample: Telemetry, live: Iterable[Record], starting: bool) -> str:
     """What the host has to do first; empty when it is idle enough."""
     if host_memory.read_available() < ROOM or _read_pressure() > PRESSED:
@@ -237,13 +262,24 @@ def _find_other_work(sample: Telemetry, live: Iterable[Record], starting: bool) 
         return "a worker is starting"
     if os.environ.get(VARIABLE) == "always":
         return ""
-    few = sample.host.cpu_count <= FEW_CORES
+    few = _count_cores() <= FEW_CORES
     for record in live:
         if record.run.state in states.STARTED and (few or record.stage == stages.PREPARE or not record.ranks):
             return f"{record.run.id} is running"
     if sample.host.cpu_percent > QUIET:
         return "the host is busy"
     return ""
+
+
+def _count_cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: a container may have few of a host's many."""
+    cores = len(os.sched_getaffinity(0))
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError):  # "max", or another version of control groups
+            quota, period = " ".join((groups / file).read_text() for file in files).split()
+            if int(quota) > 0:
+                cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
 
 
 def _read_pressure(file: Path = Path("/proc/pressure/memory")) -> float:

@@ -89,18 +89,21 @@ def start(command: list[str], log: Path, environment: dict[str, str]) -> Leader:
     return Leader(child.pid, process.read_start_time(child.pid), process.read_identity(child.pid), child)
 
 
-def find_processes(job: str, home: Path) -> list[psutil.Process]:
+def find_processes(job: str, home: Path, leader: Leader | None = None) -> list[psutil.Process]:
     """All live processes of a job, by the `--job` and `--home` in their command lines: launcher, ranks and their child
-    processes.
+    processes. `leader` is one of them also while it has another command line: a worker that was kept ahead has that
+    until it has taken the job.
 
     torchrun gives each rank a session of its own, and a killed launcher leaves ranks without a parent: neither the
     process group nor the process tree has them all.
     """
     found = []
+    first = leader.pid if leader is not None and not leader.has_ended() else 0
     for each in psutil.process_iter():
         try:
             line = each.cmdline()
-            if "--job" in line and job in line and _names_home(line, home) and each.status() != psutil.STATUS_ZOMBIE:
+            named = "--job" in line and job in line and _names_home(line, home)
+            if (named or each.pid == first) and each.status() != psutil.STATUS_ZOMBIE:
                 found.append(each)
         except psutil.Error:
             continue

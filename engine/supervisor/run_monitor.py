@@ -156,7 +156,7 @@ class RunMonitor:
             record.move("lost", code="run.damaged", reason=f"damaged: {'; '.join(record.damage[:1])}")
 
     def _end_processes(self, record: Record) -> None:
-        processes.end_processes(processes.find_processes(record.run.id, self.runs.home.root))
+        processes.end_processes(processes.find_processes(record.run.id, self.runs.home.root, record.leader))
 
     def _move_after_exit(self, record: Record, leader: Leader) -> None:
         while self.read_journal(record):

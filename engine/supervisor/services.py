@@ -131,7 +131,8 @@ class Services:
         return [*(worker.service for worker in self.workers.values()), *self.ended.values()]
 
     def is_starting(self) -> bool:
-        return any(worker.identity is None for worker in self.workers.values())
+        """On this host: one that waits for Slurm may do so for days."""
+        return any(worker.identity is None and worker.files is None for worker in self.workers.values())
 
     def open(self, message: OpenService, client: bytes | None = None) -> Service:
         """Start a service for a client. Raises ProblemError for a kind that is no service, or when its process cannot
@@ -227,12 +228,12 @@ class Services:
             # Its worker may have to end another program's server first; the engine waits for that before it ends.
             threading.Thread(target=self._end_server, args=(worker,), name=f"end of {service_id}").start()
         else:
-            processes.end_processes(processes.find_processes(service_id, self.home.root))
+            processes.end_processes(processes.find_processes(service_id, self.home.root, worker.leader))
         self._remove(worker, None)
 
     def _end_server(self, worker: Worker) -> None:
         """End a server's worker, then what is left of the processes that it had started."""
-        own = processes.find_processes(worker.service.id, self.home.root)
+        own = processes.find_processes(worker.service.id, self.home.root, worker.leader)
         processes.end_processes(own, SERVER_GRACE)
         if worker.leader is not None:
             processes.end_processes(processes.find_session(worker.leader))

@@ -4,8 +4,9 @@ job. Then it is that job's worker.
 The supervisor starts it (`engine/supervisor/ahead.py`) as it starts every worker, in a session of its own. A job comes
 over a socket: its command line, environment and log. The process takes all three, so that nobody can tell it from one
 that was started for the job, and runs the module. Where that could make a difference (a variable that the imports have
-read has another value, a source file has changed since) it replaces itself by the command line (`execve`): the same
-process then starts cold. It ends when the supervisor closes its end of the socket, or is gone.
+read has another value, a source file has changed since, a device is open), and where anything fails before the module
+runs, it replaces itself by the command line (`execve`): the same process then starts cold. It ends when the supervisor
+closes its end of the socket, or is gone.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ IMPOSSIBLE = 3
 CHANGED = 4
 """Exit status when the sources have changed."""
 
-COPYING = ("fsspec.config",)
-"""Modules that copy all variables to look for a prefix of their own, which `handover.FIXED` has."""
+DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri/", "/dev/accel", "/dev/davinci", "/dev/dxg")
+"""What a driver has open once it has been started: then it has read the masks, which may be others for the job."""
 
 _SET_MAP, _MAP, _MAP_SIZE = 35, 14, 15
 """prctl's PR_SET_MM, PR_SET_MM_MAP and PR_SET_MM_MAP_SIZE; see linux/prctl.h and, for the fields, proc(5)."""
@@ -61,27 +62,46 @@ class _Map(ctypes.Structure):
 
 
 class _Recording(os._Environ):  # type: ignore[type-arg]
-    """`os.environ` while modules are imported: it notes what they read and set. Who goes through all variables looks
-    for a prefix of its own, which is among the fixed ones."""
+    """`os.environ` while modules are imported: it notes what they read, set and remove. Who goes through all variables,
+    or copies all, looks for a prefix of its own, which is among the fixed ones."""
 
     read: set[str] = set()
     written: dict[str, str] = {}
+    removed: set[str] = set()
     _passed = ""
+    _left: list[str] = []
+    """What a copy that has begun would read next, the last first: `dict(os.environ)` takes all names, then each
+    value."""
+    _copied: list[str] = []
 
     def __getitem__(self, key: str) -> str:
-        if key != self._passed and sys._getframe(1).f_globals.get("__name__") not in COPYING:
-            self.read.add(key)
+        if self._left and key == self._left[-1]:
+            self._copied.append(self._left.pop())
+            if not self._left:
+                self._copied = []
+        elif key != self._passed:
+            self.read.update(self._copied, (key,))
+            self._left, self._copied = [], []
         return str(super().__getitem__(key))
 
     def __setitem__(self, key: str, value: str) -> None:
         self.written[key] = value
+        self.removed.discard(key)
         super().__setitem__(key, value)
 
+    def __delitem__(self, key: str) -> None:
+        self.written.pop(key, None)
+        self.removed.add(key)
+        super().__delitem__(key)
+
     def __iter__(self) -> Iterator[str]:
-        for key in super().__iter__():
+        names = list(super().__iter__())
+        self.read.update(self._copied)
+        self._left, self._copied = [], []
+        for key in names:
             self._passed = key
             yield key
-        self._passed = ""
+        self._passed, self._left = "", names[::-1]
 
 
 def main() -> None:
@@ -90,28 +110,38 @@ def main() -> None:
     parser.add_argument("--channel", type=int, required=True)
     channel = socket.socket(fileno=parser.parse_args().channel)
     channel.set_inheritable(False)
-    before, sources = read_environment(), _stat(map(str, Path(__file__).parents[1].rglob("*.py")))
-    if not can_rename():
-        _start_cold(*_refuse_further(channel, IMPOSSIBLE))
-    os.environ.__class__ = _Recording
     try:
-        job = _import_until_asked(channel)
+        before, sources = read_environment(), _stat(map(str, Path(__file__).parents[1].rglob("*.py")))
+        status = 0 if can_rename() else IMPOSSIBLE
+        job = None
+        if not status:
+            os.environ.__class__ = _Recording
+            job = _import_until_asked(channel)
+            _Recording.read.update(os.environ._copied)  # type: ignore[attr-defined]
+            os.environ.__class__ = os._Environ
     except Exception:  # noqa: BLE001 - the job may not need what cannot be imported
-        traceback.print_exc()
-        _start_cold(*_refuse_further(channel, 1))
+        _note(traceback.format_exc())
+        status = 1
+    if status:
+        _start_cold(*_refuse_further(channel, status))
     if job is None:
-        gc.collect()
-        gc.freeze()
-        loaded = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-        sources = _stat(filter(None, loaded)) | sources
-        channel.sendall(b"!")
-    while job is None:
-        if select.select([channel], [], [], PATIENCE)[0]:
-            job = _receive(channel)
-        elif _stat(sources) != sources:
-            _start_cold(*_refuse_further(channel, CHANGED))
-    os.environ.__class__ = os._Environ
+        job = _wait(channel, sources)
     _become(*job, channel, before, sources)
+
+
+def _wait(channel: socket.socket, sources: dict[str, tuple[int, int]]) -> tuple[Handover, int]:
+    """Wait for the job. The files of all loaded modules are added to `sources`."""
+    gc.collect()
+    gc.freeze()
+    own = dict(sources)
+    loaded = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    sources |= _stat({file for file in loaded if file} - sources.keys())
+    with contextlib.suppress(OSError):  # the supervisor is gone
+        channel.sendall(b"!")
+    while not select.select([channel], [], [], PATIENCE)[0]:
+        if _stat(own) != own:  # the rest is looked at once, when there is a job: thousands of files, perhaps over NFS
+            return _refuse_further(channel, CHANGED)
+    return _receive(channel)
 
 
 def _refuse_further(channel: socket.socket, status: int) -> tuple[Handover, int]:
@@ -135,16 +165,16 @@ def _import_until_asked(channel: socket.socket) -> tuple[Handover, int] | None:
 
 
 def _import_adapters() -> None:
-    """Where there is no card: peft imports bitsandbytes, and that starts CUDA."""
+    """Unless torch is built for a device: peft imports bitsandbytes, and that may start its driver."""
     import torch
 
-    if not torch.accelerator.is_available():
+    if not any((torch.version.cuda, torch.version.hip, getattr(torch.version, "xpu", None))):
         importlib.import_module("peft")
 
 
 def _compile_patterns() -> None:
     """transformers compiles a thousand patterns of names of weights when a model is first loaded: half a second."""
-    with contextlib.suppress(ImportError):  # of another version
+    with contextlib.suppress(ImportError, AttributeError, TypeError):  # of another version
         from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
         get_checkpoint_conversion_mapping("llama")
@@ -165,22 +195,59 @@ def _become(
     job: Handover, log: int, channel: socket.socket, before: dict[str, str], sources: dict[str, tuple[int, int]]
 ) -> None:
     """Be the job's worker, from its first line to its exit status."""
-    differs = handover.find_difference(before, job.environment, _Recording.read)
-    if differs or _stat(sources) != sources or job.command[1:3] != ["-P", "-m"]:
+    try:
+        if obstacle := _find_obstacle(job, before, sources):
+            _note(f"A job is started cold: {obstacle}\n")
+        else:
+            rename(job.command, job.environment)
+    except Exception:  # noqa: BLE001 - the job must not fail for it
+        obstacle = traceback.format_exc()
+        _note(obstacle)
+    if obstacle:
         _start_cold(job, log)
     _redirect(log)
     channel.close()
-    rename(job.command, job.environment)
     own = {name: value for name, value in os.environ.items() if name not in before}  # Python sets LC_CTYPE at its start
+    # What the imports have set or removed whatever its value, they would set or remove for the job, too; what they set
+    # only where it is missing they have read, so it is the same for the job.
+    now = own | job.environment | _Recording.written
     os.environ.clear()
-    os.environ.update(own | _Recording.written | job.environment)
+    os.environ.update({name: value for name, value in now.items() if name not in _Recording.removed})
     module, *arguments = job.command[3:]
     sys.orig_argv[:] = job.command
     sys.argv[:] = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
+def _find_obstacle(job: Handover, before: dict[str, str], sources: dict[str, tuple[int, int]]) -> str:
+    """Why this process may differ from one that was started for the job; empty when it does not."""
+    if differs := handover.find_difference(before, job.environment, _Recording.read):
+        return f"its {differs} is another one"
+    if changed := next((file for file, stat in _stat(sources).items() if stat != sources[file]), ""):
+        return f"{changed} has changed"
+    if device := find_open_device():
+        return f"{device} is open"
+    return "" if job.command[1:3] == ["-P", "-m"] else "its command line is of another kind"
+
+
+def find_open_device(folder: Path = Path("/proc/self/fd")) -> str:
+    """A device that this process has open, such as a graphics card; empty when there is none."""
+    for descriptor in folder.iterdir():
+        with contextlib.suppress(OSError):  # that of the listing itself
+            if (file := str(descriptor.readlink())).startswith(DEVICES):
+                return file
+    return ""
+
+
+def _note(text: str) -> None:
+    """Write to ahead.log, unless its disk is full."""
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode(errors="backslashreplace"))
+
+
 def _redirect(log: int) -> None:
+    with contextlib.suppress(OSError):  # a full disk
+        sys.stdout.flush()
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)

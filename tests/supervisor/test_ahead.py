@@ -25,6 +25,7 @@ from engine.supervisor import processes
 from engine.supervisor.ahead import Ahead
 from engine.supervisor.devices import Devices
 from engine.supervisor.launchers.local import build_command
+from engine.workers import ahead as worker
 from tests.scripted.bench import ROOT, Engine, wait_for
 
 PACKAGE = "tests.scripted_ahead"
@@ -34,7 +35,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a process's com
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setenv(module.VARIABLE, "always")
-    return {"PATH": os.environ["PATH"], "HOME": "/", "PYTHONPATH": str(ROOT), "KEPT": "ä b\nc"}
+    own = {"KEPT": "ä b\nc", "LIBRARY_FORCES": "0", "LIBRARY_REMOVES": "0"}
+    return {"PATH": os.environ["PATH"], "HOME": "/", "PYTHONPATH": str(ROOT), **own}
 
 
 @pytest.fixture
@@ -66,7 +68,8 @@ def test_a_warm_worker_is_as_a_cold_one(ahead: Ahead, environment: dict[str, str
     line, log = command(bare_home), bare_home.root / "own" / "log.txt"
     cold = outcome(processes.start(line, log, environment), log)
     log.unlink()
-    pid = ready(ahead, environment | {"OTHER": "1", "CUDA_VISIBLE_DEVICES": "0"})
+    pid = ready(ahead, environment | {"OTHER": "1", "CUDA_VISIBLE_DEVICES": "0", "OTHER_API_KEY": "secret"})
+    assert b"secret" not in Path(f"/proc/{pid}/environ").read_bytes()
     leader = ahead.start(line, log, environment)
     assert leader.pid == pid and ahead.describe().state == "none"
     warm = outcome(leader, log)
@@ -118,28 +121,35 @@ def test_a_job_that_comes_during_the_imports_or_after_a_change_of_the_sources_is
         os.utime(library, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-@pytest.mark.parametrize("fault", ["changed", "impossible", "not importable"])
+@pytest.mark.parametrize(
+    "fault", ["changed", "impossible", "not importable", "not readable", "not renamed", "a device is open"]
+)
 def test_a_job_that_comes_as_it_ends_is_done(
     environment: dict[str, str], bare_home: Home, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    """The job is handed over before the process ends by itself: it must not be lost with it."""
+    """The job is handed over before the process ends by itself, or finds that it cannot be that job's: it must not be
+    lost with it, not even where ahead.log is on a full disk."""
     script = {
         "changed": "ahead.PATIENCE = 0; ahead.select.select = lambda *_: ([], [], []); ahead.MODULES = ('decimal',); "
         "seen = iter(range(99)); ahead._stat = lambda _: {'x': (next(seen), 0)}",
         "impossible": "ahead.can_rename = lambda: False",
         "not importable": "ahead.MODULES = ('no_such_module',)",
+        "not readable": "ahead.read_environment = lambda: open('/no such file')",
+        "not renamed": "ahead.MODULES = ('decimal',); ahead.rename = lambda *_: open('/no such file')",
+        "a device is open": "ahead.MODULES = ('decimal',); ahead.find_open_device = lambda: '/dev/nvidia0'",
     }[fault]
     ours, theirs = socket.socketpair()
     start = f"from engine.workers import ahead; ahead.FURTHER = (); {script}; ahead.main()"
     log = bare_home.root / "log.txt"
     work = handover.Handover(command=command(bare_home), environment=environment)
-    with log.open("wb") as output:
+    with log.open("wb") as output, open("/dev/full", "wb") as full:
         assert handover.send(ours, work, output.fileno())
         child = subprocess.Popen(
             [sys.executable, "-P", "-c", start, "--home", "/", "--channel", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env=environment,
-            stderr=subprocess.DEVNULL,
+            stdout=full,
+            stderr=full,
         )
         theirs.close()
         assert child.wait(30) == 7, log.read_text()
@@ -157,6 +167,56 @@ def test_a_job_that_it_cannot_take_is_started_cold(ahead: Ahead, environment: di
     ready(ahead, environment)
     large = environment | {"LARGE" + str(number): "x" * 60_000 for number in range(3)}
     assert not outcome(ahead.start(command(bare_home), log, large), log)["warm"]
+    log.unlink()
+    pid = ready(ahead, environment)
+    os.kill(pid, signal.SIGSTOP)
+    assert not outcome(ahead.start(command(bare_home), log, environment | {"BYTES": "\udcff"}), log)["warm"]
+    log.unlink()
+    ready(ahead, environment)
+    assert not outcome(ahead.start(command(bare_home), log, environment | {"BYTES": "\udcff"}), log)["warm"]
+
+
+def test_a_job_is_found_and_ended_before_it_has_its_command_line(
+    ahead: Ahead, environment: dict[str, str], bare_home: Home
+) -> None:
+    ready(ahead, environment)
+    leader = ahead.start(command(bare_home, "--wait"), bare_home.root / "log.txt", environment)
+    os.kill(leader.pid, signal.SIGSTOP)  # most likely it has not taken the job yet
+    assert [each.pid for each in processes.find_processes("chat-1", bare_home.root, leader)] == [leader.pid]
+    processes.end_processes(processes.find_processes("chat-1", bare_home.root, leader), 0)
+    wait_for(leader.has_ended, 10, "its end")
+    assert not processes.find_processes("chat-1", bare_home.root, leader)
+
+
+def test_nothing_is_raised_where_it_cannot_be_started(
+    ahead: Ahead, environment: dict[str, str], bare_home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "make_private", refuse)
+        ahead.expect(environment)
+    assert "No space left" in ahead.describe().reason
+    ahead.expect(environment | {"NUL": "\0"})
+    assert "null byte" in ahead.describe().reason
+
+
+def test_another_environment_takes_its_place(ahead: Ahead, environment: dict[str, str], bare_home: Home) -> None:
+    ahead.expect(environment)
+    first = ahead.describe().pid
+    ahead.expect(environment)
+    assert ahead.describe().pid == first
+    ahead.expect(environment | {"OMP_NUM_THREADS": "3"})
+    assert ahead.describe().pid not in (0, first)
+
+
+def test_an_open_device_is_found(tmp_path: Path) -> None:
+    for number, target in enumerate(("/dev/null", "socket:[1]", "/tmp/dev/nvidia0")):
+        (tmp_path / str(number)).symlink_to(target)
+    assert worker.find_open_device(tmp_path) == ""
+    (tmp_path / "9").symlink_to("/dev/nvidiactl")
+    assert worker.find_open_device(tmp_path) == "/dev/nvidiactl"
 
 
 def test_it_is_started_on_an_idle_host_alone_and_given_back(
@@ -171,7 +231,8 @@ def test_it_is_started_on_an_idle_host_alone_and_given_back(
 
     def look(percent: float = 5, cores: int = 2, live: Any = (), starting: bool = False) -> str:
         started.clear()
-        host = SimpleNamespace(cpu_percent=percent, cpu_count=cores)
+        monkeypatch.setattr(module, "_count_cores", lambda: cores)
+        host = SimpleNamespace(cpu_percent=percent)
         ahead.look(SimpleNamespace(host=host), live, starting)  # type: ignore[arg-type]
         return "" if started else ahead.describe().reason
 
@@ -185,6 +246,21 @@ def test_it_is_started_on_an_idle_host_alone_and_given_back(
     monkeypatch.setattr(host_memory, "read_available", lambda: 8 << 30)
     ahead._until = time.monotonic() - 1
     assert look() != ""
+
+
+def test_a_container_has_the_cores_of_its_control_group(tmp_path: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert module._count_cores(tmp_path) == cores
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert module._count_cores(tmp_path) == cores
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert module._count_cores(tmp_path) == 1
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
+    for quota, counted in (("-1", cores), ("50000", 1)):
+        (tmp_path / "cpu/cpu.cfs_quota_us").write_text(quota)
+        assert module._count_cores(tmp_path) == counted
 
 
 def test_idle_time_pressure_and_the_setting_end_it(
@@ -221,10 +297,10 @@ def test_nothing_is_left_when_the_engine_ends(environment: dict[str, str], bare_
     engine = Engine(bare_home, PACKAGE)
     try:
         pid = wait_for(lambda: (warm := engine.client.request("hello").warm) and warm.pid, 30, "the worker ahead")
-        worker = psutil.Process(pid)
-        assert worker.ppid() == engine.process.pid and str(bare_home.root) in worker.cmdline()
+        waiting = psutil.Process(pid)
+        assert waiting.ppid() == engine.process.pid and str(bare_home.root) in waiting.cmdline()
         engine.kill() if end == "kill" else engine.close()
-        wait_for(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, 10, "its end")
+        wait_for(lambda: not waiting.is_running() or waiting.status() == psutil.STATUS_ZOMBIE, 10, "its end")
     finally:
         engine.close()
 
