@@ -118,7 +118,7 @@ class LoadedModel:
         recorded = targets.read_lock(target.lock) if target.lock else None
         if recorded and target.lock and tokenizer:
             template_lock.check(recorded, tokenizer, target.lock.parent)
-        self._decoder = None  # its memory may be needed
+        self.drop_decoder()  # its memory may be needed
         self._read(lambda: self._adapters.put(target.adapter), str(target.adapter))
         self.tokenizer, self.target = tokenizer, target
         self.stop_ids = template_lock.find_stop_ids(recorded, self._adapters.base, tokenizer)
@@ -134,6 +134,12 @@ class LoadedModel:
         if self._decoder is None:
             self._decoder = make_decoder(self.model)
         return self._decoder
+
+    def drop_decoder(self) -> None:
+        """Free what replies are generated with, besides the model; it is made again at the next reply."""
+        self._decoder = None
+        if self.compilation is not None:
+            self.compilation.drop_weights()
 
     def serves(self, target: Target, dtype: str | None, quantization: str | None) -> bool:
         """Whether `swap` can change to `target` in this dtype and quantisation (None: as for `load`)."""

@@ -1,10 +1,9 @@
 """A LoRA layer's forward and backward pass as one autograd function, on a CPU and where a trial finds it faster.
 
 peft composes it of six operations on activations, each of which reads and writes megabytes; a GPU also waits for the
-host to start them. Here the update is
-added in place to the base's product, and its gradient to the base's gradient, and the scale is applied to tensors that
-are only `rank` wide. The results are the same up to rounding, with fewer passes over memory (as in Unsloth's LoRA
-kernels for GPUs).
+host to start them. Here the update is added in place to the base's product, and its gradient to the base's gradient,
+and the scale is applied to tensors that are only `rank` wide. The results are the same up to rounding, with fewer
+passes over memory (as in Unsloth's LoRA kernels for GPUs).
 """
 
 from __future__ import annotations
