@@ -140,9 +140,7 @@ def test_a_pass_that_adds_to_a_gradient_twice_is_sent_at_its_end(group: Group) -
         )
 
 
-def test_a_rank_without_memory_makes_room_before_it_sends_zeros(
-    group: Group, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rank_without_memory_makes_room_before_it_sends_zeros(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     model, sent = stack(), []
     summing = Reduction([*model.parameters()], Ranks(), bucket=BUCKET)
     summing.arm()
