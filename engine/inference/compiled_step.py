@@ -264,11 +264,11 @@ class _Forward:
     def __call__(self, ids: Any, cache: Any) -> Any:
         from engine.inference.step_program import Held
 
-        program = self._compilation.find(self._model) if cache is not None and ids.numel() == 1 else None
-        if program is not None:
+        if cache is not None and ids.numel() == 1:
             try:
-                held = cache if isinstance(cache, Held) else _hold(cache)
-                if held is not None:
+                program = self._compilation.find(self._model)
+                held = cache if isinstance(cache, Held) or program is None else _hold(cache)
+                if program is not None and held is not None:
                     return Output(program.step(ids, held)[:, None], held)
             except Exception as error:  # noqa: BLE001 - whatever a compiled program raises; the plain path goes on
                 self._compilation.give_up(error)

@@ -101,11 +101,16 @@ def test_a_kept_speed_is_compared_with_what_is_wanted_now(device: Trials) -> Non
     assert not device.decide("wrong", plain, wrong, tolerance=1e-3, faster=0.0).used
 
 
-def test_a_harmless_path_leaves_no_verdict_while_it_is_tried(device: Trials) -> None:
-    for harmless in (True, False):
-        name, kept = f"harmless {harmless}", []
-        device.decide(name, plain, lambda: [kept.append(device.read(name)), RIGHT][1:], tolerance=1, harmless=harmless)
-        assert (kept[0] is None) == harmless and device.read(name) is not None
+@pytest.mark.parametrize("harmless", [True, False])
+def test_a_harmless_path_leaves_no_verdict_while_it_is_tried(harmless: bool, device: Trials) -> None:
+    kept: list[Verdict | None] = []
+
+    def look() -> list[Any]:
+        kept.append(device.read("path"))
+        return [RIGHT]
+
+    device.decide("path", plain, look, tolerance=1, harmless=harmless)
+    assert (kept[0] is None) == harmless and device.read("path") is not None
 
 
 def test_want_of_memory_is_no_verdict(device: Trials) -> None:

@@ -36,7 +36,7 @@ class SingleProcess:
         return model if masters is None else model.to(masters)
 
     def prepare(self, model: Any, make_optimizer: Callable[[Any], Any]) -> None:
-        # The model is not wrapped in DistributedDataParallel, since ranks vote before their gradients are summed (`ddp`).
+        # The model is not wrapped in DistributedDataParallel, since ranks vote before they sum gradients (`ddp`).
         self.model = self.accelerator.prepare_model(model, evaluation_mode=True)
         self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(self.model))
 
