@@ -8,6 +8,7 @@ passes over memory (as in Unsloth's LoRA kernels for GPUs).
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -72,6 +73,11 @@ def _is_float16() -> bool:
     return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16
 
 
+def _without_autocast(kind: str) -> AbstractContextManager[object]:
+    """Not every back end can disable it."""
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
 class _Fused(torch.autograd.Function):
     """x [..., in] · Wᵀ + bias + s · ((x ⊙ factors) · Aᵀ) · Bᵀ, with gradients of x, A [rank, in] and B [out, rank]. W
     is frozen."""
@@ -131,7 +137,7 @@ class _FusedElsewhere(torch.autograd.Function):
             dtype = torch.get_autocast_dtype(kind)
             x, weight, a, b = (tensor.to(dtype) for tensor in (x, weight, a, b))
             bias, factors = (tensor if tensor is None else tensor.to(dtype) for tensor in (bias, factors))
-        with torch.autocast(kind, enabled=False):
+        with _without_autocast(kind):
             flat = x.reshape(-1, x.shape[-1])
             factors = factors if factors is None else factors.reshape(flat.shape)
             dropped = flat if factors is None else flat * factors
@@ -143,7 +149,7 @@ class _FusedElsewhere(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         weight, a, b, dropped, low, factors = ctx.saved_tensors
-        with torch.autocast(gradient.device.type, enabled=False):
+        with _without_autocast(gradient.device.type):
             flat = gradient.reshape(-1, gradient.shape[-1])
             into_low = (flat @ b).mul_(ctx.scale)
             into_x = None
