@@ -66,7 +66,7 @@ def load(
     that fits no GPU alone is spread over all of them. A relative folder is resolved against `directory`, by default the
     working directory. A missing catalogue model is pulled, and a GGUF file is dequantised, with `progress`. The base's
     own code runs only if `trust_remote_code` is set here or in the profile of the target's run. `compiling` allows
-    single replies to be decoded by a compiled program, which is made in the background (see
+    single replies to be decoded by a faster step, which is tried or compiled in the background (see
     `engine.inference.compiled_step`). Where llama-cpp-python is installed and neither dtype nor quantisation is named,
     llama.cpp itself computes single replies of a GGUF file. Raises ProblemError, and ValueError for an unknown dtype or
     quantisation.
