@@ -74,6 +74,10 @@ class Program:
         self._weights = {name: own[name.removeprefix("model.")].detach() for name in self._runner.get_constant_fqns()}
         self._runner.load_constants(self._weights, check_full_update=True, user_managed=True)
 
+    def drop_weights(self) -> None:
+        """Forget the model, so that its memory can be freed; `take_weights` comes before the next step."""
+        self.model, self._weights = None, {}
+
     def step(self, ids: Any, held: Held) -> Any:
         """The logits `[1, vocabulary]` after the token `ids` [1, 1], which is appended to the cache `held`."""
         import torch
@@ -117,6 +121,8 @@ class Compilation:
                 yield piece
         finally:
             self.active -= 1
+            if not self.active and isinstance(self._program, LeanStep):
+                self._program.rest()
         if count >= LEAST_TOKENS and not self._over and self._thread is None and is_usable(model):
             self._start(model)
 
@@ -135,6 +141,11 @@ class Compilation:
         """Never use a step again in this process."""
         self._program, self._over = None, True
         self._say(f"replies go on without the faster step: {first_line(error)}")
+
+    def drop_weights(self) -> None:
+        """Forget the model of the step in use, which is about to be unloaded or replaced."""
+        if self._program is not None:
+            self._program.drop_weights()
 
     def wait(self) -> None:
         """Wait until the thread that compiles and tries the program has ended."""
@@ -181,7 +192,12 @@ class Compilation:
             if request["lean"]:
                 self._offer(trials, "lean step", request, make_lean_step)
             if request["compilable"]:
-                self._compile(trials, request)
+                try:
+                    self._compile(trials, request)
+                except Exception as error:
+                    if self._program is None:
+                        raise
+                    self._say(f"replies go on with the lean step, without the compiled one: {first_line(error)}")
         except Exception as error:  # noqa: BLE001 - whatever a compiler, loader or driver raises
             self.give_up(error)
         finally:
@@ -248,11 +264,11 @@ class _Forward:
     def __call__(self, ids: Any, cache: Any) -> Any:
         from engine.inference.step_program import Held
 
-        program = self._compilation.find(self._model) if cache is not None and ids.shape[1] == 1 else None
-        if program is not None:
+        if cache is not None and ids.numel() == 1:
             try:
-                held = cache if isinstance(cache, Held) else _hold(cache)
-                if held is not None:
+                program = self._compilation.find(self._model)
+                held = cache if isinstance(cache, Held) or program is None else _hold(cache)
+                if program is not None and held is not None:
                     return Output(program.step(ids, held)[:, None], held)
             except Exception as error:  # noqa: BLE001 - whatever a compiled program raises; the plain path goes on
                 self._compilation.give_up(error)
@@ -357,7 +373,9 @@ def _try(trials: Trials, name: str, program: Program | LeanStep, model: Any) -> 
             return [program.step(ids[:, at : at + 1], held).clone() for at in range(_STEPS)]
 
     tolerance = _TOLERANCES[str(model.dtype).removeprefix("torch.")]
-    return trials.decide(name, plain, fast, tolerance=tolerance, faster=_FASTER)
+    # Whoever quits after a first reply would otherwise have refused the lean step for good.
+    harmless = isinstance(program, LeanStep) and model.device.type == "cpu"
+    return trials.decide(name, plain, fast, tolerance=tolerance, faster=_FASTER, harmless=harmless)
 
 
 def has_memory_to_build(model: Any) -> bool:

@@ -18,6 +18,8 @@ from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, 
 
 from engine.inference.step_program import Held
 
+KEPT_BYTES = 256 * 2**20
+"""Bytes of captured keys and values that are kept between replies."""
 _LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
 _ROPES = frozenset({"default", "linear", "llama3", "yarn"})
 """Rotary positions that are computed without asking a tensor for a number."""
@@ -36,6 +38,8 @@ def is_lean(model: Any) -> bool:
         bool(len(layers))
         and all(type(layer).__name__ in _LAYERS for layer in layers)
         and type(model).__module__.startswith("transformers.models.")
+        and type(model).__name__.endswith("ForCausalLM")
+        and not getattr(model, "reads_both_ways", False)
         and getattr(rotary, "rope_type", None) in _ROPES
         and model.config.hidden_act == "silu"
         and not _has_hooks(model)
@@ -61,13 +65,20 @@ class LeanStep:
         self.model = model
         inner = model.model
         self._layers = [_Layer(layer, model.config) for layer in inner.layers]
-        self._embed, self._rotary, self._norm, self._head = (
-            inner.embed_tokens,
-            inner.rotary_emb,
-            _Norm(inner.norm),
-            _linear(model.lm_head),
-        )
+        self._embed, self._rotary = inner.embed_tokens, inner.rotary_emb
+        self._norm: Any = _Norm(inner.norm)
+        self._head: Any = _linear(model.lm_head)
         self._captured: _Captured | None = None
+
+    def drop_weights(self) -> None:
+        """Forget the model, so that its memory can be freed; `take_weights` comes before the next step."""
+        self.model = self._embed = self._rotary = self._norm = self._head = self._captured = None
+        self._layers = []
+
+    def rest(self) -> None:
+        """Between replies: free the captured tensors of a long one, which others may need the memory of."""
+        if self._captured is not None and self._captured.size > KEPT_BYTES:
+            self._captured = None
 
     def step(self, ids: Any, held: Held) -> Any:
         """The logits `[1, vocabulary]` after the token `ids` [1, 1], which is appended to the cache `held`. They are
@@ -179,7 +190,8 @@ class _Captured:
     def __init__(self, step: LeanStep, held: Held, capture: Capture) -> None:
         self.capacity = held.capacity
         device = held.tensors[0].device
-        self._tensors = [tensor.clone() for tensor in held.tensors]
+        self._tensors = held.tensors  # the row's own: a copy would take as much again
+        self.size = sum(tensor.numel() * tensor.element_size() for tensor in self._tensors)
         self._ids = torch.zeros(1, 1, dtype=torch.long, device=device)
         self._position = torch.full((1,), held.length, device=device)
         self.owner: Callable[[], Held | None] = lambda: None

@@ -66,7 +66,7 @@ def load(
     that fits no GPU alone is spread over all of them. A relative folder is resolved against `directory`, by default the
     working directory. A missing catalogue model is pulled, and a GGUF file is dequantised, with `progress`. The base's
     own code runs only if `trust_remote_code` is set here or in the profile of the target's run. `compiling` allows
-    single replies to be decoded by a compiled program, which is made in the background (see
+    single replies to be decoded by a faster step, which is tried or compiled in the background (see
     `engine.inference.compiled_step`). Where llama-cpp-python is installed and neither dtype nor quantisation is named,
     llama.cpp itself computes single replies of a GGUF file. Raises ProblemError, and ValueError for an unknown dtype or
     quantisation.
@@ -118,7 +118,7 @@ class LoadedModel:
         recorded = targets.read_lock(target.lock) if target.lock else None
         if recorded and target.lock and tokenizer:
             template_lock.check(recorded, tokenizer, target.lock.parent)
-        self._decoder = None  # its memory may be needed
+        self.drop_decoder()  # its memory may be needed
         self._read(lambda: self._adapters.put(target.adapter), str(target.adapter))
         self.tokenizer, self.target = tokenizer, target
         self.stop_ids = template_lock.find_stop_ids(recorded, self._adapters.base, tokenizer)
@@ -134,6 +134,12 @@ class LoadedModel:
         if self._decoder is None:
             self._decoder = make_decoder(self.model)
         return self._decoder
+
+    def drop_decoder(self) -> None:
+        """Free what replies are generated with, besides the model; it is made again at the next reply."""
+        self._decoder = None
+        if self.compilation is not None:
+            self.compilation.drop_weights()
 
     def serves(self, target: Target, dtype: str | None, quantization: str | None) -> bool:
         """Whether `swap` can change to `target` in this dtype and quantisation (None: as for `load`)."""

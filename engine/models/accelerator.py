@@ -96,8 +96,12 @@ def synchronize(device: Any) -> None:
     """Wait until `device` (a torch.device or its name) has computed everything it was given. A CPU already has."""
     import torch
 
-    if torch.device(device).type != "cpu":
+    if torch.device(device).type == "cpu":
+        return
+    try:
         torch.accelerator.synchronize()
+    except (RuntimeError, NotImplementedError):  # also where a back end cannot do that
+        torch.ones(1, device=device).item()  # which raises where the device has failed
 
 
 def free_bytes(device: Any) -> int:

@@ -15,7 +15,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,20 +60,29 @@ class Trials:
         self._device, self._on_verdict = device, on_verdict
         self.folder = home.root / "trials" / name_environment(device, label)
 
-    def decide(self, name: str, plain: Work, fast: Work, *, tolerance: float, faster: float = 1.0) -> Verdict:
+    def decide(
+        self, name: str, plain: Work, fast: Work, *, tolerance: float, faster: float = 1.0, harmless: bool = False
+    ) -> Verdict:
         """Whether to use `fast`: the kept verdict, or that of a trial. `tolerance` is the largest relative difference,
-        `faster` how many times as fast it must be.
+        `faster` how many times as fast it must be. A `harmless` path cannot end the process; if the process ends in its
+        trial, it is tried again.
 
         Raises what `plain` raises, and ProblemError when the fast path has made the device unusable for this process;
         then it is not tried again.
         """
         file = self._file(name)
-        if kept := _read(file):
+        if kept := self.read(name, faster):
             return kept
         make_private(self.folder)
-        # If the trial ends this process, the next one finds this verdict.
-        _write(file, Verdict(name, used=False, reason="the process ended during its trial"))
-        verdict = self._try(name, plain, fast, tolerance, faster)
+        if not harmless:  # if the trial ends this process, the next one finds this verdict
+            _write(file, Verdict(name, used=False, reason="the process ended during its trial"))
+        try:
+            verdict = self._try(name, plain, fast, tolerance, faster)
+        except ProblemError:
+            raise
+        except BaseException:  # the plain path has failed, which says nothing about the fast one
+            file.unlink(missing_ok=True)
+            raise
         if verdict is None:
             file.unlink(missing_ok=True)
             return Verdict(name, used=False, reason="there was not enough memory to try it")
@@ -81,9 +90,12 @@ class Trials:
         self._on_verdict(verdict)
         return verdict
 
-    def read(self, name: str) -> Verdict | None:
-        """The kept verdict."""
-        return _read(self._file(name))
+    def read(self, name: str, faster: float | None = None) -> Verdict | None:
+        """The kept verdict. `faster` is how many times as fast the path must be now, if that is not what it was."""
+        kept = _read(self._file(name))
+        if kept is None or faster is None or not kept.speedup:
+            return kept
+        return replace(kept, used=kept.speedup >= faster)
 
     def keep(self, verdict: Verdict) -> None:
         """Keep the verdict of a path that could not even be tried."""

@@ -1,7 +1,7 @@
 """Keeps bad batches away from the weights: a loss or gradient that is not finite, a loss spike, or a lack of memory.
 
-The ranks vote once per global batch, after their backward passes and before the gradients are summed. A rank that ran
-out of memory reports it in this vote, so no other rank waits for it.
+The ranks vote once per global batch, after their backward passes and before the update. A rank that ran out of memory
+reports it in this vote, and has sent zeros where others wait for its gradients.
 """
 
 from __future__ import annotations

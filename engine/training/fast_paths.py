@@ -111,7 +111,8 @@ def try_fused_lora(trials: Trials, layer: Any, device: str, autocast: Callable[[
         torch.randn(sum(_ROWS), width, generator=generator).to(device, probe.dtype)
         for width in (down.shape[1], up.shape[0])
     )
-    torch.nn.init.normal_(up, std=0.02)
+    # The run's own random numbers must not depend on whether there is a verdict.
+    up.data.copy_(0.02 * torch.randn(up.shape, generator=generator))
 
     def work(kind: Any) -> Sequence[Any]:
         layer.__class__ = kind

@@ -7,12 +7,15 @@ Its cross entropy is not used: the output layer here computes only trained posit
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
+from engine.models.memory import is_out_of_memory
 from engine.models.trials import Trials, Verdict
 from engine.protocol.messages import Problem, ProblemError
+from engine.protocol.text import first_line
 
 _KERNELS = {"cross_entropy": False, "fused_linear_cross_entropy": False}
 _TOKENS = 512
@@ -60,30 +63,70 @@ def try_kernels(trials: Trials, model: Any, device: str, autocast: Callable[[], 
     faster, only correct."""
     import torch
 
-    config = _shorten(model.config.get_text_config())
-    # `torch.random` is left as it was: the run's own numbers must not depend on whether there is a verdict.
-    with torch.random.fork_rng([torch.device(device)] if device != "cpu" else []):
-        torch.manual_seed(0)
-        plain = _make_layer(config, model).to(device, model.dtype).train()
-    fast = copy.deepcopy(plain)
+    config, dtype = _shorten(model.config.get_text_config()), str(model.dtype).removeprefix("torch.")
+    name = f"Liger's kernels in {config.model_type} {config.hidden_size} wide, {dtype}"
+    faster = 0.0 if demanded else 1.0
+    if kept := trials.read(name, faster):
+        return kept
     ids = torch.arange(_TOKENS, device=device)[None] % config.vocab_size
 
-    def work(kind: Any) -> list[Any]:
-        if kind is fast and not installed:
-            install(fast)
-            installed.append(True)
+    def compute(kind: Any) -> list[Any]:
         with autocast():
             logits = kind(input_ids=ids, use_cache=False).logits.float()
         loss = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
-        return [loss, *torch.autograd.grad(loss, [*kind.parameters()], allow_unused=False)]
+        return [loss, *torch.autograd.grad(loss, [*kind.parameters()])]
 
-    installed: list[bool] = []
-    name = (
-        f"Liger's kernels in {config.model_type} {config.hidden_size} wide, {str(model.dtype).removeprefix('torch.')}"
-    )
-    return trials.decide(
-        name, lambda: work(plain), lambda: work(fast), tolerance=_TOLERANCE, faster=0.0 if demanded else 1.0
-    )
+    try:
+        # `torch.random` is left as it was: the run's own numbers must not depend on whether there is a verdict.
+        with torch.random.fork_rng([torch.device(device)] if device != "cpu" else []):
+            torch.manual_seed(0)
+            plain = _make_layer(config, model).to(device, model.dtype).eval()  # without dropout
+        compute(plain)
+    except Exception as error:  # noqa: BLE001 - not every model can be made with one layer, of its configuration alone
+        verdict = Verdict(name, used=False, reason=f"one layer of the model cannot be tried: {first_line(error)}")
+        if not is_out_of_memory(error):
+            trials.keep(verdict)
+        return verdict
+    fast, names, installed = copy.deepcopy(plain), _Names(plain), False
+
+    def compute_fast() -> list[Any]:
+        nonlocal installed
+        names.restore(patched=True)
+        if not installed:
+            install(fast)
+            names.record()
+            installed = True
+        return compute(fast)
+
+    def compute_plain() -> list[Any]:
+        names.restore(patched=False)
+        return compute(plain)
+
+    try:
+        return trials.decide(name, compute_plain, compute_fast, tolerance=_TOLERANCE, faster=faster)
+    finally:
+        names.restore(patched=False)
+
+
+class _Names:
+    """The names in the modules of transformers that define a model's classes. Liger replaces some of them, such as the
+    function for rotary positions, for every model in the process."""
+
+    def __init__(self, model: Any) -> None:
+        named = {type(part).__module__ for part in model.modules()}
+        self._modules = [sys.modules[name] for name in named if name.startswith("transformers.")]
+        self._plain = self._patched = self._read()
+
+    def _read(self) -> list[dict[str, Any]]:
+        return [dict(vars(module)) for module in self._modules]
+
+    def record(self) -> None:
+        """Remember the names as Liger has left them."""
+        self._patched = self._read()
+
+    def restore(self, *, patched: bool) -> None:
+        for module, names in zip(self._modules, self._patched if patched else self._plain, strict=True):
+            vars(module).update(names)
 
 
 def _make_layer(config: Any, model: Any) -> Any:

@@ -178,6 +178,7 @@ class TrainingLoop:
         import torch
 
         loss = torch.zeros((), device=self.job.device.name)
+        there = part = None
         for number, batch in enumerate(micro_batches, 1):
             if self.memory.error:
                 break
@@ -198,13 +199,16 @@ class TrainingLoop:
                 self.clock.lap("backward")
         if reducing:  # the last forward pass was not reached, or has failed
             self.strategy.begin_reduction(failed=bool(self.memory.error))
+        if not self.memory.error:
+            with self.memory.catch():
+                self.strategy.end_pass()
         if self.memory.error:
+            there = part = None  # a failed pass has left activations, and the other ranks wait for buffers from here
             self.drop_gradients()
             accelerator.release()
-        else:
-            self.strategy.end_pass()
         found = float(loss.item())  # waits until the device is done
         self.clock.lap("backward")
+        self.clock.move("backward", "reduction", self.strategy.take_waited())
         return found
 
     def drop_gradients(self) -> None:

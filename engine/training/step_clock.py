@@ -57,6 +57,13 @@ class StepClock:
         if self._device and name in ("", *COMPUTED, WAITING, REDUCTION):  # the device is idle in a pause, too
             self._device.record(name)
 
+    def move(self, name: str, other: str, seconds: float) -> None:
+        """Count `seconds` of the last lap of `name`, a rank's own work, as `other`, which is not."""
+        if seconds:
+            self.seconds[name] = self.seconds.get(name, 0.0) - seconds
+            self.seconds[other] = self.seconds.get(other, 0.0) + seconds
+            self._unsent -= seconds
+
     def add_batch(self, batch: dict[str, Any], tokens: int) -> None:
         """Count a micro-batch on the CPU, before it is copied."""
         if places := _count_places(batch):

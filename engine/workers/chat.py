@@ -163,6 +163,7 @@ class Chat:
         if self.loaded is None:
             return
         on_cpu = self.loaded.device == "cpu"
+        self.loaded.drop_decoder()  # a thread that compiles would keep it
         self.loaded = None
         gc.collect()
         if on_cpu:

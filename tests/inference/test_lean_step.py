@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.inference import compiled_step
+from engine.inference import compiled_step, lean_step
 from engine.inference.compiled_step import Compilation
 from engine.inference.generate import stream
 from engine.inference.lean_step import LeanStep, is_lean
@@ -116,6 +118,37 @@ def test_two_rows_in_turns_do_not_share_a_captured_step() -> None:
                 expected = model(input_ids=given, past_key_values=start, use_cache=True).logits[:, -1]
                 torch.testing.assert_close(step.step(given, held), expected, rtol=1e-4, atol=1e-4)
     assert len(counted) == 1
+
+
+def test_rows_of_a_batch_stay_with_the_model(tmp_path: Path) -> None:
+    model = make("llama")
+    compilation = Compilation(Home(tmp_path / "home"), "")
+    compilation._program = LeanStep(model)
+    with torch.inference_mode():
+        start = model(input_ids=torch.tensor([PROMPT, PROMPT[::-1]]), use_cache=True).past_key_values
+        found = compilation.open(model, lambda: False)(torch.tensor([[3], [70]]), start)
+    assert found.logits.shape[0] == 2 and not isinstance(found.past_key_values, Held)
+
+
+def test_memory_is_not_taken_twice_nor_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, compilation = make("llama"), Compilation(Home(tmp_path / "home"), "")
+    compilation._program = step = LeanStep(model, repeat([]))
+    with torch.inference_mode():
+        held = Held(model(input_ids=torch.tensor([PROMPT]), use_cache=True).past_key_values, 64)
+        step.step(torch.tensor([[3]]), held)
+    assert step._captured is not None and step._captured._tensors is held.tensors
+    size = step._captured.size
+    for limit, kept in ((size, True), (size - 1, False)):
+        monkeypatch.setattr(lean_step, "KEPT_BYTES", limit)
+        assert [*compilation.watch(model, iter([]))] == []
+        assert (step._captured is not None) == kept
+    expected, alive = reply(model, 20), weakref.ref(model)
+    compilation.drop_weights()
+    assert reply(model, 20, compilation.open) == expected and step.model is model
+    compilation.drop_weights()
+    del model
+    gc.collect()
+    assert alive() is None
 
 
 def test_what_it_does_not_know_stays_with_the_model() -> None:

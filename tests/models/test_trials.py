@@ -93,6 +93,26 @@ def test_a_path_that_must_be_faster_still_is_not_used(device: Trials) -> None:
     assert not device.decide("path", plain, plain, tolerance=1e-3, faster=1.9).used
 
 
+def test_a_kept_speed_is_compared_with_what_is_wanted_now(device: Trials) -> None:
+    assert not device.decide("path", plain, slow, tolerance=1e-3).used
+    assert device.decide("path", plain, slow, tolerance=1e-3, faster=0.0).used, "it is right, and demanded"
+    assert not device.decide("path", plain, slow, tolerance=1e-3).used
+    assert not device.decide("wrong", plain, wrong, tolerance=1e-3).used
+    assert not device.decide("wrong", plain, wrong, tolerance=1e-3, faster=0.0).used
+
+
+@pytest.mark.parametrize("harmless", [True, False])
+def test_a_harmless_path_leaves_no_verdict_while_it_is_tried(harmless: bool, device: Trials) -> None:
+    kept: list[Verdict | None] = []
+
+    def look() -> list[Any]:
+        kept.append(device.read("path"))
+        return [RIGHT]
+
+    device.decide("path", plain, look, tolerance=1, harmless=harmless)
+    assert (kept[0] is None) == harmless and device.read("path") is not None
+
+
 def test_want_of_memory_is_no_verdict(device: Trials) -> None:
     assert not device.decide("path", plain, too_large, tolerance=1e-3).used
     assert not device.decide("path", too_large, fast, tolerance=1e-3).used
@@ -102,6 +122,7 @@ def test_want_of_memory_is_no_verdict(device: Trials) -> None:
 def test_the_plain_paths_errors_are_raised(device: Trials) -> None:
     with pytest.raises(RuntimeError, match="Triton"):
         device.decide("path", fails, fast, tolerance=1e-3)
+    assert device.read("path") is None, "that says nothing about the fast path"
 
 
 def test_a_path_that_ends_its_process_is_not_tried_again(device: Trials, bare_home: Home) -> None:

@@ -27,9 +27,9 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[
     found: list[Counter[str]] = []
     original: Callable[..., Any] = getattr(owner, name)
 
-    def counted(*given: Any, **options: Any) -> Any:
+    def counted(*given: Any, **named: Any) -> Any:
         with Operations() as counting:
-            result = original(*given, **options)
+            result = original(*given, **named)
         found.append(counting.counts)
         return result
 

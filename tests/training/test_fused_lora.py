@@ -28,10 +28,11 @@ PASSES = {
 def test_a_trial_likes_what_pefts_layers_compute(dtype: str, bare_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trials, "_time", lambda trials, work: 1.0)
     layer = fused_lora.list_layers(tiny())[0]
-    before = [weight.clone() for weight in layer.parameters()]
+    before, numbers = [weight.clone() for weight in layer.parameters()], torch.random.get_rng_state()
     verdict = fast_paths.try_fused_lora(Trials(bare_home, "cpu", "a card"), layer, "cpu", PASSES[dtype])
     assert verdict.used and verdict.difference <= (1e-6 if dtype == "float32" else 0.02), verdict
     assert dtype in verdict.name and "rank 4" in verdict.name
+    assert torch.equal(numbers, torch.random.get_rng_state()), "the run's numbers do not depend on a trial"
     assert type(layer) is not fused_lora.FusedLinear and all(map(torch.equal, before, layer.parameters()))
 
 

@@ -69,3 +69,37 @@ def test_kernels_are_tried(
     assert "llama 32 wide" in verdict.name and trials.read(verdict.name) == verdict
     assert torch.equal(before, torch.random.get_rng_state())
     assert len(list(model.modules())) == number and model.config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_trial_leaves_no_names_replaced(
+    right: bool, model: Any, bare_home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Liger replaces the function for rotary positions in transformers' module, for all models of the process."""
+    from transformers.models.llama import modeling_llama
+
+    rotate = modeling_llama.apply_rotary_pos_emb
+
+    def install(model: Any) -> None:
+        def replaced(query: Any, key: Any, *named: Any, **more: Any) -> Any:
+            return rotate(query, key, *named, **more) if right else (query * 3, key)
+
+        modeling_llama.apply_rotary_pos_emb = replaced
+
+    monkeypatch.setattr(liger, "install", install)
+    verdict = liger.try_kernels(Trials(bare_home, "cpu", "a card"), model, "cpu", nullcontext, demanded=True)
+    assert verdict.used == right and modeling_llama.apply_rotary_pos_emb is rotate
+
+
+def test_a_model_whose_layer_cannot_be_made_alone_keeps_its_own(
+    model: Any, bare_home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("Unrecognized configuration class for this kind of AutoModel")
+
+    monkeypatch.setattr(liger, "_make_layer", fail)
+    told: list[Any] = []
+    trials = Trials(bare_home, "cpu", "a card", told.append)
+    for _ in range(2):
+        assert not liger.try_kernels(trials, model, "cpu", nullcontext, demanded=True).used
+    assert len(told) == 1 and "Unrecognized" in told[0].reason

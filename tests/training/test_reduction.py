@@ -123,6 +123,8 @@ def test_a_pass_that_adds_to_a_gradient_twice_is_sent_at_its_end(group: Group) -
 
     model = stack()
     summing = Reduction([*model.parameters()], Ranks(), bucket=BUCKET)
+    summing.arm()
+    summing.wait()  # a step without a pass here says nothing about passes
     for _ in range(2):
         model.zero_grad()
         group.told.clear()
@@ -136,6 +138,30 @@ def test_a_pass_that_adds_to_a_gradient_twice_is_sent_at_its_end(group: Group) -
             torch.equal(weight.grad, 2 * one)  # type: ignore[arg-type]
             for weight, one in zip(model[0].parameters(), expected, strict=True)
         )
+
+
+def test_a_rank_without_memory_makes_room_before_it_sends_zeros(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sent = stack(), []
+    summing = Reduction([*model.parameters()], Ranks(), bucket=BUCKET)
+    summing.arm()
+    pass_through(model, [])
+
+    def send(flat: Any) -> None:
+        sent.append((int(flat.count_nonzero()), any(weight.grad is not None for weight in model.parameters())))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", send)
+    summing.abandon()
+    assert sent == [(0, False)] * LAYERS
+
+
+def test_waiting_for_sums_is_no_work_of_a_rank(group: Group) -> None:
+    model = stack()
+    summing = Reduction([*model.parameters()], Ranks(), bucket=BUCKET)
+    for _ in range(2):
+        summing.arm()
+        pass_through(model, [])
+        summing.wait()
+        assert summing.take_waited() > 0 == summing.take_waited()
 
 
 def test_buckets_hold_one_dtype_and_no_more_than_their_size() -> None:

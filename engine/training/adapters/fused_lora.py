@@ -1,14 +1,14 @@
 """A LoRA layer's forward and backward pass as one autograd function, on a CPU and where a trial finds it faster.
 
 peft composes it of six operations on activations, each of which reads and writes megabytes; a GPU also waits for the
-host to start them. Here the update is
-added in place to the base's product, and its gradient to the base's gradient, and the scale is applied to tensors that
-are only `rank` wide. The results are the same up to rounding, with fewer passes over memory (as in Unsloth's LoRA
-kernels for GPUs).
+host to start them. Here the update is added in place to the base's product, and its gradient to the base's gradient,
+and the scale is applied to tensors that are only `rank` wide. The results are the same up to rounding, with fewer
+passes over memory (as in Unsloth's LoRA kernels for GPUs).
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -73,6 +73,11 @@ def _is_float16() -> bool:
     return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16
 
 
+def _without_autocast(kind: str) -> AbstractContextManager[object]:
+    """Not every back end can disable it."""
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
 class _Fused(torch.autograd.Function):
     """x [..., in] · Wᵀ + bias + s · ((x ⊙ factors) · Aᵀ) · Bᵀ, with gradients of x, A [rank, in] and B [out, rank]. W
     is frozen."""
@@ -132,7 +137,7 @@ class _FusedElsewhere(torch.autograd.Function):
             dtype = torch.get_autocast_dtype(kind)
             x, weight, a, b = (tensor.to(dtype) for tensor in (x, weight, a, b))
             bias, factors = (tensor if tensor is None else tensor.to(dtype) for tensor in (bias, factors))
-        with torch.autocast(kind, enabled=False):
+        with _without_autocast(kind):
             flat = x.reshape(-1, x.shape[-1])
             factors = factors if factors is None else factors.reshape(flat.shape)
             dropped = flat if factors is None else flat * factors
@@ -144,7 +149,7 @@ class _FusedElsewhere(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         weight, a, b, dropped, low, factors = ctx.saved_tensors
-        with torch.autocast(gradient.device.type, enabled=False):
+        with _without_autocast(gradient.device.type):
             flat = gradient.reshape(-1, gradient.shape[-1])
             into_low = (flat @ b).mul_(ctx.scale)
             into_x = None

@@ -10,6 +10,7 @@ micro_batch(last)                 context of one forward and backward pass, the 
 begin_reduction(failed)           let the coming backward pass sum its gradients over all ranks, unless one has failed
 backward(loss)                    compute gradients
 end_pass()                        send the gradients that the pass has left
+take_waited()                     the seconds in which passes have waited for sums
 reduce()                          wait for the sums of all gradients
 clip(max_norm)                    scale the gradients down to this norm; returns the norm before; 0 clips nothing
 drop()                            drop all gradients

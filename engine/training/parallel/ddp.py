@@ -38,6 +38,9 @@ class DataParallel(SingleProcess):
         if self._under_way:
             self._reduction.flush()
 
+    def take_waited(self) -> float:
+        return self._reduction.take_waited()
+
     def reduce(self) -> None:
         self._reduction.wait()
         self._under_way = False

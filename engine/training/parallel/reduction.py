@@ -9,6 +9,7 @@ A rank that runs out of memory in that pass sends zeros for what it has not sent
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -42,6 +43,7 @@ class Reduction:
         self._early: bool | None = None
         """Whether buckets are sent within the pass; None until one pass has been watched."""
         self._armed = False
+        self._waited = 0.0
         self._in_flight: deque[Finish] = deque()
         self._stream = _make_stream(weights[0].device) if weights else None
         for weight in self._bucket_of:
@@ -58,8 +60,8 @@ class Reduction:
 
     def flush(self) -> None:
         """Send the buckets that the pass has left, as some weights had no gradient in this rank's rows."""
-        if self._armed and self._early is None:
-            self._early = max(self._found.values(), default=1) == 1
+        if self._armed and self._early is None and self._found:
+            self._early = max(self._found.values()) == 1
         self._armed = False
         while self._next < len(self._buckets):
             self._send(self._buckets[self._next])
@@ -69,14 +71,21 @@ class Reduction:
         self.flush()
         self._settle()
 
+    def take_waited(self) -> float:
+        """The seconds since the last call in which a pass has waited for sums, as on a CPU."""
+        waited, self._waited = self._waited, 0.0
+        return waited
+
     def abandon(self) -> None:
-        """Send zeros for the buckets that have not been sent: this rank has no gradients."""
+        """Drop all gradients, which makes room, and send zeros for the buckets that have not been sent."""
         import torch
         import torch.distributed as dist
 
         self._armed = False
         rest = self._buckets[self._next :]
         self._settle()
+        for weight in self._bucket_of:
+            weight.grad = None
         for bucket in rest:
             size = sum(weight.numel() for weight in bucket)
             dist.all_reduce(torch.zeros(size, dtype=bucket[0].dtype, device=bucket[0].device))
@@ -113,8 +122,10 @@ class Reduction:
             self._stream.wait_stream(_current_stream(bucket[0].device))
         with self._beside():
             if len(self._in_flight) == IN_FLIGHT:
+                began = time.perf_counter()
                 with self._ranks.waiting():
                     self._in_flight.popleft()()
+                self._waited += time.perf_counter() - began
             self._in_flight.append(start(dist.all_reduce, [weight.grad for weight in bucket]))
         self._next += 1
 

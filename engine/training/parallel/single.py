@@ -36,7 +36,7 @@ class SingleProcess:
         return model if masters is None else model.to(masters)
 
     def prepare(self, model: Any, make_optimizer: Callable[[Any], Any]) -> None:
-        # The model is not wrapped in DistributedDataParallel, since ranks reduce gradients after their vote (`reduce`).
+        # The model is not wrapped in DistributedDataParallel, since ranks vote before they sum gradients (`ddp`).
         self.model = self.accelerator.prepare_model(model, evaluation_mode=True)
         self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(self.model))
 
@@ -57,6 +57,10 @@ class SingleProcess:
 
     def end_pass(self) -> None:
         """Send what that pass has left. Every rank calls it, or `drop`, before the ranks vote."""
+
+    def take_waited(self) -> float:
+        """The seconds since the last call that this process has waited for sums of gradients within passes."""
+        return 0.0
 
     def drop(self) -> None:
         """Drop the gradients; an optimiser step without gradients changes nothing."""
