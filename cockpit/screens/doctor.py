@@ -36,9 +36,9 @@ def describe(check: Found) -> Content:
     """Mark, name and result of a check, and below it how to fix the problem."""
     mark, style = MARKS[check["ok"]]
     name = f"{check['name']:<{NAME}} "
-    parts: list[Any] = [(mark, style), " ", (name, "bold"), check["detail"]]
+    parts: list[Any] = [(mark, style), " ", (name, "bold"), tr_engine(check["detail"])]
     if check.get("mend"):
-        parts += ["\n  ", " " * (NAME + 1), (f"→ {check['mend']}", "bold $text-warning")]
+        parts += ["\n  ", " " * (NAME + 1), (f"→ {tr_engine(check['mend'])}", "bold $text-warning")]
     return Content.assemble(*parts)
 
 
@@ -109,8 +109,9 @@ class DoctorScreen(CockpitScreen):
         if action == "examine_one":
             return self.chosen is not None
         if action == "mend":
-            return self.chosen is not None and bool(self.chosen.get("mend")) and not self.chosen["ok"]
-        return True
+            ill = self.chosen is not None and bool(self.chosen.get("mend")) and not self.chosen["ok"]
+            return ill and not self.app.readonly
+        return action != "stress" or not self.app.readonly
 
     # ── what the keys do ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -128,48 +129,54 @@ class DoctorScreen(CockpitScreen):
         if (check := self.chosen) is None:
             return
         if check.get("stress"):
-            await self._stress()
+            if not self.app.readonly:
+                self._stress()
             return
         self._verdict(Content(tr("checking {name} …", name=check["name"])))
         if (found := await self._ask_doctor(check["name"])) is not None:
             self._show_checks(replace(self.checks, {check["name"]}, found["checks"]))
 
     @opens_dialog
-    @work(exclusive=True, group="doctor")
+    @work(exclusive=True, group="dialog")
     async def action_mend(self) -> None:
         """Run the command that mends the check under the cursor, after a question; show one that is not safe."""
         if (check := self.chosen) is None or not check.get("mend"):
             return
         if not check.get("fix"):
-            text = tr("{mend}\n\nThis is left to you: it may change more than this check.", mend=check["mend"])
+            mend = tr_engine(check["mend"])
+            text = tr("{mend}\n\nThis is left to you: it may change more than this check.", mend=mend)
             await self.app.push_screen_wait(Confirm(tr("Mend {name} by hand", name=check["name"]), text, {}))
             return
         command = " ".join(("cockpit", *check["fix"]))
-        if not await self.app.push_screen_wait(
-            Confirm(tr("Mend {name}", name=check["name"]), command, {"y": tr("run it")})
-        ):
-            return
+        title = tr("Mend {name}", name=check["name"])
+        if await self.app.push_screen_wait(Confirm(title, command, {"y": tr("run it")})):
+            self._mend(check, command)
+
+    @work(exclusive=True, group="doctor")
+    async def _mend(self, check: Found, command: str) -> None:
         self._verdict(Content(f"{command} …"))
         if (found := await self._ask_doctor(check["name"], "--fix", "--yes")) is not None:
             self._show_checks(replace(self.checks, {check["name"]}, found["checks"]))
             failed = [each["command"] for each in found.get("mended", ()) if each["status"]]
             if failed:
-                self.notify(tr("{failed} failed: run it in a terminal to see why", failed=failed[0]), severity="error")
+                text = tr("{command} failed: run it in a terminal to see why", command=failed[0])
+                self.notify(text, severity="error")
 
     @opens_dialog
-    @work(exclusive=True, group="doctor")
+    @work(exclusive=True, group="dialog")
     async def action_stress(self) -> None:
         """Test the cards after a question."""
         text = tr(
-            "Every card that nobody uses computes for {STRESS_SECONDS} s, and its free memory is "
-            "filled. Without a card, the CPU is tested. What else runs here becomes slower meanwhile.",
-            STRESS_SECONDS=STRESS_SECONDS,
+            "Every card that nobody uses computes for {seconds} s, and its free memory is filled. "
+            "Without a card, the CPU is tested. What else runs here becomes slower meanwhile.",
+            seconds=STRESS_SECONDS,
         )
         if await self.app.push_screen_wait(Confirm(tr("Test the cards"), text, {"y": tr("test them")})):
-            await self._stress()
+            self._stress()
 
+    @work(exclusive=True, group="doctor")
     async def _stress(self) -> None:
-        self._verdict(Content(tr("testing for {STRESS_SECONDS} s …", STRESS_SECONDS=STRESS_SECONDS)))
+        self._verdict(Content(tr("testing for {seconds} s …", seconds=STRESS_SECONDS)))
         if (found := await self._ask_doctor(f"--stress={STRESS_SECONDS}")) is not None:
             others = [check for check in self.checks if not check.get("stress")]
             self._show_checks([*({**each, "stress": True} for each in found["checks"]), *others])
@@ -219,21 +226,18 @@ class DoctorScreen(CockpitScreen):
         return None
 
     def _show_checks(self, checks: list[Found]) -> None:
-        """Show the checks; the cursor stays on the one it was on."""
-        before = self.chosen
+        """Show the checks; the cursor stays on the one it was on, or the nearest of its name."""
+        before, place = self.chosen, self.listing.highlighted or 0
         self.checks = checks
         failed = sum(check["ok"] is False for check in checks)
-        words = tr("requirement fails") if failed == 1 else tr("requirements fail")
+        words = tr("✗ one requirement fails: see →") if failed == 1 else ""
+        words = words or tr("✗ {count} requirements fail: see →", count=failed)
         good = Content.styled(tr("✓ all requirements are met"), "$text-success")
-        self._verdict(
-            Content.styled(tr("✗ {failed} {words}: see →", failed=failed, words=words), "$text-error")
-            if failed
-            else good
-        )
+        self._verdict(Content.styled(words, "$text-error") if failed else good)
         self.listing.clear_options()
         self.listing.add_options([describe(check) for check in checks])
-        same = (at for at, check in enumerate(checks) if before is not None and check["name"] == before["name"])
-        self.listing.highlighted = next(same, 0) if checks else None
+        same = [at for at, check in enumerate(checks) if before is not None and check["name"] == before["name"]]
+        self.listing.highlighted = min(same, key=lambda at: abs(at - place), default=0) if checks else None
         self.refresh_bindings()
 
     def _verdict(self, content: Content) -> None:

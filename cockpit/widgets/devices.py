@@ -126,10 +126,12 @@ class Devices(Widget):
             self._mount(titles, with_ranks=not sample.devices)
         for device in sample.devices:
             values = state.device_history.get(f"device/{device.index}/utilisation", ())
-            user = tr(OWN) if live and device.index in live.devices else _heaviest_process(device)
-            own = forecast if user == OWN else 0.0
-            user = card_health.describe_flags(card_health.encode(device)) or user
-            self._panels[f"GPU {device.index}"].show(_device_line(device, own), values, user)
+            mine = live is not None and device.index in live.devices
+            user = tr(OWN) if mine else _heaviest_process(device)
+            faults = card_health.describe_flags(card_health.encode(device))
+            line = _device_line(device, forecast if mine else 0.0)
+            panel = self._panels[tr("GPU {index}", index=device.index)]
+            panel.show(line, values, " · ".join(filter(None, (faults, user))))
         if "CPU" in self._panels:
             self._show_host(sample, state)
         if self._ranks:

@@ -74,8 +74,10 @@ def list_faults(health: Health | None, utilisation: float | None = None) -> Iter
     reasons = set(health.throttled or ()) - {"power_cap"}
     if "heat" in reasons:
         yield Fault(HEAT, "throttled by heat", "check fans, air flow and the cards beside it")
-    if reasons - {"heat"} and not ("heat" in reasons and reasons <= {"heat", "slowdown"}):
+    if "power_brake" in reasons:
         yield Fault(POWER, "throttled by its power supply", "check the host's power supplies and cables")
+    if reasons == {"slowdown"}:
+        yield Fault(POWER, "throttled by its hardware", "check its heat, and the host's power supplies and cables")
     yield from _list_memory_faults(health)
     width, most = health.link_width, health.link_width_max
     if width and most and width < most:
@@ -130,6 +132,8 @@ def describe_figures(health: Health | None) -> str:
     if replaced:
         parts.append(f"{replaced:,} pieces of memory replaced")
     if health.link_width:
-        link = f"PCIe {health.link_generation}.0 " if health.link_generation else "PCIe "
-        parts.append(f"{link}×{health.link_width}")
+        generation, best = health.link_generation, health.link_generation_max
+        link = f"PCIe {generation}.0 " if generation else "PCIe "
+        saving = f" (up to {best}.0 when it works)" if generation and best and generation < best else ""
+        parts.append(f"{link}×{health.link_width}{saving}")
     return ", ".join(parts) or "reports nothing of its health"

@@ -126,6 +126,7 @@ def list_advice(
         if share >= each.least:
             message = f"{share:.0%} {each.words}".replace("%", " %")
             found.append((share, Finding(each.code, message, each.hint.format(workers=wanted))))
+    told = False
     factor, rank = values.get("time/slowest_factor") or 0.0, values.get("time/slowest_rank")
     if factor >= SLOWER and rank is not None:
         flags, heat = int(values.get("time/slowest_faults") or 0), values.get("time/slowest_temperature")
@@ -133,7 +134,8 @@ def list_advice(
         message = f"rank {int(rank)} is {factor:.1f} × slower{f': {known}' if known else ''}"
         hint = "look at its card: `cockpit doctor health`"
         found.append((1 - 1 / factor, Finding("slow.rank", message, hint)))
-    found += _list_card_faults(values, told=bool(found) and found[-1][1].code == "slow.rank")
+        told = bool(flags & card_health.THROTTLED)
+    found += _list_card_faults(values, told=told)
     return [finding for _, finding in sorted(found, key=lambda pair: -pair[0])]
 
 
@@ -203,7 +205,9 @@ def diagnose(evidence: Evidence) -> list[Finding]:
 
 
 def _check_masked(evidence: Evidence) -> Iterator[Finding]:
-    rows, trained = evidence.start.get("rows") or 0, evidence.start.get("trained_tokens") or 0
+    # Packed rows are counted one by one, as those that are left out are; older journals know the packs alone.
+    rows = evidence.fact("rows_kept") or evidence.start.get("rows") or 0
+    trained = evidence.start.get("trained_tokens") or 0
     masked, cut = evidence.fact("rows_masked") or 0, evidence.fact("rows_truncated") or 0
     every = rows + masked
     if masked and masked >= MASKED * every:

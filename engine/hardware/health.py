@@ -6,8 +6,10 @@ and Xid errors. A figure that a card or a driver does not have is None.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -34,13 +36,14 @@ NO_XIDS = 64
 
 
 def read_rapid(nvml: Any, ask: Ask, handle: Any) -> dict[str, Any]:
-    """The figures that change from second to second."""
+    """The figures that change from second to second. The link's speed is one of them: an idle card lowers it."""
     query = getattr(nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", None)
     bits = ask(query, handle) if query else None
     reasons = [name for constant, name in REASONS if int(bits or 0) & int(getattr(nvml, constant, 0))]
     return {
         "clock": _number(ask(nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM)),
         "throttled": list(dict.fromkeys(reasons)) if bits is not None else None,
+        "link_generation": ask(nvml.nvmlDeviceGetCurrPcieLinkGeneration, handle),
     }
 
 
@@ -71,7 +74,6 @@ def read_rare(nvml: Any, ask: Ask, handle: Any) -> dict[str, Any]:
         "remap_failed": bool(rows[3]) if rows else None,
         "link_width": ask(nvml.nvmlDeviceGetCurrPcieLinkWidth, handle),
         "link_width_max": ask(nvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
-        "link_generation": ask(nvml.nvmlDeviceGetCurrPcieLinkGeneration, handle),
         "link_generation_max": ask(nvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
     }
 
@@ -94,7 +96,7 @@ class XidWatch:
         self._nvml, self._ask = nvml, ask
         self._set: Any = None
         self._registered: set[str] = set()
-        self.seen: dict[str, list[int]] = {}
+        self.seen: dict[str, deque[int]] = {}
 
     def register(self, address: str, handle: Any) -> None:
         """Watch a card; nothing happens for one that has no events."""
@@ -115,7 +117,8 @@ class XidWatch:
             if event is None:
                 return
             if event.eventType & self._nvml.nvmlEventTypeXidCriticalError:
-                self.seen.setdefault(find_address(event.device), []).append(int(event.eventData))
+                seen = self.seen.setdefault(find_address(event.device), deque(maxlen=NO_XIDS))
+                seen.append(int(event.eventData))
 
 
 class LoggedXid(NamedTuple):
@@ -139,10 +142,17 @@ def read_log() -> list[LoggedXid] | None:
     for command in LOG_COMMANDS:
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", timeout=LOG_SECONDS, check=False
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=LOG_SECONDS,
+                check=False,
+                env={**os.environ, "LC_ALL": "C"},
             )
         except (OSError, subprocess.TimeoutExpired):
             continue
-        if done.returncode == 0 and done.stdout.strip():
+        lines = [line for line in done.stdout.splitlines() if line and not line.startswith("--")]
+        if done.returncode == 0 and lines:  # journalctl says "-- No entries --" to those who may not read the kernel's
             return parse_log(done.stdout)
     return None

@@ -75,7 +75,10 @@ class Nvidia:
         if self._watch:
             self._watch.poll(self._find_address)
         handle = self._quietly(pynvml.nvmlDeviceGetHandleByUUID, uuid)
-        return None if handle is None else self._sample(0, handle)
+        if handle is None:
+            return None
+        card = self._quietly(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle)
+        return self._sample(0, handle) if card is None else self._sample_instance(0, handle, self._sample(0, card))
 
     def _count(self) -> int | None:
         """The number of cards; None, with a note, where NVML cannot be asked."""
@@ -119,7 +122,8 @@ class Nvidia:
         except _FAILURES:
             return None
 
-    def _sample(self, index: int, handle: Any) -> Device:
+    def _sample(self, index: int, handle: Any, whole: Device | None = None) -> Device:
+        """`whole` is the card that the device is an instance of: address and health are the card's."""
         at = f"device {index}"
         memory = self._ask(f"{at} memory", pynvml.nvmlDeviceGetMemoryInfo, handle)
         rates = self._ask(f"{at} utilisation", pynvml.nvmlDeviceGetUtilizationRates, handle)
@@ -127,7 +131,7 @@ class Nvidia:
         limit = self._ask(f"{at} power limit", pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
         heat = self._ask(f"{at} temperature", pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
         capability = self._ask(f"{at} capability", pynvml.nvmlDeviceGetCudaComputeCapability, handle)
-        address = self._find_address(handle)
+        address = whole.address if whole else self._find_address(handle)
         return Device(
             index=index,
             name=_text(self._ask(f"{at} name", pynvml.nvmlDeviceGetName, handle)),
@@ -141,7 +145,7 @@ class Nvidia:
             capability=".".join(map(str, capability)) if capability else "",
             processes=self._list_processes(at, handle),
             address=address,
-            health=self._read_health(address or at, handle),
+            health=whole.health if whole else self._read_health(address or at, handle),
         )
 
     def _find_address(self, handle: Any) -> str:
@@ -160,17 +164,16 @@ class Nvidia:
             self._rare[card] = now, rare
         if self._watch:
             self._watch.register(card, handle)
-        seen = self._watch.seen.get(card, []) if self._watch else []
+        seen = self._watch.seen.get(card, ()) if self._watch else ()
         return health.make_health(rare | health.read_rapid(pynvml, self._quietly, handle), seen)
 
     def _sample_instance(self, index: int, handle: Any, whole: Device) -> Device:
         """An instance of the card `whole`: what an instance does not report is the card's, where that says the same."""
-        device = self._sample(index, handle)
+        device = self._sample(index, handle, whole)
         device.parent, device.parent_uuid = whole.index, whole.uuid
         device.name = device.name or f"{whole.name} MIG"
         device.capability = device.capability or whole.capability
         device.temperature = whole.temperature if device.temperature is None else device.temperature
-        device.health = whole.health
         return device
 
     def _list_processes(self, at: str, handle: Any) -> list[DeviceProcess] | None:
@@ -192,11 +195,3 @@ def read_driver() -> str:
         return _text(pynvml.nvmlSystemGetDriverVersion())
     except _FAILURES:
         return ""
-
-
-def read_card(uuid: str) -> Device | None:
-    """One sample of the card, or instance, with this UUID; None where NVML does not know it."""
-    reader = Nvidia()
-    if not uuid or not reader.count:
-        return None
-    return reader.sample_named(uuid)

@@ -72,11 +72,11 @@ def _make_reader(device: Any) -> Callable[[], tuple[float, float]]:
 
     properties = torch.cuda.get_device_properties(torch.device(device.name))
     uuid = str(getattr(properties, "uuid", ""))
-    name = uuid if not uuid or uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+    names = [uuid] if not uuid or uuid.startswith(("GPU-", "MIG-")) else [f"GPU-{uuid}", f"MIG-{uuid}"]
     nvml = Nvidia(watch=True)
 
     def read() -> tuple[float, float]:
-        card = nvml.sample_named(name) if name else None
+        card = next((card for name in names if name and (card := nvml.sample_named(name))), None)
         return (card.temperature or 0.0, float(card_health.encode(card))) if card else (0.0, 0.0)
 
     return read

@@ -101,6 +101,7 @@ class TrainingLoop:
         except StopTraining:
             self.outcome = "stopped"
         finally:
+            self.cards.stop()
             self.trace.close()
             self.ledger.close()
             self.checkpointer.close()

@@ -353,6 +353,7 @@ def _describe_rows(job: Job, loop: TrainingLoop) -> dict[str, Any]:
         "method": job.profile.method.kind,
         "tokens": job.prepared.get("tokens"),
         "duplicates": duplicates,
+        "rows_kept": counted.get("rows"),
         "rows_truncated": counted.get("truncated"),
         "rows_masked": counted.get("masked"),
     }

@@ -52,14 +52,17 @@ def check_devices(cuda: str, architectures: Sequence[str]) -> Iterator[Check]:
 def check_health(devices: Sequence[Device]) -> Iterator[Check]:
     """Which card is ill: by its own figures, and by the Xid errors in the kernel's log."""
     logged = read_log() if any(device.kind == "nvidia" for device in devices) else []
+    told: set[int] = set()
     for device in devices:
-        if device.health is None or device.parent is not None:
+        number = device.index if device.parent is None else device.parent  # instances have their card's health
+        if device.health is None or number in told:
             continue
+        told.add(number)
         seen = [each.code for each in logged or () if each.address == device.address]
         health = msgspec.structs.replace(device.health, xids=[*device.health.xids, *seen])
         faults = list(card_health.list_faults(health, device.utilisation))
         heat = f", {device.temperature:.0f} °C" if device.temperature is not None else ""
-        line = f"GPU {device.index}: {card_health.describe_figures(health)}{heat}"
+        line = f"GPU {number}: {card_health.describe_figures(health)}{heat}"
         if not faults:
             unread = "; the kernel's log cannot be read, so earlier Xid errors are not known" * (logged is None)
             yield Check("health", True, f"{line}{unread}")

@@ -284,6 +284,9 @@ def main() -> int:
     home = Home.locate(arguments.home)
     try:
         names, folder = read_targets(arguments.targets)
+        chosen = [*names[:1], *filter(None, [folder, arguments.hosts, arguments.stress is not None])]
+        if len(chosen) > 1:
+            raise ValueError("checks, a folder, --hosts and --stress each have a run of the doctor of their own")
         if arguments.fix:
             mending.check_can_ask(yes=arguments.yes)
     except ValueError as error:
@@ -296,20 +299,21 @@ def main() -> int:
     if arguments.hosts:
         run = lambda: check_hosts(home, arguments.hosts, arguments.ssh_option)  # noqa: E731
     elif arguments.stress is not None:
-        run = lambda: stress.check_devices(arguments.stress)  # noqa: E731
+        run = lambda: stress.check_devices(arguments.stress, home)  # noqa: E731
     elif folder is not None:
         run = lambda: check_folder(folder)  # noqa: E731
     mended: list[mending.Mended] = []
     try:
         checks = list(run())
         if arguments.fix:
-            mended = mending.mend(checks, home, also_wanted=bool(names), yes=arguments.yes)
+            wanted = bool(names) or not arguments.yes
+            mended = mending.mend(checks, home, also_wanted=wanted, yes=arguments.yes)
             if mended:
                 probes.forget()
                 checks = list(run())
     except KeyboardInterrupt:
         return 130
-    good = all(check.ok is not False for check in checks)
+    good = all(check.ok is not False for check in checks) and not any(each.status for each in mended)
     if arguments.json:
         document = {"checks": [asdict(check) for check in checks], "ok": good}
         print(to_json(document | ({"mended": [each._asdict() for each in mended]} if arguments.fix else {})))

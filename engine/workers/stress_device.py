@@ -1,4 +1,5 @@
-"""The self-test of one device: `python -P -m engine.workers.stress_device SECONDS [UUID]` prints one line of JSON.
+"""The self-test of one device: `python -P -m engine.workers.stress_device SECONDS cpu|card [UUID]` prints one line of
+JSON.
 
 All results are known beforehand, bit for bit. The factors of the products are small whole numbers, so that every sum in
 every order is exact in the dtype, and the CPU computes the expected product in 64-bit integers.
@@ -7,6 +8,8 @@ every order is exact in the dtype, and the CPU computes the expected product in 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import threading
 import time
@@ -16,8 +19,10 @@ from typing import Any
 import psutil
 import torch
 
-from engine.hardware.nvidia import read_card
+from engine.hardware import host_memory
+from engine.hardware.nvidia import Nvidia
 from engine.protocol.messages import Device
+from engine.protocol.process import signal_when_parent_ends
 
 SHARES = {"products": 0.55, "pattern": 0.35, "bandwidth": 0.10}
 """How the time is divided among the parts of the test."""
@@ -32,18 +37,18 @@ PATTERNS = (0, -1, 0x5555555555555555, -0x5555555555555556, None)
 """64-bit words that memory must keep; None for a different one in each place."""
 CHUNK = 1 << 28
 """Bytes that are filled at once."""
-MEMORY_SHARE = {"cpu": 0.25}
-"""The share of the free memory that is tested; of a card, `CARD_SHARE`."""
-CARD_SHARE = 0.9
-MOST_ON_CPU = 2 << 30
-SAMPLE_SECONDS = 0.5
+HOST_SHARE, CARD_SHARE = 0.25, 0.9
+"""The share of the free memory that is tested: of the host's, and of a card's own."""
+MOST_ON_HOST = 2 << 30
+SAMPLE_SECONDS, JOIN_SECONDS = 0.5, 5.0
 
 
 class Load:
     """Samples heat and clocks in a thread while the device computes."""
 
-    def __init__(self, uuid: str) -> None:
-        self._uuid, self._stop = uuid, threading.Event()
+    def __init__(self, device: torch.device, uuid: str) -> None:
+        self._cpu = device.type == "cpu"
+        self._uuid, self._stop, self._nvml = uuid, threading.Event(), Nvidia()
         self.temperature: float | None = None
         self.clock: float | None = None
         self.clock_max: float | None = None
@@ -56,14 +61,20 @@ class Load:
 
     def __exit__(self, *error: Any) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(JOIN_SECONDS)  # NVML may hang
 
     def _run(self) -> None:
         while not self._stop.wait(SAMPLE_SECONDS):
-            card = read_card(self._uuid) if self._uuid else None
-            self._add(*(_read_card_figures(card) if card else _read_cpu_figures()))
-            if card and card.health:
-                self.throttled |= set(card.health.throttled or ())
+            card = self.read_card()
+            if self._cpu:
+                self._add(*_read_cpu_figures())
+            elif card:
+                self._add(*_read_card_figures(card))
+                self.throttled |= set(card.health.throttled or ()) if card.health else set()
+
+    def read_card(self) -> Device | None:
+        """One sample of the card; None for the CPU, and for a card that NVML does not know."""
+        return self._nvml.sample_named(self._uuid) if self._uuid else None
 
     def _add(self, temperature: float | None, clock: float | None, most: float | None) -> None:
         if temperature is not None:
@@ -115,9 +126,16 @@ def make_factors(
     )
 
 
+def _has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the device itself computes products in this dtype; older ones emulate some, or have none."""
+    if device.type == "cpu":
+        return dtype != torch.float16
+    return dtype != torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def try_products(device: torch.device, seconds: float, size: int) -> dict[str, Any]:
     """Multiply until the time is over. `flops` and the speeds are floating-point operations a second."""
-    dtypes = [each for each in AMPLITUDES if device.type != "cpu" or each != torch.float16]
+    dtypes = [each for each in AMPLITUDES if _has_kernels(device, each)]
     factors = {dtype: make_factors(device, dtype, size) for dtype in dtypes}
     wrong = done = 0
     busy = 0.0
@@ -153,7 +171,11 @@ def try_products(device: torch.device, seconds: float, size: int) -> dict[str, A
 def measure_free(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return host_memory.read_available()
+
+
+def _uses_host_memory(device: torch.device) -> bool:
+    return device.type == "cpu" or bool(getattr(torch.cuda.get_device_properties(device), "is_integrated", False))
 
 
 def _allocate(device: torch.device, wanted: int) -> Iterator[torch.Tensor]:
@@ -170,8 +192,9 @@ def try_memory(device: torch.device, seconds: float, most: int | None = None) ->
     """Fill free memory with patterns and read it back, until all are done or the time is over. All blocks are filled
     before the first is read, so that no cache answers."""
     free = measure_free(device)
-    wanted = int(free * MEMORY_SHARE.get(device.type, CARD_SHARE))
-    wanted = min(wanted, most or (MOST_ON_CPU if device.type == "cpu" else wanted))
+    host = _uses_host_memory(device)
+    wanted = int(free * (HOST_SHARE if host else CARD_SHARE))
+    wanted = min(wanted, most or (MOST_ON_HOST if host else wanted))
     blocks = list(_allocate(device, wanted))
     flipped = patterns = tested = 0
     began = time.perf_counter()
@@ -234,11 +257,17 @@ def try_bandwidth(device: torch.device, seconds: float) -> dict[str, Any]:
     return found
 
 
+NO_MEMORY = {"free": 0, "tested": 0, "patterns": 0, "flipped": 0}
+
+
 def run(device: torch.device, seconds: float, uuid: str = "") -> dict[str, Any]:
     size = 1024 if device.type == "cpu" else 8192
-    with Load(uuid) as load:
+    with Load(device, uuid) as load:
         found = try_products(device, seconds * SHARES["products"], size)
-        found |= try_memory(device, seconds * SHARES["pattern"])
+        # Somebody may have begun to use the card meanwhile, and needs its memory. One process is this one.
+        card = load.read_card()
+        shared = card is not None and len(card.processes or ()) > 1
+        found |= NO_MEMORY if shared else try_memory(device, seconds * SHARES["pattern"])
         if device.type == "cuda":
             torch.cuda.empty_cache()
         found |= try_bandwidth(device, seconds * SHARES["bandwidth"])
@@ -246,6 +275,23 @@ def run(device: torch.device, seconds: float, uuid: str = "") -> dict[str, Any]:
     return found | heat | {"throttled": sorted(load.throttled)}
 
 
+def examine(seconds: float, place: str, uuid: str = "") -> dict[str, Any]:
+    """What the test of the CPU, or of the one card that the environment leaves visible, found; `untested` and `mend`
+    where there was none."""
+    if place == "cpu":
+        return run(torch.device("cpu"), seconds)
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # another device must not be tested in its place
+        reason = str(error).splitlines()[0] if str(error) else "torch cannot use it"
+        return {"untested": reason, "mend": "cockpit doctor torch driver device"}
+    try:
+        return run(torch.device("cuda"), seconds, uuid)
+    except torch.OutOfMemoryError:
+        return {"untested": "too little of its memory is free", "mend": "test it again when nothing uses it"}
+
+
 if __name__ == "__main__":
-    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(json.dumps(run(where, float(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "")), flush=True)
+    signal_when_parent_ends(signal.SIGKILL)
+    os.nice(10)  # the engine and its runs come first
+    print(json.dumps(examine(float(sys.argv[1]), *sys.argv[2:])), flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,27 @@ async def test_keys_run_the_check_under_the_cursor_again_and_mend_it(
         await until(pilot, lambda: asked[-1] == ("--stress=30",))
         assert len(asked) == 4
         assert_fits(pilot)
+
+
+async def test_a_question_that_is_declined_ends_no_examination(
+    bare_home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examined = asyncio.Event()
+
+    async def answer(screen: DoctorScreen, *arguments: str) -> dict[str, Any]:
+        await examined.wait()
+        return {"checks": [{"name": "disk", "ok": True, "detail": "60 GB free"}], "ok": True}
+
+    monkeypatch.setattr(DoctorScreen, "_ask_doctor", answer)
+    async with run_app(FakeEngine(), LOW, home=bare_home, first="doctor") as pilot:
+        await pilot.press("t")
+        await until(pilot, lambda: "Test the cards" in screen_text(pilot))
+        await pilot.press("escape")
+        examined.set()
+        await until(pilot, lambda: "60 GB free" in screen_text(pilot))
+    async with run_app(FakeEngine(), LOW, home=bare_home, first="doctor", readonly=True) as pilot:
+        await until(pilot, lambda: "60 GB free" in screen_text(pilot))
+        assert "Test cards" not in screen_text(pilot)
 
 
 WITHOUT_PROBES = """

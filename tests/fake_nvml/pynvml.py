@@ -77,8 +77,9 @@ def nvmlDeviceGetHandleByIndex(index: int) -> Any:
 
 def nvmlDeviceGetHandleByUUID(uuid: str) -> Any:
     for card in read()["cards"]:
-        if not isinstance(card, int) and card["uuid"] == uuid:
-            return card
+        for each in () if isinstance(card, int) else (card, *card.get("instances", ())):
+            if each["uuid"] == uuid:
+                return each
     raise NVMLError(_real.NVML_ERROR_NOT_FOUND)
 
 
@@ -133,6 +134,13 @@ def nvmlDeviceGetMigDeviceHandleByIndex(handle: Any, index: int) -> Any:
     if index >= len(instances):
         raise NVMLError(_real.NVML_ERROR_NOT_FOUND)
     return instances[index]
+
+
+def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle: Any) -> Any:
+    for card in read()["cards"]:
+        if not isinstance(card, int) and handle in card.get("instances", ()):
+            return card
+    raise NVMLError(_real.NVML_ERROR_INVALID_ARGUMENT)
 
 
 # ── health: a card without these keys does not have the figures ──

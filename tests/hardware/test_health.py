@@ -11,7 +11,7 @@ import pytest
 
 from engine.config import card_health
 from engine.hardware import health
-from engine.hardware.nvidia import Nvidia, read_card
+from engine.hardware.nvidia import Nvidia
 from engine.protocol.messages import Device, Health
 from engine.training.card_watch import CardWatch
 from engine.training.ranks import Ranks
@@ -90,6 +90,26 @@ def test_what_a_card_does_not_report_costs_no_other_figure(cards: Cards) -> None
     assert Nvidia().sample_devices()[0].health is None
 
 
+def test_a_link_that_was_slow_while_the_card_was_idle_is_no_fault(cards: Cards) -> None:
+    """Figures that are read rarely must not be judged by the load of now."""
+    nvml = Nvidia()
+    (idle,) = sample(cards, {"link": [16, 16, 1, 5], "utilisation": 0}, nvml=nvml)
+    (busy,) = sample(cards, {"link": [16, 16, 5, 5], "utilisation": 99}, nvml=nvml)
+    assert card_health.encode(idle) == card_health.encode(busy) == 0
+    assert "up to 5.0" in card_health.describe_figures(idle.health)
+
+
+def test_instances_have_the_health_of_their_card(cards: Cards) -> None:
+    parts = [make_card(at, uuid=f"MIG-{at}", address="", refuse={"nvmlDeviceGetClockInfo": 3}) for at in range(2)]
+    nvml = Nvidia(watch=True)
+    devices = sample(cards, {"instances": parts, "ecc": [0, 2]}, nvml=nvml)
+    assert [(each.address, each.health and each.health.ecc_uncorrected) for each in devices] == [("0000:3b:00", 2)] * 2
+    (found,) = device_checks.check_health(devices)
+    assert found.ok is False and found.detail.startswith("GPU 0:")
+    named = nvml.sample_named("MIG-1")
+    assert named and named.uuid == "MIG-1" and card_health.encode(named) == card_health.UNCORRECTED
+
+
 def test_xid_errors_are_told_of_the_card_that_had_them(cards: Cards) -> None:
     nvml = Nvidia(watch=True)
     two = ({}, {"address": "00000000:AF:00.0"})
@@ -116,14 +136,17 @@ def test_the_kernels_log_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert "Xid 79: the card fell off the bus" in found[0].detail and "1980 of 1980 MHz" in found[2].detail
     monkeypatch.setattr(health, "LOG_COMMANDS", (("/nonexistent/dmesg",),))
     assert health.read_log() is None
+    (tmp_path / "log").write_text("-- No entries --\n")  # journalctl, to those who may not read the kernel's log
+    monkeypatch.setattr(health, "LOG_COMMANDS", ((str(command),),))
+    assert health.read_log() is None
     (unread,) = device_checks.check_health(sample(cards, {}))
     assert unread.ok and "log cannot be read" in unread.detail
 
 
 def test_the_ranks_cards_are_in_the_metrics(cards: Cards) -> None:
     sample(cards, {"temperature": 84, "reasons": pynvml.nvmlClocksThrottleReasonHwThermalSlowdown})
-    card = read_card(make_card(0)["uuid"])
-    assert card and card.temperature == 84 and read_card("GPU-unknown") is None
+    card = Nvidia().sample_named(make_card(0)["uuid"])
+    assert card and card.temperature == 84 and Nvidia().sample_named("GPU-unknown") is None
     device = type("Device", (), {"kind": "cpu", "name": "cpu"})
     watches = [CardWatch(device, Ranks(rank=rank, world=3)) for rank in range(3)]
     for watch, latest in zip(watches, ((61.0, 0.0), (60.0, 4.0), (84.0, float(card_health.encode(card)))), strict=True):

@@ -6,14 +6,19 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from engine.hardware.masks import VARIABLES
 from engine.protocol.home import Home
+from engine.protocol.messages import Device
 from engine.workers import doctor, mending, stress, stress_device
 from engine.workers.device_checks import Check
+from tests import fake_nvml
 
 CPU = torch.device("cpu")
 MB = 1 << 20
@@ -95,6 +100,53 @@ def test_the_card_that_differs_is_named(given: dict[str, Any], name: str, ok: bo
     assert found.mend and bool(found.code) == (ok is False)
 
 
+def test_a_card_at_its_power_limit_is_well() -> None:
+    checks = list(stress.describe([("GPU 0", "H200", result(throttled=["power_cap"]))]))
+    assert all(check.ok for check in checks) and "at its power limit" in checks[-1].detail
+
+
+def test_no_other_device_is_tested_in_the_place_of_a_card_that_torch_cannot_use() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a card")
+    found = stress_device.examine(0.1, "card")
+    (check,) = stress.describe([("GPU 0", "H200", found)])
+    assert check.ok is None and "not tested" in check.detail and check.mend
+
+
+def test_a_card_is_tested_only_if_it_is_certain_that_nobody_needs_it(
+    bare_home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int | None] = []
+
+    def start(seconds: float, card: Device | None, cards: Sequence[Device]) -> Any:
+        started.append(card.index if card else None)
+        return stress.Test("", card, subprocess.Popen(["true"], stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+
+    def find(*given: dict[str, Any]) -> list[str]:
+        started.clear()
+        cards.write(*(fake_nvml.make_card(at, **each) for at, each in enumerate(given)))
+        return [check.detail for check in stress.check_devices(1.0, bare_home) if "not tested" in check.detail]
+
+    cards = fake_nvml.install(tmp_path, monkeypatch)
+    monkeypatch.setattr(stress, "_start", start)
+    monkeypatch.setattr(stress, "_read", lambda test, deadline: {"untested": "x", "mend": "y"})
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    hidden = {"refuse": {"nvmlDeviceGetComputeRunningProcesses": 4}}
+    used = [{"processes": [{"pid": 7, "memory": 9}]}, {"used": 30 << 30}, {"utilisation": 60}]
+    used += [hidden | {"refuse": hidden["refuse"] | {"nvmlDeviceGetMemoryInfo": 3}}]
+    for each in used:
+        find(each)
+        assert started == [], each
+    find({}, hidden, *used)
+    assert started == [0, 1]
+    monkeypatch.setattr(stress, "_list_given", lambda home: {0: "r-1"})
+    assert "r-1" in find({}, {})[0] and started == [1]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")
+    find({}, {}, {})
+    assert started == [2]
+
+
 @pytest.mark.slow
 def test_the_command_tests_this_cpu(home: Home) -> None:
     command = [sys.executable, "-P", "-m", "engine.workers.doctor", "--home", str(home.root), "--json", "--stress=1"]
@@ -118,6 +170,7 @@ def test_checks_are_run_by_name_and_a_misspelt_one_is_explained(
         ([], 0, ["python", "disk"]),
         (["dsik"], 2, "did you mean disk?"),
         (["/nonexistent"], 2, "The checks are python, disk, path"),
+        (["disk", "--stress=1"], 2, "a run of the doctor of their own"),
     ):
         monkeypatch.setattr(sys, "argv", ["doctor", *words, "--home", str(bare_home.root), "--json"])
         assert doctor.main() == status

@@ -87,6 +87,7 @@ def test_each_illness_is_named_first(code: str) -> None:
         {"facts": {"tokens": 400_000}, "trained": 120},  # prompts of 10,000 tokens, replies of three
         {"facts": {"rows_truncated": 40, "tokens": 400_000}, "trained": 80},  # long documents cut, short labels kept
         {"facts": {"rows_masked": 2, "rows_truncated": 12}},
+        {"facts": {"rows_kept": 5000, "rows_masked": 60, "rows_truncated": 90}},  # packed into 40
         {"latest": {"card/temperature": 83.0, "card/faults": 0.0, "card/ill": 0.0}},
         {"latest": {"time/slowest_rank": 1.0, "time/slowest_factor": 1.05, "time/slowest_faults": 0.0}},
     ],
@@ -141,6 +142,12 @@ def test_advice_names_what_stands_out_the_largest_first() -> None:
     card = {"time/slowest_temperature": 84.0, "time/slowest_faults": 1.0, "card/faults": 1.0, "card/ill": 1.0}
     (found,) = list_advice({"time/slowest_rank": 3.0, "time/slowest_factor": 1.4, **card})
     assert found.message == "rank 3 is 1.4 × slower: throttled, 84 °C"
+
+
+def test_a_throttled_card_is_told_beside_a_rank_that_is_slow_for_another_reason() -> None:
+    slow = {"time/slowest_rank": 3.0, "time/slowest_factor": 1.4, "time/slowest_faults": 0.0}
+    found = list_advice(slow | {"card/faults": 1.0, "card/ill": 1.0, "card/ill_rank": 5.0})
+    assert [each.code for each in found] == ["slow.rank", "slow.throttled"]
 
 
 def test_rows_that_are_cut_to_nothing_are_named() -> None:

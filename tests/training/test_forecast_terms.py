@@ -74,6 +74,15 @@ def test_a_ds_config_is_read(section: str, wanted: Zero, tmp_path: Path, monkeyp
     assert zero.read(make_profile("{processes: 2, strategy: zero2}", tmp_path), 2) is None
 
 
+def test_a_size_that_is_no_number_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deepspeed_config, "_find_lack", lambda: "")
+    for wrong in ("many", "{}", "[1]", ".inf"):
+        section = f"{{zero_optimization: {{stage: 2, reduce_bucket_size: {wrong}}}}}"
+        profile = make_profile(f"{{processes: 2, strategy: deepspeed, deepspeed: {section}}}", tmp_path)
+        with pytest.raises(ValueError, match="reduce_bucket_size"):
+            zero.read(profile, 2)
+
+
 def make_trace(trained: int, weights: int, world: int, stage: int) -> Trace:
     share = world if stage == 3 else 1
     return Trace(

@@ -8,6 +8,7 @@ of each rank's share of the trained weights, and buffers for the gradients that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,15 +44,24 @@ def read(profile: Profile, world: int) -> Zero | None:
     training = profile.training
     made = complete_config(given, bfloat16=False, several=False, micro=training.rows, offload=offload)
     section = made["zero_optimization"]
-    stage = int(section.get("stage", 0))
+    if (stage := section.get("stage")) not in (1, 2, 3):
+        raise ValueError(f"zero_optimization.stage of the ds_config must be 1, 2 or 3, not {stage!r}")
     return Zero(
         stage=stage,
         states_on_host=_is_on_host(section.get("offload_optimizer")),
         weights_on_host=stage == 3 and _is_on_host(section.get("offload_param")),
-        bucket=int(float(section.get("reduce_bucket_size", BUCKET))),
+        bucket=_read_size(section, "reduce_bucket_size", BUCKET),
         overlaps=bool(section.get("overlap_comm", stage == 3)),
-        live=int(float(section.get("stage3_max_live_parameters", LIVE))),
+        live=_read_size(section, "stage3_max_live_parameters", LIVE),
     )
+
+
+def _read_size(section: Mapping[str, Any], name: str, default: int) -> int:
+    """A number of elements, which may be written as `5e8`. Raises ValueError for what is none."""
+    try:
+        return int(float(section.get(name, default)))
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"zero_optimization.{name} of the ds_config is no number: {section[name]!r}") from None
 
 
 def _is_on_host(section: Any) -> bool:
