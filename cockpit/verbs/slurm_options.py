@@ -9,6 +9,9 @@ from typing import Any
 from engine.protocol.client import Client
 from engine.protocol.messages import ProblemError, RunRef
 
+MEANINGLESS = ("nodes", "save_before", "requeue")
+"""Settings of `launch.slurm` that are a run's alone: a chat has one node, and ends with its client."""
+
 
 def read_slurm_options(options: argparse.Namespace) -> Callable[[Client], dict[str, Any]] | None:
     """The function that finds the settings, with the names of `launch.slurm`; None without `--via slurm`. Raises
@@ -26,6 +29,8 @@ def read_slurm_options(options: argparse.Namespace) -> Callable[[Client], dict[s
         name, equals, value = each.partition("=")
         if not equals:
             raise ValueError(f"--slurm {each} is not of the form K=V, e.g. --slurm gres=gpu:1")
+        if name in MEANINGLESS:
+            raise ValueError(f"--slurm {name} is for runs: a chat worker has one node and is never queued again")
         given[name] = parse_value(value) if name == "extra" else value
     return lambda client: _read_run(client, options.target) | given
 

@@ -131,7 +131,8 @@ class Services:
         return [*(worker.service for worker in self.workers.values()), *self.ended.values()]
 
     def is_starting(self) -> bool:
-        return any(worker.identity is None for worker in self.workers.values())
+        """Whether a worker of this host is starting: a Slurm job needs none of its memory."""
+        return any(worker.identity is None and worker.files is None for worker in self.workers.values())
 
     def open(self, message: OpenService, client: bytes | None = None) -> Service:
         """Start a service for a client. Raises ProblemError for a kind that is no service, or when its process cannot
