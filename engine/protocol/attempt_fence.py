@@ -26,9 +26,14 @@ _held: tuple[Path, int] | None = None
 
 
 def read(run: Path) -> int:
-    """The newest attempt of a run, by the file in its directory; 0 where there is none that can be read."""
+    """The newest attempt of a run, by the file in its directory; 0 where there is none that can be read, and for a
+    directory or a pipe in its place."""
     try:
-        found = int((run / FILE).read_bytes())
+        descriptor = os.open(run / FILE, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            found = int(os.read(descriptor, 32))
+        finally:
+            os.close(descriptor)
     except (OSError, ValueError):
         return 0
     return found if 0 < found <= MOST else 0

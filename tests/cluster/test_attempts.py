@@ -144,6 +144,9 @@ def test_no_attempt_takes_the_place_of_a_later_one(tmp_path: Path) -> None:
         (tmp_path / attempt_fence.FILE).write_text(damaged)
         assert attempt_fence.claim(tmp_path, 4) and attempt_fence.read(tmp_path) == 4
     (tmp_path / attempt_fence.FILE).unlink()
+    os.mkfifo(tmp_path / attempt_fence.FILE)
+    assert attempt_fence.read(tmp_path) == 0 and attempt_fence.claim(tmp_path, 4) and attempt_fence.read(tmp_path) == 4
+    (tmp_path / attempt_fence.FILE).unlink()
     (tmp_path / attempt_fence.FILE).mkdir()
     assert attempt_fence.claim(tmp_path, 5) and [path.name for path in tmp_path.iterdir()] == [attempt_fence.FILE]
     program = (
