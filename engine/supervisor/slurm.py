@@ -33,7 +33,7 @@ PAUSE = 2.0
 PLACES = 30.0
 """Seconds between two looks at a job's place in the queue: Slurm lists all waiting jobs of the cluster for it."""
 CLOSING = 10.0
-"""Seconds after which an engine that ends cancels no further job: where Slurm does not answer, each takes `PATIENCE`."""
+"""Seconds after which an engine that ends cancels no further job: Slurm may not answer, which takes `PATIENCE` each."""
 MISSING = 127
 """Exit status of a command that is not there."""
 FORGOTTEN = 3
