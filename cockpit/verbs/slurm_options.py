@@ -10,6 +10,9 @@ from cockpit.language.translate import tr
 from engine.protocol.client import Client
 from engine.protocol.messages import ProblemError, RunRef
 
+MEANINGLESS = ("nodes", "save_before", "requeue")
+"""Settings of `launch.slurm` that are a run's alone: a chat has one node, and ends with its client."""
+
 
 def read_slurm_options(options: argparse.Namespace) -> Callable[[Client], dict[str, Any]] | None:
     """The function that finds the settings, with the names of `launch.slurm`; None without `--via slurm`. Raises
@@ -27,6 +30,10 @@ def read_slurm_options(options: argparse.Namespace) -> Callable[[Client], dict[s
         name, equals, value = each.partition("=")
         if not equals:
             raise ValueError(tr("--slurm {each} is not of the form K=V, e.g. --slurm gres=gpu:1", each=each))
+        if name in MEANINGLESS:
+            raise ValueError(
+                tr("--slurm {name} is for runs: a chat worker has one node and is never queued again", name=name)
+            )
         given[name] = parse_value(value) if name == "extra" else value
     return lambda client: _read_run(client, options.target) | given
 

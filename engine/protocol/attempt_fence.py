@@ -19,16 +19,24 @@ from pathlib import Path
 FILE = "attempt"
 STATUS = 5
 """Exit status of a process that has found a later attempt."""
+MOST = 99_999
+"""The largest number that is taken for an attempt: a larger one is damage."""
 
 _held: tuple[Path, int] | None = None
 
 
 def read(run: Path) -> int:
-    """The newest attempt of a run, by the file in its directory; 0 where there is none that can be read."""
+    """The newest attempt of a run, by the file in its directory; 0 where there is none that can be read, and for a
+    directory or a pipe in its place."""
     try:
-        return int((run / FILE).read_bytes())
+        descriptor = os.open(run / FILE, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            found = int(os.read(descriptor, 32))
+        finally:
+            os.close(descriptor)
     except (OSError, ValueError):
         return 0
+    return found if 0 < found <= MOST else 0
 
 
 def claim(run: Path, attempt: int) -> bool:
@@ -37,16 +45,22 @@ def claim(run: Path, attempt: int) -> bool:
     newest = read(run)
     if newest < attempt:
         temporary = run / f".{FILE}.{attempt}.{os.getpid()}"
-        with contextlib.suppress(OSError):
+        try:
             temporary.write_bytes(b"%d" % attempt)
             temporary.replace(run / FILE)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
     return newest <= attempt
 
 
 def hold(run: Path, attempt: int) -> None:
-    """Make this process one of an attempt: from now on `check` ends it when a later one has begun."""
+    """Make this process one of an attempt: from now on `check` ends it when a later one has begun. If one has begun
+    already, as when an old batch script is submitted again, the process says so and ends now."""
     global _held
     if not claim(run, attempt):
+        with contextlib.suppress(OSError):
+            os.write(2, f"attempt {attempt} of {run.name}: attempt {read(run)} has begun, so this one ends\n".encode())
         os._exit(STATUS)
     _held = run, attempt
 
@@ -59,11 +73,12 @@ def check(leftover: Path | None = None) -> None:
     if leftover is not None and leftover.is_dir():
         shutil.rmtree(leftover, ignore_errors=True)
     elif leftover is not None:
-        leftover.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # this process must not live on for that
+            leftover.unlink(missing_ok=True)
     os._exit(STATUS)
 
 
 def mark() -> str:
     """What tells this process's temporary names from those of other attempts, whose processes may be another host's
-    with the same number."""
-    return str(os.getpid()) if _held is None else f"{_held[1]}-{os.getpid()}"
+    with the same number. It ends with a dot and the process's number, by which an export finds what others left."""
+    return str(os.getpid()) if _held is None else f"{_held[1]}.{os.getpid()}"

@@ -242,7 +242,7 @@ class Queue:
     def enqueue(self, record: Record, event: str) -> None:
         """Queue the next attempt; `event` is `submitted` or `resume`."""
         run = record.run
-        run.attempt = record.next_attempt()
+        run.attempt = record.newest_attempt() + 1
         run.started = run.ended = 0.0
         record.end, record.stop_requested, record.ranks, record.heartbeats = None, False, {}, Heartbeats()
         record.move(event)

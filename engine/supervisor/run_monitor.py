@@ -162,6 +162,8 @@ class RunMonitor:
         while self.read_journal(record):
             pass
         status = leader.status
+        if isinstance(leader, SlurmJob):  # the next stage is refused under an earlier number
+            record.run.attempt = record.newest_attempt()
         record.write_lifecycle(journal.Exit(attempt=record.run.attempt, pid=leader.pid, status=status))
         record.ranks = {}
         end = record.end

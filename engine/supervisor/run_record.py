@@ -115,9 +115,9 @@ class Record:
         )
         self.changed = True
 
-    def next_attempt(self) -> int:
-        """The number of the next attempt: later than all that any host has begun."""
-        return max(self.run.attempt, attempt_fence.read(self.directory.path)) + 1
+    def newest_attempt(self) -> int:
+        """The number of the newest attempt that any host has begun: Slurm may have done so, and no engine seen it."""
+        return max(self.run.attempt, attempt_fence.read(self.directory.path))
 
     def settle(self, state: str, reason: str, problem: Problem | None) -> None:
         """Give the run a state that its damaged lifecycle does not lead to."""

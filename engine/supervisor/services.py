@@ -131,7 +131,7 @@ class Services:
         return [*(worker.service for worker in self.workers.values()), *self.ended.values()]
 
     def is_starting(self) -> bool:
-        """On this host: one that waits for Slurm may do so for days."""
+        """Whether a worker of this host is starting: a Slurm job needs none of its memory."""
         return any(worker.identity is None and worker.files is None for worker in self.workers.values())
 
     def open(self, message: OpenService, client: bytes | None = None) -> Service:

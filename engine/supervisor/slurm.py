@@ -30,6 +30,10 @@ TRIES = 3
 """How often a job that may have been submitted is looked for."""
 PAUSE = 2.0
 """Seconds between two such looks."""
+PLACES = 30.0
+"""Seconds between two looks at a job's place in the queue: Slurm lists all waiting jobs of the cluster for it."""
+CLOSING = 10.0
+"""Seconds after which an engine that ends cancels no further job: Slurm may not answer, which takes `PATIENCE` each."""
 MISSING = 127
 """Exit status of a command that is not there."""
 FORGOTTEN = 3
@@ -79,8 +83,9 @@ class SlurmJob(Leader):
     """Whether its id is in the run's journal."""
     restarts: int = 0
     """How often Slurm has started it again."""
-    place: str = ""
-    """Its place among the jobs that wait for its partition, in words."""
+    place: str | None = None
+    """Its place among the jobs that wait for its partition, in words; empty when Slurm does not show it, None before
+    the first look."""
     begins: str = ""
     """When Slurm means to start it, as it says."""
     exit: int | None = None
@@ -139,6 +144,8 @@ class Slurm:
         self._asking = False
         self._due = 0.0
         self._soon = 0.0
+        self._placed: dict[str, float] = {}
+        """Configuration of a cluster -> when the places of its jobs were last looked at."""
 
     def submit(self, name: str, script: Path, environment: Mapping[str, str], attempt: int) -> SlurmJob:
         """Give a batch script to Slurm, in this environment, which the job inherits. `name` is the job's."""
@@ -173,8 +180,9 @@ class Slurm:
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
+        deadline = time.monotonic() + CLOSING
         for job in list(self._jobs):  # nobody would cancel it before the next engine
-            if job.cancelling:
+            if job.cancelling and time.monotonic() < deadline:
                 self._cancel(job)
 
     # ── in the thread ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -260,14 +268,18 @@ class Slurm:
             known = {row[0].strip(): row for row in rows if len(row) == FIELDS.count(",") + 1}
             for job in jobs:
                 self._update(job, known.get(job.job))
-            if waiting := [job for job in jobs if job.state == "PENDING" and not job.ended]:
-                self._find_places(waiting)
+            self._find_places([job for job in jobs if job.state == "PENDING" and not job.ended])
         elif error:
             for job in jobs:
                 job.blocked = error.strip().splitlines()[-1][:200] if error.strip() else ""
 
     def _find_places(self, jobs: list[SlurmJob]) -> None:
-        """Each job's place among all that wait for its partition, by priority. Some clusters show only one's own."""
+        """Each job's place among all that wait for its partition, by priority, when that is due. Some clusters show
+        only one's own."""
+        now = time.monotonic()
+        if not jobs or (all(job.place is not None for job in jobs) and now < self._placed[jobs[0].conf] + PLACES):
+            return
+        self._placed[jobs[0].conf] = now
         command = ["squeue", "--noheader", "--states", "PENDING", "--sort", "-p,i", "--format", "%A|%P"]
         status, output, _ = self._run(command, jobs[0].environment)
         waiting = dict(line.strip().split("|", 1) for line in output.splitlines() if "|" in line) if status == 0 else {}

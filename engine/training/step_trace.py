@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.protocol import attempt_fence
 from engine.protocol.home import make_private, write_private
 from engine.protocol.messages import Problem
 
@@ -42,6 +43,7 @@ class StepTrace:
 
             kinds = [each for each in profiler.ProfilerActivity.__members__.values() if each in _supported()]
             made = profiler.profile(activities=kinds, acc_events=True)
+            attempt_fence.check()
             try:
                 for file in self._files:  # of an attempt that came by this step before
                     file.unlink(missing_ok=True)
@@ -79,6 +81,7 @@ class StepTrace:
         if profiler is None:
             return
         trace, table = self._files
+        attempt_fence.check()
         try:
             profiler.stop()
             make_private(trace.parent)

@@ -140,8 +140,24 @@ def test_what_writes_into_a_runs_folder_looks_whether_its_attempt_is_the_newest(
 def test_no_attempt_takes_the_place_of_a_later_one(tmp_path: Path) -> None:
     assert attempt_fence.claim(tmp_path, 3) and attempt_fence.claim(tmp_path, 3)
     assert not attempt_fence.claim(tmp_path, 2) and attempt_fence.read(tmp_path) == 3
-    (tmp_path / attempt_fence.FILE).write_text("?")  # damaged: nobody is locked out
-    assert attempt_fence.claim(tmp_path, 4) and attempt_fence.read(tmp_path) == 4
+    for damaged in ("?", "", "9" * 30, "-1"):  # nobody is locked out
+        (tmp_path / attempt_fence.FILE).write_text(damaged)
+        assert attempt_fence.claim(tmp_path, 4) and attempt_fence.read(tmp_path) == 4
+    (tmp_path / attempt_fence.FILE).unlink()
+    os.mkfifo(tmp_path / attempt_fence.FILE)
+    assert attempt_fence.read(tmp_path) == 0 and attempt_fence.claim(tmp_path, 4) and attempt_fence.read(tmp_path) == 4
+    (tmp_path / attempt_fence.FILE).unlink()
+    (tmp_path / attempt_fence.FILE).mkdir()
+    assert attempt_fence.claim(tmp_path, 5) and [path.name for path in tmp_path.iterdir()] == [attempt_fence.FILE]
+    program = (
+        f"from engine.protocol import attempt_fence as f; from pathlib import Path; f.hold(Path({str(tmp_path)!r}), 4)"
+    )
+    (tmp_path / attempt_fence.FILE).rmdir()
+    attempt_fence.claim(tmp_path, 5)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True
+    )
+    assert done.returncode == attempt_fence.STATUS and b"attempt 5 has begun" in done.stderr
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -170,6 +186,8 @@ def test_a_rank_that_wakes_up_in_the_next_attempt_writes_nothing(bare_home, tmp_
             assert run.wait() != 0
             after = read_tree(run.run.path)
             changed = {name for name in before | after if before.get(name) != after.get(name)}
+            # TensorBoard's own thread may write what it was given of finished steps, into the old attempt's file.
+            changed = {name for name in changed if not name.startswith("tensorboard/")}
             assert changed <= {"log.txt"}, changed  # torchrun's, where it starts the ranks: they end with status 5
             if processes == 1:
                 assert not changed and run.process.returncode == attempt_fence.STATUS

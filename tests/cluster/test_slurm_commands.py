@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cockpit.verbs.slurm_options import read_slurm_options
 from engine.config.profile import ProfileError, find, load
+from engine.protocol import attempt_fence
+from engine.protocol.home import RunDirectory
+from engine.protocol.messages import Run
 from engine.supervisor import slurm
+from engine.supervisor.run_monitor import RunMonitor
+from engine.supervisor.run_record import Job, Record
 from engine.supervisor.slurm import Slurm, SlurmJob, _read_status
 from tests.scripted.bench import wait_for
 
@@ -90,6 +98,69 @@ def test_a_job_known_by_name_alone_is_looked_up(stub) -> None:
     jobs.watch(job)
     follow(jobs, job, lambda: job.ended)
     assert job.state == "" and job.exit is None
+
+
+def test_the_place_in_the_queue_is_looked_up_seldom(stub, tmp_path: Path) -> None:
+    waits = "; ".join(f"echo '{number}|PENDING|Resources|0|0|N/A'" for number in (7, 8))
+    stub("squeue", f'case "$*" in *--sort*) echo "9|all"; echo "7|all"; echo "3|other";; *) {waits};; esac')
+    jobs, job, late = Slurm(), SlurmJob(job="7"), SlurmJob(job="8")
+    jobs.watch(job)
+
+    def looks() -> list[str]:
+        calls = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
+        return ["place" if "--sort" in call else "state" for call in calls]
+
+    def ask(times: int) -> None:
+        wait_for(lambda: jobs.refresh() or looks().count("state") >= times, 10)
+
+    ask(3)
+    assert job.place == "place 2 of 2 in partition all" and job.place in job.describe_wait()
+    assert looks().count("place") == 1
+    jobs.watch(late)  # which Slurm does not show
+    ask(looks().count("state") + 3)
+    jobs.close()
+    assert late.place == "" and looks().count("place") == 2
+
+
+def test_an_engine_that_ends_does_not_wait_for_each_cancel_of_a_slurm_that_is_silent(
+    stub, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(slurm, "CLOSING", 0.2)
+    stub("scancel", "sleep 0.3; exit 1")
+    jobs = Slurm()
+    jobs._jobs = [SlurmJob(job=str(number), cancelling=True) for number in range(5)]
+    jobs.close()
+    assert len((tmp_path / "calls").read_text().splitlines()) == 1
+
+
+def test_the_stage_after_one_that_slurm_queued_again_unseen_has_its_attempt(tmp_path: Path, monkeypatch) -> None:
+    """No engine was there, and the journal of a stage after training does not say so. Under an earlier number the next
+    stage's worker would end at once."""
+    job = Job(kind="train", name="run", source="x", directory="/", output="", host="here", created=0.0)
+    record = Record(run=Run(id="run", state="running", attempt=1), directory=RunDirectory(tmp_path), job=job)
+    attempt_fence.claim(tmp_path, 2)
+    begun: list[int] = []
+    found = {"read_journal": False, "_explain_end": None, "_has_succeeded": True}
+    for name, value in found.items():
+        monkeypatch.setattr(RunMonitor, name, lambda *_, value=value: value)
+    monkeypatch.setattr(RunMonitor, "start_next_stage", lambda _, record: begun.append(record.run.attempt))
+    RunMonitor.__new__(RunMonitor)._move_after_exit(record, SlurmJob(job="7", exit=0))
+    record.close()
+    assert begun == [2] and record.newest_attempt() == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"via": None, "slurm": ["gres=gpu:1"]}, "needs --via slurm"),
+        ({"via": "slurm", "hot": True}, "leave out --via"),
+        ({"via": "slurm", "slurm": ["gres"]}, "of the form K=V"),
+        ({"via": "slurm", "slurm": ["nodes=2"]}, "--slurm nodes is for runs"),
+    ],
+)
+def test_options_of_a_chat_that_would_do_nothing_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        read_slurm_options(Namespace(**{"hot": False, "slurm": [], "target": "run"} | options))
 
 
 def test_a_status_names_a_signal() -> None:
