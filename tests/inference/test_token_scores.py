@@ -59,6 +59,24 @@ def test_each_token_is_scored_behind_those_before_it(
     assert summary["perplexity"] == pytest.approx(math.exp(float(loss)), rel=1e-4)
 
 
+class Bytes(Letters):
+    """A tokenizer of single bytes."""
+
+    def decode(self, ids: list[int], **_: Any) -> str:
+        return bytes(each % 256 for each in ids).decode(errors="replace")
+
+
+def test_the_parts_of_a_character_end_in_its_text(tiny: Any) -> None:
+    ids = [*" a巴 é🙂!".encode()]
+    scored = score_tokens(tiny, TokenScorer(Bytes()), ids, 1, 300)
+    part = "\ufffd"
+    assert [each.text for each in scored] == ["a", part, part, "巴", " ", part, "é", part, part, part, "🙂", "!"]
+    for each in scored:
+        assert (each.text, each.logprob) in each.top
+    cut = score_tokens(tiny, TokenScorer(Bytes()), ids[:4], 1, 0)
+    assert [each.text for each in cut] == ["a", part, part], "its end is missing"
+
+
 def test_what_cannot_be_scored(tiny: Any) -> None:
     with pytest.raises(ValueError, match="context of 64"):
         score_tokens(tiny, TokenScorer(Letters()), [60] * 65, 1, 0)
