@@ -120,16 +120,16 @@ class Devices(Widget):
         if len(sample.devices) >= MANY:
             self._show_table(sample, live, forecast)
             return
-        titles = [tr("GPU {index}", index=device.index) for device in sample.devices]
+        titles = [_title(device) for device in sample.devices]
         titles += HOST if len(titles) <= MAX_BESIDE_HOST else ()
         if list(self._panels) != titles or self._table is not None:
             self._mount(titles, with_ranks=not sample.devices)
         for device in sample.devices:
             values = state.device_history.get(f"device/{device.index}/utilisation", ())
-            user = tr(OWN) if live and device.index in live.devices else _heaviest_process(device)
-            own = forecast if user == OWN else 0.0
+            own = live is not None and device.index in live.devices
+            user = tr(OWN) if own else _heaviest_process(device)
             user = card_health.describe_flags(card_health.encode(device)) or user
-            self._panels[f"GPU {device.index}"].show(_device_line(device, own), values, user)
+            self._panels[_title(device)].show(_device_line(device, forecast if own else 0.0), values, user)
         if "CPU" in self._panels:
             self._show_host(sample, state)
         if self._ranks:
@@ -175,6 +175,10 @@ class Devices(Widget):
         memory = Content.styled(f"{format_size(host.memory_used)}/{format_size(host.memory_total)}", "bold $text")
         disk = tr("disk {disk_free} free", disk_free=format_size(host.disk_free))
         self._panels["Memory"].show(memory, history.get("host/memory_percent", ()), disk)
+
+
+def _title(device: Device) -> str:
+    return tr("GPU {index}", index=device.index)
 
 
 def _read_forecast(state: AppState, run: Run | None) -> float:
