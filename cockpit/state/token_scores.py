@@ -73,7 +73,8 @@ def describe_scores(scores: ScoredText) -> str:
     count = len(scores.surprises)
     bits = scores.nats / math.log(2)
     return tr(
-        "{scored:,} token{plural} · perplexity {perplexity} · {bits:.2f} bits a token · {count:,} surprise{plural_2} it",
+        "{scored:,} token{plural} · perplexity {perplexity} · {bits:.2f} bits a token · "
+        "{count:,} surprise{plural_2} it",
         scored=scored,
         plural="s"[: scored != 1],
         perplexity=_format(scores.perplexity),

@@ -31,8 +31,8 @@ def keep_row(path: Path, messages: list[dict[str, Any]], home: Home, run: str = 
     the format of a new file.
 
     Returns the `path`, the row's `format` and whether it was `added`; a row that is in the file already is not added
-    again. Raises ValueError for a path that is no JSONL file and for a conversation that its format cannot hold, OSError
-    for a file that cannot be written.
+    again. Raises ValueError for a path that is no JSONL file and for a conversation that its format cannot hold,
+    OSError for a file that cannot be written.
     """
     if path.suffix.lower() != ".jsonl":
         raise ValueError(f"{path} is no JSONL file: give a name that ends in .jsonl")
