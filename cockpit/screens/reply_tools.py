@@ -21,10 +21,11 @@ from cockpit.profiles.files import list_profiles, write_profile
 from cockpit.screens.base import opens_dialog
 from cockpit.screens.save import SaveScreen
 from cockpit.state.acting import as_asked, describe_acting, read_settings, sent_messages
-from cockpit.state.chat_tree import ChatReply, Message, Turn
+from cockpit.state.chat_tree import ChatReply, ChatTree, Message, Turn
 from cockpit.state.token_scores import read_scores
 from cockpit.widgets import row_view
 from cockpit.widgets.chat_input import ChatInput
+from cockpit.widgets.chat_turns import Answer
 from cockpit.widgets.confirm import Confirm
 from cockpit.widgets.prompt import Prompt
 from cockpit.widgets.sampling import Sampling
@@ -52,6 +53,10 @@ class ReplyToolsScreen(SaveScreen):
             describe_acting(self._quiet_settings(), self.query_one(Sampling).system)
         )
 
+    async def _show(self, tree: ChatTree, extra: dict[str, Any]) -> None:
+        await super()._show(tree, extra)
+        self.show_acting()
+
     @opens_dialog
     @work(exclusive=True, group="write")
     async def action_system(self) -> None:
@@ -76,7 +81,9 @@ class ReplyToolsScreen(SaveScreen):
         turn, column = self._selected()
         if turn is not None and turn.is_answer:
             reply = turn.replies[column]
-            tree, settings, question, name = as_asked(self.chat, reply), read_settings(reply), turn.parent, reply.target
+            tree, settings, question = as_asked(self.chat, reply), read_settings(reply), turn.parent
+            row = self.conversation.selected
+            name = tr("the model") if isinstance(row, Answer) and row.hidden else reply.target
         else:
             found = self._settings()
             if found is None:
