@@ -111,7 +111,7 @@ and of the host of the engine."""
             )
             return
         self._clock = Mapping(kept.steps, [clock.last[0] + seconds for seconds in kept.values])
-        first, last = self._clock.values[0] - 60.0, run.ended if run.state not in LIVE else None
+        first, last = self._clock.values[0] - 60.0, (run.ended or None) if run.state not in LIVE else None
         history = await self.app.ask("telemetry", TelemetryQuery(first=first, last=last, points=SAMPLES))
         samples = [sample for sample in history.samples if self._is_of(run, sample)] if history is not None else []
         names = [each.name for each in QUANTITIES] if any(sample.devices for sample in samples) else []
