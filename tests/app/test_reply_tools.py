@@ -4,6 +4,7 @@ tool calls."""
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,14 @@ NO_CALLS = [
 @pytest.mark.parametrize("text", NO_CALLS)
 def test_what_only_looks_like_a_call_is_text(text: str) -> None:
     assert split_tools(text) == [text] and not has_tools(text)
+
+
+@pytest.mark.parametrize("unit", ["<parameter=a>", "<arg_key>", "<arg_key>a</arg_key>", "<tool_call>", "<function=a>"])
+def test_marks_without_an_end_are_read_in_no_time(unit: str) -> None:
+    for begun in ("<tool_call><function=f>", "<tool_call>f"):
+        before = time.process_time()
+        split_tools(begun + unit * 20_000)
+        assert time.process_time() - before < 2, "searched from each of them to the end, it takes a minute"
 
 
 def test_a_conversation_with_tools_is_opened_and_shown_as_such() -> None:
