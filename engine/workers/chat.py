@@ -197,7 +197,7 @@ class Chat:
 
 def _name_reply(loaded: LoadedModel, prompt: Any, thinking: str, text: str) -> bytes:
     """What tells a reply apart from others: a digest, for a conversation may be long."""
-    said = json.dumps([loaded.target.label, prompt, thinking, text]).encode()
+    said = json.dumps([loaded.target.label, prompt, thinking, text], sort_keys=True).encode()
     return hashlib.sha256(said).digest()
 
 
