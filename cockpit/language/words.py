@@ -12,6 +12,7 @@ WORDS = (
     *("connecting", "engine", "reconnecting"),
     *("trainable", "batch", "forecast", "memory", "base", "method", "precision", "data", "device"),
     *("load", "tokens", "elapsed", "remaining", "epoch", "speed", "energy", "host", "cut"),
+    *("utilisation", "power", "temperature"),
     *(
         "RUN",
         "STATE",

@@ -13,7 +13,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from cockpit.language.translate import tr
 from engine.config import yaml_text
@@ -76,6 +76,31 @@ def set_values(text: str, settings: Mapping[str, Any]) -> str:
     for key, value in settings.items():
         text = set_value(text, key, value if isinstance(value, str) else json.dumps(value))
     return text
+
+
+def add_item(text: str, key: str, item: str) -> str:
+    """The text with a string added to the list `section.name`, which is made if it is not there. The items before it
+    and their comments stay. Raises ValueError as `set_value` does."""
+    document = read_yaml(text)
+    with contextlib.suppress(KeyError):
+        if before := value_at(document, key):
+            node: Any = _compose(text)
+            for name in key.split("."):
+                pair = _find(node, name)
+                node = pair[1] if pair else None
+            written = json.dumps(item, ensure_ascii=False)
+            if isinstance(node, SequenceNode) and node.value and node.flow_style:
+                changed = f"{text[: _end(node.value[-1])]}, {written}{text[_end(node.value[-1]) :]}"
+            elif isinstance(node, SequenceNode) and node.value:
+                line = text.count("\n", 0, _end(node.value[-1]))
+                changed = _insert_after_line(text, line, f"{' ' * node.start_mark.column}- {written}")
+            else:
+                changed = ""
+            with contextlib.suppress(KeyError):
+                if value_at(read_yaml(changed), key) == [*before, item]:
+                    return changed
+            return set_value(text, key, json.dumps([*before, item], ensure_ascii=False))
+    return set_value(text, key, json.dumps([item], ensure_ascii=False))
 
 
 def clear_value(text: str, key: str) -> str:

@@ -190,7 +190,7 @@ class ChatScreen(ReplyToolsScreen):
     ) -> ChatReply | Problem:
         """One target's reply. A single target's failure is returned as a Problem; of several targets, a failing one
         becomes a reply that shows the problem, and the others are kept."""
-        messages = self.chat.messages(question.id, reply.column)
+        messages, system = self.chat.messages(question.id, reply.column), self.chat.system
         try:
             result = await target.ask(messages, settings)
         except ProblemError as error:
@@ -199,7 +199,7 @@ class ChatScreen(ReplyToolsScreen):
             content = ChatReply(target.label, reply.text, {"problem": error.problem.title})
         else:
             facts = {name: value for name, value in result.items() if name not in ("reply", "thinking", "parsed")}
-            facts["settings"] = settings
+            facts |= {"settings": settings, "system": system}
             content = ChatReply(target.label, result["reply"], facts, thinking=result.get("thinking", ""))
         await reply.finish(content)
         return content
@@ -249,7 +249,7 @@ class ChatScreen(ReplyToolsScreen):
                 target.loaded = None
                 self.show_status(
                     target.target,
-                    tr("the run is {state}", state=run.state),
+                    tr("the run is {state}", state=tr(run.state)),
                     tr("ctrl+t picks its last checkpoint: {id}", id=run.id),
                 )
 
@@ -318,7 +318,7 @@ class ChatScreen(ReplyToolsScreen):
         if self.answer is not None:
             for reply in self.answer.replies:
                 reply.stopped = True
-            self.show_status(self._names([target.label for target in self.targets]), "stopped")
+            self.show_status(self._names([target.label for target in self.targets]), tr("stopped"))
         await asyncio.gather(*(target.cancel() for target in self.targets if target.request))
 
     def interrupt(self) -> bool:

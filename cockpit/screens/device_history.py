@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on, work
@@ -15,13 +17,13 @@ from cockpit.content import Content
 from cockpit.language.translate import tr
 from cockpit.screens.base import CockpitScreen
 from cockpit.state.app_state import RunHistory
-from cockpit.state.device_history import HOST, QUANTITIES, Track, add_sample, make_tracks
+from cockpit.state.device_history import HELD, HOST, QUANTITIES, Track, add_sample, make_tracks
 from cockpit.widgets.chart import Chart, curve_from_series
 from cockpit.widgets.chart_axes import STEPS, Mapping, elapsed, run_axes
 from cockpit.widgets.chart_raster import GUTTER, Trace
 from cockpit.widgets.device_strips import DeviceStrips
 from cockpit.widgets.throttle import Throttle
-from engine.protocol.messages import CLOCK, Points, RunRef, SeriesQuery, Telemetry, TelemetryQuery
+from engine.protocol.messages import CLOCK, Points, Run, RunRef, SeriesQuery, Telemetry, TelemetryQuery
 from engine.protocol.states import LIVE
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ POINTS = 600
 """Buckets requested of the loss."""
 SAMPLES = 300
 """Samples requested of the past: about one for each cell of a wide terminal."""
+APART = 10.0
+"""Seconds between two moments of the clock that arrive while the screen is open."""
 LEAST_CHART = 8
 """Lines that the loss keeps."""
 MOST_TALL = 3
@@ -107,12 +111,15 @@ and of the host of the engine."""
             )
             return
         self._clock = Mapping(kept.steps, [clock.last[0] + seconds for seconds in kept.values])
-        first, last = self._clock.values[0] - 60.0, run.ended if run.state not in LIVE else None
+        first, last = self._clock.values[0] - 60.0, (run.ended or None) if run.state not in LIVE else None
         history = await self.app.ask("telemetry", TelemetryQuery(first=first, last=last, points=SAMPLES))
-        samples = list(history.samples) if history is not None else []
+        samples = [sample for sample in history.samples if self._is_of(run, sample)] if history is not None else []
         names = [each.name for each in QUANTITIES] if any(sample.devices for sample in samples) else []
-        self._tracks = {name: make_tracks(samples, name, run.devices) for name in [*names, HOST]}
-        if not samples:
+        held = max(HELD, 2 * ((last or time.time()) - first) / SAMPLES)
+        self._tracks = {name: make_tracks(samples, name, run.devices, held) for name in [*names, HOST]}
+        if history is not None and len(samples) < len(history.samples):
+            self._say(tr("The run is of the host {host}: this engine has sampled its own host.", host=run.host))
+        elif not samples:
             self._say(tr("No samples of the devices are kept of that time."))
         start = self.app.state.histories.get(run.id, RunHistory()).start
         chart, curve = self.query_one(Chart), curve_from_series(series[LOSS])
@@ -130,14 +137,22 @@ and of the host of the engine."""
         if run is None or run.state not in LIVE or not self._tracks:
             return
         if isinstance(body, Telemetry):
+            if not self._is_of(run, body):
+                return
             for name, tracks in self._tracks.items():
                 add_sample(tracks, body, name)
         elif isinstance(body, Points) and body.run == run.id and LOSS in body.values:
+            self._clock = _extend(self._clock, body.values.get(CLOCK, ()))
             self.query_one(Chart).append(LOSS, body.values[LOSS])
         else:
             return
         if self.is_active:
             self._throttle.request()
+
+    @staticmethod
+    def _is_of(run: Run, sample: Telemetry) -> bool:
+        """Whether the sample is of the run's host. Hosts may share a home."""
+        return sample.host.name == run.host or not (sample.host.name and run.host)
 
     # ── showing ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -182,10 +197,10 @@ and of the host of the engine."""
             shown = tracks[self._first : self._first + self._visible] if strip.quantity != HOST else tracks
             note = (
                 tr(
-                    " · devices {label} to {label_2} of {tracks}",
-                    label=shown[0].label,
-                    label_2=shown[-1].label,
-                    tracks=len(tracks),
+                    " · devices {first} to {last} of {count}",
+                    first=shown[0].label,
+                    last=shown[-1].label,
+                    count=len(tracks),
                 )
                 if len(shown) < len(tracks)
                 else ""
@@ -224,3 +239,13 @@ and of the host of the engine."""
 
     def action_leave(self) -> None:
         self.app.pop_screen()
+
+
+def _extend(clock: Mapping, points: Iterable[tuple[int, float]]) -> Mapping:
+    """The clock with the moments of newer steps, each `APART` from the one before."""
+    steps, moments = [*clock.steps], [*clock.values]
+    for step, moment in points:
+        if step > steps[-1] and moment >= moments[-1] + APART:
+            steps.append(step)
+            moments.append(moment)
+    return Mapping(steps, moments) if len(steps) > len(clock.steps) else clock

@@ -20,11 +20,12 @@ from cockpit.language.translate import tr
 from cockpit.profiles.files import list_profiles, write_profile
 from cockpit.screens.base import opens_dialog
 from cockpit.screens.save import SaveScreen
-from cockpit.state.acting import describe_acting, sent_messages
-from cockpit.state.chat_tree import ChatReply, Message, Turn
+from cockpit.state.acting import as_asked, describe_acting, read_settings, sent_messages
+from cockpit.state.chat_tree import ChatReply, ChatTree, Message, Turn
 from cockpit.state.token_scores import read_scores
 from cockpit.widgets import row_view
 from cockpit.widgets.chat_input import ChatInput
+from cockpit.widgets.chat_turns import Answer
 from cockpit.widgets.confirm import Confirm
 from cockpit.widgets.prompt import Prompt
 from cockpit.widgets.sampling import Sampling
@@ -52,6 +53,10 @@ class ReplyToolsScreen(SaveScreen):
             describe_acting(self._quiet_settings(), self.query_one(Sampling).system)
         )
 
+    async def _show(self, tree: ChatTree, extra: dict[str, Any]) -> None:
+        await super()._show(tree, extra)
+        self.show_acting()
+
     @opens_dialog
     @work(exclusive=True, group="write")
     async def action_system(self) -> None:
@@ -60,8 +65,8 @@ class ReplyToolsScreen(SaveScreen):
         text = tr("What every model is told before the conversation, from the next question on. Empty: nothing.")
         if panel.chosen_task:
             text += tr(
-                " The task {replace} has a prompt of its own, which is sent instead.",
-                replace=panel.chosen_task.replace("_", " "),
+                " The task {task} has a prompt of its own, which is sent instead.",
+                task=panel.chosen_task.replace("_", " "),
             )
         written = await self.app.push_screen_wait(WriteDialog(tr("System prompt"), text, panel.system))
         if written is not None:
@@ -75,8 +80,10 @@ class ReplyToolsScreen(SaveScreen):
         """Show what the model gets: for the selected turn what it got, else for what stands in the input."""
         turn, column = self._selected()
         if turn is not None and turn.is_answer:
-            settings = dict(turn.replies[column].facts.get("settings") or {})
-            tree, question, name = self.chat, turn.parent, turn.replies[column].target
+            reply = turn.replies[column]
+            tree, settings, question = as_asked(self.chat, reply), read_settings(reply), turn.parent
+            row = self.conversation.selected
+            name = tr("the model") if isinstance(row, Answer) and row.hidden else reply.target
         else:
             found = self._settings()
             if found is None:
@@ -88,7 +95,11 @@ class ReplyToolsScreen(SaveScreen):
                 question = tree.turns[-1].id
             else:
                 question = turn.id
-        shown = describe_sent(sent_messages(tree, question, column, settings), settings)
+        try:
+            shown = describe_sent(sent_messages(tree, question, column, settings), settings)
+        except ValueError as error:  # a file's task that this version does not know
+            self.notify(str(error), severity="error")
+            return
         await self.app.push_screen_wait(TextDialog(tr("What {name} gets", name=name), shown))
 
     def _selected(self) -> tuple[Turn | None, int]:
@@ -107,8 +118,8 @@ class ReplyToolsScreen(SaveScreen):
         """Show the tokens of a reply with the probabilities that the model gives them."""
         reply = turn.replies[column]
         target = self._target_of(reply, column)
-        settings = dict(reply.facts.get("settings") or {})
-        asked = {"messages": self.chat.messages(turn.parent, column), "reply": reply.text, "thinking": reply.thinking}
+        settings, messages = read_settings(reply), as_asked(self.chat, reply).messages(turn.parent, column)
+        asked = {"messages": messages, "reply": reply.text, "thinking": reply.thinking}
         await self._score(target, asked | {key: settings[key] for key in ("task",) if key in settings}, tr("the reply"))
 
     @opens_dialog
@@ -174,7 +185,7 @@ class ReplyToolsScreen(SaveScreen):
         )
         if kept:
             choices["o"] = tr("a row of another file")
-        text = tr("“{shorten}” becomes", shorten=_shorten(question.text))
+        text = tr("“{question}” becomes", question=_shorten(question.text))
         chosen = await self.app.push_screen_wait(Confirm(tr("Keep as a case"), text, choices))
         if chosen == "p":
             await self._keep_probe(question.text, run)
@@ -183,7 +194,7 @@ class ReplyToolsScreen(SaveScreen):
 
     async def _keep_probe(self, question: str, run: str) -> None:
         """Add the question to the probes of the user's own profile of that name, else show the setting."""
-        from cockpit.profiles.yaml_edit import read_yaml, set_value
+        from cockpit.profiles.yaml_edit import add_item, read_yaml
 
         known = self.app.state.runs.get(run)
         local = known is not None and self.app.engine.link is None
@@ -198,13 +209,12 @@ class ReplyToolsScreen(SaveScreen):
         path = own[0].path
         try:
             text = path.read_text(encoding="utf-8")
-            probes = (read_yaml(text).get("evaluation") or {}).get("probes") or []
+            probes = list((read_yaml(text).get("evaluation") or {}).get("probes") or [])
             if question in probes:
                 self.notify(tr("{path} has this probe already", path=path))
                 return
-            value = json.dumps([*probes, question], ensure_ascii=False)
-            write_profile(path, set_value(text, PROBES, value), self.app.home)
-        except (OSError, ValueError, TypeError) as error:
+            await asyncio.to_thread(write_profile, path, add_item(text, PROBES, question), self.app.home)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             self.notify(f"{path}: {error}", title=tr("Not kept"), severity="error")
             return
         self.notify(
@@ -228,11 +238,12 @@ class ReplyToolsScreen(SaveScreen):
             if not answer:
                 return
             path = answer if Path(answer).suffix else f"{answer}.jsonl"
-        settings = dict(reply.facts.get("settings") or {})
-        messages: list[Message] = [
-            *sent_messages(self.chat, turn.parent, column, settings),
-            {"role": "assistant", "content": reference.strip()},
-        ]
+        try:
+            sent = sent_messages(as_asked(self.chat, reply), turn.parent, column, read_settings(reply))
+        except ValueError as error:
+            self.notify(str(error), title=tr("Not kept"), severity="error")
+            return
+        messages: list[Message] = [*sent, {"role": "assistant", "content": reference.strip()}]
         asked = {"path": path, "directory": self.app.engine.directory, "messages": messages}
         rows = ServiceClient(self.app, "data")
         try:
@@ -243,7 +254,7 @@ class ReplyToolsScreen(SaveScreen):
         finally:
             await rows.close()
         self.app.settings.set(EVALUATION_SET, kept["path"])
-        said = tr("{path}, as {format}", path=kept["path"], format=kept["format"])
+        said = tr("{path}, as {row_format}", path=kept["path"], row_format=kept["format"])
         self.notify(said, title=tr("A case is added") if kept["added"] else tr("The case is there already"))
 
 
@@ -261,7 +272,7 @@ def describe_sent(messages: list[Message], settings: Mapping[str, Any]) -> Conte
             else tr("the reply is free; it is checked by it")
         )
         schema = json.dumps(task_schema(str(task)), ensure_ascii=False, indent=1)
-        heading = tr("── schema of {replace}: {forced} ──", replace=str(task).replace("_", " "), forced=forced)
+        heading = tr("── schema of {task}: {forced} ──", task=str(task).replace("_", " "), forced=forced)
         blocks.append(Content.assemble((heading, "bold $warning"), "\n", (schema, "dim")))
     return Content("\n\n").join(blocks)
 

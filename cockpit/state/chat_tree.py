@@ -225,7 +225,8 @@ def _tree_from_messages(messages: list[Any]) -> ChatTree:
     tree = ChatTree()
     for number, message in enumerate(messages, 1):
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if calls := isinstance(message, dict) and message.get("tool_calls"):
+        calls = message.get("tool_calls") if isinstance(message, dict) else None
+        if calls and (content is None or isinstance(content, str)):
             content = "\n".join(filter(None, [content or "", *_write_calls(calls)]))
         if not isinstance(content, str):
             raise ValueError(tr("message {number} has no text", number=number))

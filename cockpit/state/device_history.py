@@ -12,7 +12,9 @@ from engine.protocol.messages import Device, Telemetry
 
 GIGA = float(1 << 30)
 HELD = 150.0
-"""Seconds that a sample stands for: of an hour ago there is one a minute."""
+"""Seconds that a sample stands for at least: of an hour ago there is one a minute."""
+HOUR, MINUTE = 3600.0, 60.0
+"""Of the last hour a track keeps each sample, of before one a minute, as the engine does."""
 COOL, BOILING = 30.0, 100.0
 """Degrees at the lower and the upper edge of a row."""
 HOT = 90.0
@@ -67,37 +69,52 @@ HOST_ROWS = ("CPU", "mem")
 
 @dataclass
 class Track:
-    """One row's samples: moments, values and shares, ascending in time."""
+    """One row's samples: moments, values and shares, ascending in time. `held`: seconds that a sample stands for."""
 
     label: str
     moments: list[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)
+    held: float = HELD
+    _full: int = 2 * int(HOUR)
+    """The number of samples at which old ones are left out."""
 
     def add(self, moment: float, value: float, share: float) -> None:
         if not self.moments or moment > self.moments[-1]:
             self.moments.append(moment)
             self.values.append(value)
             self.shares.append(max(0.0, min(1.0, share)))
+            if len(self.moments) >= self._full:
+                self._thin()
+
+    def _thin(self) -> None:
+        recent = bisect_right(self.moments, self.moments[-1] - HOUR)
+        minutes = [moment // MINUTE for moment in self.moments[: recent + 1]]
+        kept = [at for at in range(recent) if minutes[at] != minutes[at + 1]]
+        for each in (self.moments, self.values, self.shares):
+            each[:recent] = [each[at] for at in kept]
+        self._full = len(self.moments) + int(HOUR)
 
     def at(self, moment: float) -> float | None:
         """The value of the newest sample that stands for this moment."""
         place = bisect_right(self.moments, moment) - 1
-        return self.values[place] if place >= 0 and moment - self.moments[place] <= HELD else None
+        return self.values[place] if place >= 0 and moment - self.moments[place] <= self.held else None
 
 
-def make_tracks(samples: Iterable[Telemetry], quantity: str, own: Sequence[int] = ()) -> list[Track]:
+def make_tracks(
+    samples: Iterable[Telemetry], quantity: str, own: Sequence[int] = (), held: float = HELD
+) -> list[Track]:
     """A track for each device, of the `own` ones where any of these are sampled; for `HOST`, those of the host."""
     tracks: dict[object, Track] = {}
     if quantity == HOST:
-        tracks = {label: Track(label) for label in HOST_ROWS}
+        tracks = {label: Track(label, held=held) for label in HOST_ROWS}
         for sample in samples:
             add_sample(list(tracks.values()), sample, quantity)
         return list(tracks.values())
     samples = list(samples)
     known = sorted({device.index for sample in samples for device in sample.devices})
     chosen = [index for index in known if index in own] or known
-    found = [Track(str(index)) for index in chosen]
+    found = [Track(str(index), held=held) for index in chosen]
     for sample in samples:
         add_sample(found, sample, quantity)
     return found
@@ -127,7 +144,7 @@ def cells(track: Track, moments: Sequence[float]) -> list[tuple[float, float] | 
         first, last = bisect_right(track.moments, start), bisect_right(track.moments, end)
         if last > first:
             found.append((fmean(track.values[first:last]), fmean(track.shares[first:last])))
-        elif first and start - track.moments[first - 1] <= HELD:
+        elif first and start - track.moments[first - 1] <= track.held:
             found.append((track.values[first - 1], track.shares[first - 1]))
         else:
             found.append(None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from cockpit.language.translate import tr
@@ -41,7 +42,7 @@ class ScoredText:
     nats: float | None
     own: bool = False
 
-    @property
+    @cached_property
     def surprises(self) -> list[int]:
         """The places of the tokens that surprise the model."""
         return [at for at, token in enumerate(self.tokens) if token.surprises]
@@ -72,10 +73,11 @@ def describe_scores(scores: ScoredText) -> str:
     count = len(scores.surprises)
     bits = scores.nats / math.log(2)
     return tr(
-        "{scored:,} token{plural} · perplexity {format} · {bits:.2f} bits a token · {count:,} surprise{plural_2} it",
+        "{scored:,} token{plural} · perplexity {perplexity} · {bits:.2f} bits a token · "
+        "{count:,} surprise{plural_2} it",
         scored=scored,
         plural="s"[: scored != 1],
-        format=_format(scores.perplexity),
+        perplexity=_format(scores.perplexity),
         bits=bits,
         count=count,
         plural_2="s"[: count == 1],

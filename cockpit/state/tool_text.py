@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,7 @@ _BLOCK = re.compile(
     re.DOTALL,
 )
 _FUNCTION = re.compile(r"\s*<function=([^>\n]{1,300})>(.*?)(?:</function>\s*|\Z)", re.DOTALL)
-_PARAMETER = re.compile(r"<parameter=([^>\n]{1,300})>\n?(.*?)\n?</parameter>", re.DOTALL)
-_PAIR = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
+_PARAMETER = re.compile(r"<parameter=([^>\n]{1,300})>\n?(.*)", re.DOTALL)
 _NAME = re.compile(r"\s*([\w.-]{1,300})\s*(?=<arg_key>|\Z)")
 _NAMES = ("arguments", "parameters")
 
@@ -85,14 +84,31 @@ def _read_calls(text: str) -> list[ToolCall]:
     if found := _read_json(text):
         return found
     if function := _FUNCTION.fullmatch(text):
-        return [ToolCall(function[1].strip(), dict(_PARAMETER.findall(function[2])))]
+        return [ToolCall(function[1].strip(), dict(_read_parameters(function[2])))]
     if _ARGS in text:  # NAME[ARGS]{…}
         name, _, arguments = text.partition(_ARGS)
         value = _parse(arguments)
         return [ToolCall(name.strip(), value)] if isinstance(value, dict) and name.strip() else []
     if named := _NAME.match(text):
-        return [ToolCall(named[1], {key.strip(): value for key, value in _PAIR.findall(text)})]
+        return [ToolCall(named[1], dict(_read_pairs(text)))]
     return []
+
+
+def _read_parameters(text: str) -> Iterator[tuple[str, str]]:
+    """The name and value of each `<parameter=NAME>VALUE</parameter>`. Parts, and no pattern for all: what begins
+    thousands of them and ends none would be searched as often."""
+    for part in text.split("</parameter>")[:-1]:
+        if found := _PARAMETER.search(part):
+            yield found[1], found[2].removesuffix("\n")
+
+
+def _read_pairs(text: str) -> Iterator[tuple[str, str]]:
+    """The key and value of each `<arg_key>KEY</arg_key><arg_value>VALUE</arg_value>`."""
+    for part in text.split("</arg_value>")[:-1]:
+        before, found, value = part.partition("<arg_value>")
+        key, ended, rest = before.rpartition("<arg_key>")[2].partition("</arg_key>")
+        if found and ended and not rest.strip():
+            yield key.strip(), value
 
 
 def _read_json(text: str, *, exact: bool = False) -> list[ToolCall]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cockpit.language.translate import tr
+from cockpit.state.acting import as_asked, read_settings
 from cockpit.state.chat_tree import ChatReply, ChatTree, dump_tree, parse_tree
 from cockpit.state.token_scores import describe_scores, format_probability
 from cockpit.verbs.chat_client import Chat
@@ -104,6 +105,7 @@ class ChatRepl:
             return False
         print()
         facts = {name: answer[name] for name in FACTS if answer.get(name)}
+        facts |= {"settings": self._saved_settings(), "system": self._tree.system}
         reply = ChatReply(self._target, answer["reply"], facts, thinking=answer.get("thinking", ""))
         self._tree = self._tree.add_answer(question.id, [reply])
         if "parsed" in answer and answer["parsed"] is None:
@@ -152,8 +154,8 @@ class ChatRepl:
         if answer is None:
             raise ValueError(tr("there is no reply yet"))
         reply = answer.replies[0]
-        asked = {"messages": self._tree.messages(answer.parent), "reply": reply.text, "thinking": reply.thinking}
-        task = self._chat.settings.get("task")
+        messages, task = as_asked(self._tree, reply).messages(answer.parent), read_settings(reply).get("task")
+        asked = {"messages": messages, "reply": reply.text, "thinking": reply.thinking}
         self._show_scores(asked | ({"task": task} if task else {}))
 
     def _perplexity(self, text: str) -> None:
@@ -183,9 +185,12 @@ class ChatRepl:
     def _save(self, text: str) -> None:
         path = self._path(text, "/save NAME")
         make_private(path.parent)
-        settings = {name: value for name, value in self._chat.settings.items() if name != "schema"}
-        write_private(path, dump_tree(self._tree, targets=[self._target], settings=settings).encode())
+        document = dump_tree(self._tree, targets=[self._target], settings=self._saved_settings())
+        write_private(path, document.encode())
         say(str(path), "dim")
+
+    def _saved_settings(self) -> dict[str, Any]:
+        return {name: value for name, value in self._chat.settings.items() if name != "schema"}
 
     def _load(self, text: str) -> None:
         path = self._path(text, "/load NAME")

@@ -218,6 +218,8 @@ class Conversation(VerticalScroll):
                 return complete
             case "rate":
                 return complete and isinstance(row, Answer) and not row.hidden
+            case "case" if getattr(self.app, "readonly", False):
+                return False
             case "tokens" | "case":
                 return complete and isinstance(row, Answer) and not row.hidden and self._has_text()
             case "open":

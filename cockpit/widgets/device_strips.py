@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from cockpit.content import Content
+from cockpit.language.translate import tr
 from cockpit.state.device_history import HOST, QUANTITIES, Track, cells, find_stragglers, straggles
 from cockpit.widgets.canvas import Canvas
 from cockpit.widgets.chart_raster import CROSS, GUTTER, LABEL, LINE, MARKER, SECOND, Row
@@ -31,10 +32,10 @@ class DeviceStrips(Canvas):
         """`moments`: one more than the plot has cells. `cross`: the moment of the crosshair, whose values are then
         written in place of the means; `note`: which of the devices these are, where not all have room."""
         height, width = self.content_size.height, self.content_size.width
-        subtitle = f"{'at the crosshair' if cross is not None else 'mean of what is shown'}{note}"
+        subtitle = (tr("at the crosshair") if cross is not None else tr("mean of what is shown")) + note
         if self._titles != (self.quantity, subtitle):
             self._titles = self.quantity, subtitle
-            self.border_title, self.border_subtitle = Content(self.quantity), Content(subtitle)
+            self.border_title, self.border_subtitle = Content(tr(self.quantity)), Content(subtitle)
         if not tracks or height < 1 or width <= GUTTER:
             self.paint([])
             return

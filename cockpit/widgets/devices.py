@@ -120,7 +120,7 @@ class Devices(Widget):
         if len(sample.devices) >= MANY:
             self._show_table(sample, live, forecast)
             return
-        titles = [f"GPU {device.index}" for device in sample.devices]
+        titles = [_title(device) for device in sample.devices]
         titles += HOST if len(titles) <= MAX_BESIDE_HOST else ()
         if list(self._panels) != titles or self._table is not None:
             self._mount(titles, with_ranks=not sample.devices)
@@ -130,8 +130,7 @@ class Devices(Widget):
             user = tr(OWN) if mine else _heaviest_process(device)
             faults = card_health.describe_flags(card_health.encode(device))
             line = _device_line(device, forecast if mine else 0.0)
-            panel = self._panels[tr("GPU {index}", index=device.index)]
-            panel.show(line, values, " · ".join(filter(None, (faults, user))))
+            self._panels[_title(device)].show(line, values, " · ".join(filter(None, (faults, user))))
         if "CPU" in self._panels:
             self._show_host(sample, state)
         if self._ranks:
@@ -177,6 +176,10 @@ class Devices(Widget):
         memory = Content.styled(f"{format_size(host.memory_used)}/{format_size(host.memory_total)}", "bold $text")
         disk = tr("disk {disk_free} free", disk_free=format_size(host.disk_free))
         self._panels["Memory"].show(memory, history.get("host/memory_percent", ()), disk)
+
+
+def _title(device: Device) -> str:
+    return tr("GPU {index}", index=device.index)
 
 
 def _read_forecast(state: AppState, run: Run | None) -> float:

@@ -42,6 +42,7 @@ class Reply(Vertical):
     Reply .body { height: auto; }
     Reply .body > Static { padding: 0 1; }
     Reply Markdown { margin: 0; padding: 0 1; }
+    Reply Markdown.-further { margin: 1 0 0 0; }
     Reply Markdown > MarkdownBlock:last-child { margin-bottom: 0; }
     Reply MarkdownFence { margin: 0; max-height: 100; }
     Reply MarkdownFence > Label { width: 1fr; padding: 0 1; }
@@ -127,7 +128,7 @@ class Reply(Vertical):
         for piece, begins in self._parts.feed(_fence_json(waiting) if first else waiting):
             if begins:
                 await self._stop_stream()
-                await self.query_one(".body").mount(Markdown(open_links=False))
+                await self.query_one(".body").mount(Markdown(open_links=False, classes="-further"))
             if self._stream is None:
                 self._stream = Markdown.get_stream(self.query(Markdown).last())
             await self._stream.write(piece)

@@ -29,14 +29,14 @@ PLAIN = "$text"
 DIM = "$foreground-muted"
 SURPRISE = "underline $text-warning"
 STRONG = "bold underline $text-error"
-LEGEND = Content.assemble(
-    ("probability  ", DIM), (f"≥ {LIKELY:.0%}", DIM), "   ", (f"≥ {UNLIKELY:.0%}", PLAIN), "   ",
-    (f"< {UNLIKELY:.0%}", SURPRISE), "   ", (f"< {RARE:.0%}", STRONG),
-)  # fmt: skip
 ALTERNATIVES_HEIGHT = 8
 """Lines of the selected token, its alternatives and what separates them from the text."""
+MORE = "…\n"
+"""The line that stands for the tokens before a page, and for those after it."""
 BAR = 20
 """Cells of the bar of a certain token."""
+PAGE = 1000
+"""Tokens that are on the screen together: what a key costs does not depend on the length of the text."""
 
 
 class TokenDialog(ModalScreen[None]):
@@ -69,7 +69,8 @@ class TokenDialog(ModalScreen[None]):
         self._title, self._scores = title, scores
         self.at = next(iter(scores.surprises), 0)
         """The selected token."""
-        self._pieces: list[tuple[str, str]] = []
+        self._lines: dict[tuple[int, int], int] = {}
+        """Width and token -> its line on its page."""
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
@@ -77,14 +78,12 @@ class TokenDialog(ModalScreen[None]):
             box.border_subtitle = tr("← → token · n N next surprise · Esc closes")
             origin = tr("as it wrote them") if self._scores.own else tr("as its tokenizer divides the text")
             facts = f"{describe_scores(self._scores)} · {origin}"
-            yield Static(Content.assemble(facts, "\n", LEGEND), classes="figures")
+            yield Static(Content.assemble(facts, "\n", legend()), classes="figures")
             with VerticalScroll(can_focus=False):
                 yield Static(id="tokens")
             yield Static(id="token")
 
     def on_mount(self) -> None:
-        for at, token in enumerate(self._scores.tokens):
-            self._pieces.append((write_token(token.text), f"{style_of(token)}{f' {SHADE}' if at % 2 else ''}"))
         self.call_after_refresh(self._show)
 
     def on_resize(self, event: events.Resize) -> None:
@@ -95,19 +94,26 @@ class TokenDialog(ModalScreen[None]):
 
     def _show(self) -> None:
         """Show the tokens with the selected one marked, and its alternatives."""
-        pieces = [
-            (text, f"{style} reverse" if at == self.at else style) for at, (text, style) in enumerate(self._pieces)
-        ]
-        field = self.query_one("#tokens", Static)
-        field.update(Content.assemble(*pieces))
+        start = self.at - self.at % PAGE
+        pieces: list[tuple[str, str]] = [(MORE, DIM)] if start else []
+        for at, token in enumerate(self._scores.tokens[start : start + PAGE], start):
+            shade, mark = f" {SHADE}" if at % 2 else "", " reverse" if at == self.at else ""
+            pieces.append((write_token(token.text), f"{style_of(token)}{shade}{mark}"))
+        if start + PAGE < len(self._scores.tokens):
+            pieces.append((f"\n{MORE}", DIM))
+        self.query_one("#tokens", Static).update(Content.assemble(*pieces))
         self.query_one("#token", Static).update(self._describe())
-        scroll, line = self.query_one(VerticalScroll), self._line_of(self.at)
+        scroll, (_, line) = self.query_one(VerticalScroll), self._line_of(self.at)
         scroll.scroll_to_region(Region(0, line, 1, 1), animate=False)
 
-    def _line_of(self, at: int) -> int:
-        width = max(1, self.query_one("#tokens", Static).content_size.width)
-        before = "".join(text for text, _ in self._pieces[: at + 1]).rstrip("\n")
-        return max(0, len(Content(before).wrap(width)) - 1)
+    def _line_of(self, at: int) -> tuple[int, int]:
+        """The page of a token, and its line there."""
+        page, width = at // PAGE, max(1, self.query_one("#tokens", Static).content_size.width)
+        if (width, at) not in self._lines:
+            shown = self._scores.tokens[page * PAGE : at + 1]
+            before = (MORE if page else "") + "".join(write_token(token.text) for token in shown)
+            self._lines[width, at] = max(0, len(Content(before.rstrip("\n")).wrap(width)) - 1)
+        return page, self._lines[width, at]
 
     def _describe(self) -> Content:
         if not self._scores.tokens:
@@ -122,7 +128,7 @@ class TokenDialog(ModalScreen[None]):
             return Content.assemble(head, "\n", (tr("nothing stands before it, so it has no probability"), DIM))
         lines = [head]
         for text, logprob in token.likeliest:
-            lines.append(_alternative(ScoredToken(text, logprob), chosen=text == token.text))
+            lines.append(_alternative(ScoredToken(text, logprob), (text, logprob) == (token.text, token.logprob)))
         return Content("\n").join(lines)
 
     # ── keys ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -131,12 +137,12 @@ class TokenDialog(ModalScreen[None]):
         self._select(self.at + by)
 
     def action_go(self, at: int) -> None:
-        self._select(at if at >= 0 else len(self._pieces) - 1)
+        self._select(at if at >= 0 else len(self._scores.tokens) - 1)
 
     def action_move_line(self, by: int) -> None:
         """Go to a token in the next line, or in the previous one."""
         line, to = self._line_of(self.at), self.at
-        while 0 <= to + by < len(self._pieces) and self._line_of(to) == line:
+        while 0 <= to + by < len(self._scores.tokens) and self._line_of(to) == line:
             to += by
         self._select(to)
 
@@ -147,8 +153,15 @@ class TokenDialog(ModalScreen[None]):
             self._select(ahead[0] if by > 0 else ahead[-1])
 
     def _select(self, at: int) -> None:
-        self.at = max(0, min(len(self._pieces) - 1, at))
+        self.at = max(0, min(len(self._scores.tokens) - 1, at))
         self._show()
+
+
+def legend() -> Content:
+    return Content.assemble(
+        (f"{tr('probability')}  ", DIM), (f"≥ {LIKELY:.0%}", DIM), "   ", (f"≥ {UNLIKELY:.0%}", PLAIN), "   ",
+        (f"< {UNLIKELY:.0%}", SURPRISE), "   ", (f"< {RARE:.0%}", STRONG),
+    )  # fmt: skip
 
 
 def style_of(token: ScoredToken) -> str:

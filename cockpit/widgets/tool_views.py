@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from cockpit.content import Content
 from cockpit.language.translate import tr
@@ -20,15 +21,22 @@ def show_part(part: Part) -> Content:
         case ToolCall(name, arguments):
             lines = [Content.assemble((tr("▸ calls "), MUTED), (name, "bold $accent"))]
             for key, value in arguments.items():
-                text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+                text = value if isinstance(value, str) else _write(value)
                 lines.append(Content.assemble((f"    {key}  ", MUTED), text))
             return Content("\n").join(lines)
         case ToolResult(text):
             shown = indent_json(text).splitlines()
-            more = [tr("… {shown} more lines", shown=len(shown) - MAX_LINES)] if len(shown) > MAX_LINES else []
+            more = [tr("… {count} more lines", count=len(shown) - MAX_LINES)] if len(shown) > MAX_LINES else []
             body = "\n".join(f"    {line}" for line in [*shown[:MAX_LINES], *more])
             return Content.assemble((tr("◂ result"), f"bold {MUTED}"), "\n", body)
     return Content(str(part))
+
+
+def _write(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:  # read with more room on the stack
+        return "…"
 
 
 def show_question(text: str) -> Content:

@@ -30,9 +30,9 @@ class WriteDialog(ModalScreen[str | None]):
         Binding("escape", "dismiss(None)", "Cancel", priority=True),
     ]
 
-    def __init__(self, title: str, text: str, value: str = "", verb: str = "keeps it") -> None:
+    def __init__(self, title: str, text: str, value: str = "", verb: str = "") -> None:
         super().__init__()
-        self._title, self._text, self._value, self._verb = title, text, value, verb
+        self._title, self._text, self._value, self._verb = title, text, value, verb or tr("keeps it")
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:

@@ -14,7 +14,7 @@ from engine.inference.adapters import Adapters
 from engine.inference.compiled_step import Compilation
 from engine.inference.constrained import SchemaCompiler
 from engine.inference.decoder import make_decoder
-from engine.inference.detokenizer import find_thinking_end
+from engine.inference.detokenizer import find_thinking_end, opens_thinking, thinking_marks
 from engine.inference.generate import BATCH, Piece, Reply, context_length, reply_batch, stream
 from engine.inference.request import Prompt
 from engine.inference.sampling import Grammar, Row, Sampling, SamplingFields, change_sampling, open_row
@@ -191,6 +191,28 @@ class LoadedModel:
         except Exception as error:  # noqa: BLE001 - a template is a program, and raises anything
             raise ValueError(f"the model's chat template refuses this conversation: {error}") from None
         return self._check_ids(ids)
+
+    def encode_reply(self, prompt: Sequence[int], thinking: str, text: str) -> list[int]:
+        """The tokens into which the tokenizer divides a reply to `prompt`, with its thinking between the model's marks.
+
+        Raises ValueError for a token that the model does not know.
+        """
+        opened = opens_thinking(self.tokenizer, prompt)
+        if thinking or opened:
+            opening, closing = thinking_marks(self.tokenizer)
+            before = "" if opened else f"{opening}\n"
+            text = f"{before}{thinking}\n{closing}\n\n{text}"
+        return self._check_ids(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def find_text(self, ids: Sequence[int], text: str) -> tuple[int, list[int]]:
+        """Where the tokens of a text begin in `ids`, its prompt, and these up to the text's end: a tokenizer puts
+        special ones before it (`[gMASK] <sop>`), and some put one behind it."""
+        own: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        for begin in range(len(ids) - len(own), -1, -1):
+            if [*ids[begin : begin + len(own)]] == own:
+                return begin, [*ids[: begin + len(own)]]
+        special = {*self.tokenizer.all_special_ids}
+        return next((at for at, token in enumerate(ids) if token not in special), len(ids)), [*ids]
 
     def _check_ids(self, ids: list[int]) -> list[int]:
         """Raises ValueError for an id beyond the embedding, which would be an IndexError in the model."""

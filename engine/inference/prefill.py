@@ -56,6 +56,12 @@ class CancellableForward:
             cache = output.past_key_values
         return output
 
+    def score(self, ids: Any, cache: Any) -> Any:
+        """Logits of all positions of `ids` [rows, tokens], which continue `cache`, in one pass, and the cache. Raises
+        Cancelled."""
+        with self._cancellation_hooks(ids.shape[1] > 1):
+            return self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=ids.shape[1])
+
     def _chunk_size(self, rows: int, context: int) -> int:
         """Tokens of a row in one pass. It depends on the model's sizes alone, so that a prompt is always split
         alike."""

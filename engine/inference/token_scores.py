@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.inference import soft_prompt
 from engine.inference.generate import describe_no_room, room
-from engine.inference.prefill import CancellableForward, Cancelled
+from engine.inference.prefill import CancellableForward
 
 SLAB = 64
 """Positions whose distributions are in memory at the same time."""
 CHUNK = 256
 """Positions of a text in one pass over it."""
+PART = "\ufffd"
+"""The text of a part of a character."""
+LONGEST_CHARACTER = 12
+"""Tokens at most that are tried together as one character, and what stands beside it in these tokens."""
 _LARGEST = 700.0
 """Nats beyond which a perplexity is no finite number."""
 
@@ -88,7 +92,7 @@ def score_tokens(
     """Score the tokens of `ids` from the place `begin`, each behind those before it. `begin` is at least 1.
 
     Logits of `CHUNK` positions are in memory at the same time. Raises ValueError for more tokens than the model's
-    context holds, Cancelled after `cancelled` has returned true.
+    context holds, `prefill.Cancelled` after `cancelled` has returned true.
     """
     import torch
 
@@ -97,22 +101,36 @@ def score_tokens(
         if room(model, len(ids), before) < 0:
             raise ValueError(describe_no_room(model, len(ids)))
         given = torch.tensor([[*ids]], device=model.device)
-        output = CancellableForward(model, cancelled)(given[:, :begin], cache)
+        forward = CancellableForward(model, cancelled)
+        output = forward(given[:, :begin], cache)
         scored = scorer.score(output.logits[0, -1:], ids[begin : begin + 1], alternatives)
         # Behind a prompt that is read both ways, a reply is read as it is written: token by token.
         chunk = 1 if getattr(model, "reads_both_ways", False) else CHUNK
         for start in range(begin, len(ids) - 1, chunk):
-            if cancelled():
-                raise Cancelled
             end = min(start + chunk, len(ids) - 1)
-            output = model(
-                input_ids=given[:, start:end],
-                past_key_values=output.past_key_values,
-                use_cache=True,
-                logits_to_keep=end - start,
-            )
+            output = forward.score(given[:, start:end], output.past_key_values)
             scored += scorer.score(output.logits[0], ids[start + 1 : end + 1], alternatives)
-    return scored
+    return _complete_characters(scorer.tokenizer, ids[begin:], scored)
+
+
+def _complete_characters(tokenizer: Any, ids: Sequence[int], scored: list[ScoredToken]) -> list[ScoredToken]:
+    """Give the last of the tokens that are parts of a character its text: alone, each of them is U+FFFD."""
+    held: list[int] = []
+    before = ""
+    """What stands before the character in the token that begins it."""
+    found = []
+    for token, each in zip(ids, scored, strict=True):
+        held = [*held, token] if PART in each.text and len(held) < LONGEST_CHARACTER else []
+        if len(held) == 1:
+            before = each.text.partition(PART)[0]
+        text = tokenizer.decode(held, clean_up_tokenization_spaces=False) if len(held) > 1 else PART
+        if PART not in text:
+            whole = text.removeprefix(before)
+            own = each.text, each.logprob
+            top = tuple((whole, value) if (other, value) == own else (other, value) for other, value in each.top)
+            each, held = replace(each, text=whole, top=top), []
+        found.append(each)
+    return found
 
 
 def summarize_scores(tokens: Sequence[ScoredToken]) -> dict[str, Any]:

@@ -3,6 +3,8 @@ yet."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import itertools
 import json
 import os
@@ -29,16 +31,16 @@ def keep_row(path: Path, messages: list[dict[str, Any]], home: Home, run: str = 
     the format of a new file.
 
     Returns the `path`, the row's `format` and whether it was `added`; a row that is in the file already is not added
-    again. Raises ValueError for a path that is no JSONL file and for a conversation that its format cannot hold.
+    again. Raises ValueError for a path that is no JSONL file and for a conversation that its format cannot hold,
+    OSError for a file that cannot be written.
     """
-    if path.suffix.lower() not in (".jsonl", ".ndjson"):
+    if path.suffix.lower() != ".jsonl":
         raise ValueError(f"{path} is no JSONL file: give a name that ends in .jsonl")
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a file")
     canonical = make_conversation(messages)
     if found := _first_rows(path):
-        name = detect_format.detect(found)
-        row = detect_format.load(name).revert(canonical)
+        name, row = _as_in_file(canonical, found, home, run)
     else:
         name, row = _as_in_run(canonical, home, run)
     line = json.dumps(row, ensure_ascii=False).encode()
@@ -46,10 +48,30 @@ def keep_row(path: Path, messages: list[dict[str, Any]], home: Home, run: str = 
 
 
 def _first_rows(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
+    """Empty for a file that is not there or is empty. Raises ValueError for one to which a line of JSON in UTF-8 cannot
+    be added."""
+    if not path.exists() or not path.stat().st_size:
         return []
+    if not readers.is_lines(path):
+        raise ValueError(f"{path} is no JSONL file in UTF-8, with a row in each line: give another name")
     values = (record.value for record in readers.read(path) if record.value)
-    return list(itertools.islice(values, LOOKED_AT))
+    found = list(itertools.islice(values, LOOKED_AT))
+    if not found:
+        raise ValueError(f"{path} has no row of JSON: give another name")
+    return found
+
+
+def _as_in_file(
+    canonical: dict[str, Any], found: list[dict[str, Any]], home: Home, run: str
+) -> tuple[str, dict[str, Any]]:
+    """The row in the format of a file's rows; with the column names of the run's first source where these rows have
+    them."""
+    for source, name in _read_format(home, run):
+        if source.columns and all({*source.columns.values()} <= row.keys() for row in found):
+            row = detect_format.load(name).revert(canonical)
+            return name, {source.columns.get(column, column): value for column, value in row.items()}
+    name = detect_format.detect(found)
+    return name, detect_format.load(name).revert(canonical)
 
 
 def _as_in_run(canonical: dict[str, Any], home: Home, run: str) -> tuple[str, dict[str, Any]]:
@@ -84,16 +106,23 @@ def _read_format(home: Home, run: str) -> list[tuple[SourceOptions, str]]:
 
 
 def _append(path: Path, line: bytes) -> bool:
-    """Append a line; False if the file has it already."""
+    """Append a line; False if the file has it already. What a full disk leaves of it is taken back."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        file.seek(0)
+    with path.open("a+b", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # another app may be adding one
         last = b"\n"
-        for each in file:
-            last = each
-            if each.strip() == line:
-                return False
-        file.write((b"" if last.endswith(b"\n") else b"\n") + line + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+        with path.open("rb") as lines:
+            for each in lines:
+                last = each
+                if each.strip() == line:
+                    return False
+        size = file.seek(0, os.SEEK_END)
+        whole = (b"" if last.endswith(b"\n") else b"\n") + line + b"\n"
+        try:
+            if file.write(whole) != len(whole):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            raise
     return True

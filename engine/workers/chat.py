@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import hashlib
+import json
 import time
 import traceback
 from pathlib import Path
@@ -50,8 +52,8 @@ class Chat:
         self.link, self.home, self.cancelled = link, home, cancelled
         self.loaded: LoadedModel | None = None
         self.last_load: dict[str, Any] | None = None
-        self._replies: dict[tuple[str, str, str], list[int]] = {}
-        """Target, thinking and text of the newest replies -> their tokens."""
+        self._replies: dict[bytes, list[int]] = {}
+        """The newest replies (see `_name_reply`) -> their tokens."""
 
     def load(self, instruction: Instruction) -> dict[str, Any]:
         """Swap the adapter when the loaded base serves the target, else load. Raises ProblemError."""
@@ -95,7 +97,7 @@ class Chat:
         prompt, sampling = read_prompt(arguments), read_sampling(arguments)
         self.link.send_status("busy", target=loaded.target.label, device=loaded.device, detail="generating")
         reply = self._stream(prompt, sampling, arguments["request"])
-        self._replies[loaded.target.label, reply.thinking, reply.text] = list(reply.ids)
+        self._replies[_name_reply(loaded, prompt, reply.thinking, reply.text)] = list(reply.ids)
         while len(self._replies) > REMEMBERED:
             del self._replies[next(iter(self._replies))]
         return {
@@ -119,15 +121,19 @@ class Chat:
         arguments = instruction.arguments
         loaded = self._require_model(instruction)
         self.link.send_status("busy", target=loaded.target.label, device=loaded.device, detail="scoring")
-        prompt = loaded.prompt(read_prompt(arguments))
-        named = loaded.target.label, arguments.get("thinking", ""), arguments.get("reply", "")
-        own = self._replies.get(named)
-        if "reply" in arguments:
-            given = own or loaded.tokenizer(arguments["reply"], add_special_tokens=False).input_ids
-            begin, ids = len(prompt), [*prompt, *given]
+        given = read_prompt(arguments)
+        prompt, own = loaded.prompt(given), None
+        if (reply := arguments.get("reply")) is not None:
+            thinking = arguments.get("thinking", "")
+            own = self._replies.get(_name_reply(loaded, given, thinking, reply))
+            begin, ids = len(prompt), [*prompt, *(own or loaded.encode_reply(prompt, thinking, reply))]
+        elif isinstance(given, str):
+            begin, ids = loaded.find_text(prompt, given)
         else:
-            begin, ids = 1, prompt
-        if begin < 1 or len(ids) <= begin:
+            raise ValueError("give a text, or messages and a reply to them")
+        scores_first = begin > 0
+        begin = max(begin, 1)
+        if len(ids) <= begin:
             raise ValueError("there is no token to score: the first one has nothing before it")
         scorer = TokenScorer(loaded.tokenizer)
         alternatives = min(max(int(arguments.get("alternatives", ALTERNATIVES)), 0), MOST_ALTERNATIVES)
@@ -137,9 +143,9 @@ class Chat:
             )
         except Cancelled:
             raise ProblemError(Problem(code="request.cancelled", title="Stopped")) from None
-        if "reply" not in arguments and ids[0] not in loaded.tokenizer.all_special_ids:
+        if not scores_first:
             scored.insert(0, ScoredToken(scorer.first_text(ids[0]), None))
-        return {**summarize_scores(scored), "own": own is not None}
+        return {**summarize_scores(scored), "own": bool(own)}
 
     def _require_model(self, instruction: Instruction) -> LoadedModel:
         """The model, loaded again if it was idle for long. Raises ProblemError."""
@@ -188,6 +194,12 @@ class Chat:
                 text, thinking, sent = "", "", now
         assert piece.reply is not None
         return piece.reply
+
+
+def _name_reply(loaded: LoadedModel, prompt: Any, thinking: str, text: str) -> bytes:
+    """What tells a reply apart from others: a digest, for a conversation may be long."""
+    said = json.dumps([loaded.target.label, prompt, thinking, text], sort_keys=True).encode()
+    return hashlib.sha256(said).digest()
 
 
 def answer_request(chat: Chat, instruction: Instruction) -> None:

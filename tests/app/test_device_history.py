@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -103,6 +104,22 @@ def test_a_cell_is_the_mean_of_its_samples_and_holds_the_newest() -> None:
     found = cells(track, [0.0, 9.0, 20.0, 90.0, 110.0, 110.0 + HELD, 400.0])
     assert [cell and cell[0] for cell in found] == [None, 50.0, 60.0, 80.0, 80.0, None]
     assert track.at(12.0) == 60.0 and track.at(9.0) is None and track.at(101 + HELD) is None
+
+
+def test_a_track_keeps_the_last_hour_and_a_sample_a_minute_of_before() -> None:
+    track, start = Track("0"), 6_000_000.0
+    for at in range(20_000):
+        track.add(start + at, 50.0, 0.5)
+    assert len(track.moments) == len(track.values) == len(track.shares) < 7_500
+    assert track.moments[-1] == start + 19_999 and track.moments[-3600:] == [start + at for at in range(16_400, 20_000)]
+    assert all(0 < later - before <= 60 for before, later in pairwise(track.moments))
+    assert all(cells(track, [start + 300 * at for at in range(66)]))
+
+
+def test_samples_far_apart_stand_for_the_time_between_them() -> None:
+    samples = [Telemetry(time=1000.0 * at, host=Host(cpu_percent=10.0)) for at in range(4)]
+    (cpu, _) = make_tracks(samples, "host", held=2000.0)
+    assert all(cells(cpu, [100.0 * at for at in range(35)])) and cpu.at(2900.0) == 10.0
 
 
 def test_what_a_device_does_not_report_is_no_sample() -> None:

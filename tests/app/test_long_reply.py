@@ -43,6 +43,32 @@ def test_parts_are_short_and_together_the_text(kind: str) -> None:
         assert max(map(len, found)) < PART + 200
 
 
+@pytest.mark.parametrize(
+    ("further", "exact"),
+    [
+        ("More prose.\n", True),
+        ("1. a list that may go on\n", False),
+        ("    of an item\n", False),
+        ("- no line end", False),
+        ("[1]: https://example.org\n", False),
+        ("```x``` is code in a line\n\nAnd prose.\n", True),
+    ],
+)
+def test_parts_that_the_whole_would_not_divide_are_drawn_anew(further: str, exact: bool) -> None:
+    parts = MarkdownParts()
+    for line in (PROSE * 5).splitlines(keepends=True):  # the part ends where a write ends
+        assert parts.feed(line) == [(line, False)]
+    assert [begins for _, begins in parts.feed(further)] == [True] and parts.exact == exact
+
+
+def test_a_fence_within_longer_marks_ends_no_code() -> None:
+    parts = MarkdownParts()
+    text = "  ````md\n```python\n\n```\n" + "a line\n\n" * 800 + "````\n"
+    pieces = parts.feed(text)
+    assert len(pieces) > 1 and not parts.exact
+    assert pieces[0][0].endswith("\n````\n") and pieces[1][0].startswith("  ````md\n")
+
+
 async def test_a_write_costs_the_same_at_20000_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     """The Markdown that a write parses is bounded; so is its CPU time, by a wide margin for a busy machine."""
     parsed: list[int] = []

@@ -4,18 +4,19 @@ tool calls."""
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from textual.pilot import Pilot
-from textual.widgets import Select, TextArea
+from textual.widgets import Select, Static, TextArea
 
 from cockpit.screens.chat import ChatScreen
-from cockpit.state.acting import describe_acting
-from cockpit.state.chat_tree import parse_tree
+from cockpit.state.acting import as_asked, describe_acting, read_settings
+from cockpit.state.chat_tree import ChatReply, ChatTree, parse_tree
 from cockpit.state.reply_format import parse_reply
-from cockpit.state.token_scores import describe_scores, format_probability, read_scores
+from cockpit.state.token_scores import ScoredText, ScoredToken, describe_scores, format_probability, read_scores
 from cockpit.state.tool_text import ToolCall, ToolResult, has_tools, split_tools
 from cockpit.widgets.confirm import Confirm
 from cockpit.widgets.prompt import Prompt
@@ -104,6 +105,11 @@ async def test_the_system_prompt_has_an_editor_and_what_acts_is_said() -> None:
         await pilot.press("escape", "right", "w")
         await shown(pilot, TextDialog, "What model-2 gets")
         assert "▌system" in screen_text(pilot) and "max_new_tokens: 256" in screen_text(pilot)
+        await pilot.press("escape", "S")
+        await shown(pilot, WriteDialog, "brief")
+        await pilot.press(*"er", "ctrl+s", "w")
+        await shown(pilot, TextDialog, "What model-2 gets")
+        assert "Be\nbrief\n" in str(pilot.app.screen._text), "it got the prompt of its time"  # type: ignore[attr-defined]
         await pilot.press("escape")
         screen.query_one("#task", Select).value = "triples"
         screen.query_one("#json", Select).disabled = False
@@ -186,6 +192,33 @@ async def test_a_stop_shows_at_once_and_a_run_that_ends_says_so_here() -> None:
         assert isinstance(pilot.app.screen, ChatScreen)
 
 
+async def test_a_file_of_elsewhere_a_watcher_and_a_long_text() -> None:
+    async with run_app(FakeServices(demo_run()), LOW, first="chat", readonly=True) as pilot:
+        screen = pilot.app.screen
+        assert isinstance(screen, ChatScreen)
+        await until(pilot, lambda: "Nothing loaded yet" in screen_text(pilot))
+        tree = ChatTree().add_question("why").add_answer(0, [ChatReply("m", "so", {"settings": {"task": "nope"}})])
+        screen.chat = tree
+        await screen.conversation.show(tree)
+        await pilot.press("escape", "w")
+        await until(pilot, lambda: "there is no task 'nope'" in " ".join(screen_text(pilot).split()))
+        assert screen.conversation.check_action("tokens", ()), "reading is not changing"
+        assert not screen.conversation.check_action("case", ())
+        words = tuple(ScoredToken(f"w{at} ", -0.1) for at in range(2500))
+        dialog = TokenDialog("A text", ScoredText(words, 1.1, 0.1))
+        pilot.app.push_screen(dialog)
+        await shown(pilot, TokenDialog, "w0 w1 ")
+        await pilot.press("end")
+        await until(pilot, lambda: "w2499" in screen_text(pilot) and "token 2,500 of 2,500" in screen_text(pilot))
+        assert "w1 " not in str(dialog.query_one("#tokens", Static).render())
+        await pilot.press("up")
+        assert 2400 < dialog.at < 2499
+        dialog._select(2000)
+        await pilot.press("up")
+        assert dialog.at == 1999, "the line before is on another page"
+        assert_fits(pilot)
+
+
 # ── pure ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 CALL = ToolCall("get_weather", {"city": "Paris"})
@@ -221,6 +254,14 @@ def test_what_only_looks_like_a_call_is_text(text: str) -> None:
     assert split_tools(text) == [text] and not has_tools(text)
 
 
+@pytest.mark.parametrize("unit", ["<parameter=a>", "<arg_key>", "<arg_key>a</arg_key>", "<tool_call>", "<function=a>"])
+def test_marks_without_an_end_are_read_in_no_time(unit: str) -> None:
+    for begun in ("<tool_call><function=f>", "<tool_call>f"):
+        before = time.process_time()
+        split_tools(begun + unit * 20_000)
+        assert time.process_time() - before < 2, "searched from each of them to the end, it takes a minute"
+
+
 def test_a_conversation_with_tools_is_opened_and_shown_as_such() -> None:
     call = {"type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
     messages = [
@@ -244,6 +285,22 @@ def test_figures_of_scores() -> None:
     assert "not finite" in describe_scores(broken)
     written = [format_probability(value) for value in (None, 1.0, 0.9996, 0.123, 0.0012, 1e-7, 0.0)]
     assert written == ["–", "100 %", "100 %", "12.3 %", "0.12 %", "1e-05 %", "0 %"]
+
+
+def test_a_reply_keeps_the_prompt_that_it_was_written_under() -> None:
+    tree = ChatTree(system="new").add_question("why")
+    for facts, system in (({"system": "old"}, "old"), ({"system": ""}, ""), ({}, "new")):
+        assert as_asked(tree, ChatReply("m", "so", facts)).system == system
+    for settings in ("abc", 7, None, ["task"]):
+        assert read_settings(ChatReply("m", "so", {"settings": settings})) == {}
+    assert read_settings(ChatReply("m", "so", {"settings": {"task": "x"}})) == {"task": "x"}
+
+
+def test_a_message_of_parts_with_calls_is_refused() -> None:
+    call = {"function": {"name": "f", "arguments": "{}"}}
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": [{}], "tool_calls": [call]}]
+    with pytest.raises(ValueError, match="message 2 has no text"):
+        parse_tree(json.dumps(messages))
 
 
 def test_what_acts_in_a_line() -> None:

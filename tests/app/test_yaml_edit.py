@@ -8,7 +8,7 @@ import pytest
 
 from cockpit.profiles.check import check_profile
 from cockpit.profiles.files import ProfileFile
-from cockpit.profiles.yaml_edit import clear_value, read_yaml, set_value, to_flow_yaml, value_at
+from cockpit.profiles.yaml_edit import add_item, clear_value, read_yaml, set_value, to_flow_yaml, value_at
 from engine.config.profile import find
 from tests.app.screen import NOWHERE
 
@@ -66,3 +66,23 @@ def test_an_inspection_follows_the_kinds_and_tells_every_problem() -> None:
     keys = [field.key for field in inspection.fields]
     assert "adapter.kind" in keys and "adapter.rank" not in keys
     assert {"adapter.rank", "training.learning_rat"} <= {issue.key for issue in inspection.issues}
+
+
+@pytest.mark.parametrize(
+    ("probes", "added"),
+    [
+        ("  probes:  # mine\n    - one  # first\n    - |-\n      two\n      lines\n  # end\n", ['+     - "Who: #1?"']),
+        ("  probes:\n  - one\n", ['+   - "Who: #1?"']),
+        ("  probes: [one, 'two']  # mine\n", None),
+        ("  probes: []\n", None),
+        ("  every_steps: 5  # often\n", ['+   probes: ["Who: #1?"]']),
+    ],
+)
+def test_an_item_is_added_and_comments_stay(probes: str, added: list[str] | None) -> None:
+    text = f"name: x\nevaluation:\n{probes}data: {{train: x}}  # end\n"
+    after = add_item(text, "evaluation.probes", "Who: #1?")
+    before = read_yaml(text)["evaluation"].get("probes") or []
+    assert read_yaml(after)["evaluation"]["probes"] == [*before, "Who: #1?"]
+    assert after.count("  # ") == text.count("  # "), "no comment is lost"
+    if added is not None:
+        assert changed_lines(text, after) == added

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from engine.inference import token_scores
+from engine.inference.loaded_model import LoadedModel
 from engine.inference.prefill import Cancelled
 from engine.inference.token_scores import ScoredToken, TokenScorer, score_tokens, summarize_scores
 
@@ -57,6 +59,43 @@ def test_each_token_is_scored_behind_those_before_it(
     summary = summarize_scores(scored)
     assert summary["scored"] == 20 - begin
     assert summary["perplexity"] == pytest.approx(math.exp(float(loss)), rel=1e-4)
+
+
+class Bytes(Letters):
+    """A tokenizer of single bytes."""
+
+    def decode(self, ids: list[int], **_: Any) -> str:
+        return bytes(each % 256 for each in ids).decode(errors="replace")
+
+
+def test_the_parts_of_a_character_end_in_its_text(tiny: Any) -> None:
+    ids = [*" a巴 é🙂!".encode()]
+    scored = score_tokens(tiny, TokenScorer(Bytes()), ids, 1, 300)
+    part = "\ufffd"
+    assert [each.text for each in scored] == ["a", part, part, "巴", " ", part, "é", part, part, part, "🙂", "!"]
+    for each in scored:
+        assert (each.text, each.logprob) in each.top
+    cut = score_tokens(tiny, TokenScorer(Bytes()), ids[:4], 1, 0)
+    assert [each.text for each in cut] == ["a", part, part], "its end is missing"
+
+
+@pytest.mark.parametrize(
+    ("before", "text", "behind", "begin"),
+    [
+        ([], "ab", [], 0),
+        ([1], "ab", [], 1),
+        ([2, 3], "ab", [], 2),  # GLM: [gMASK] <sop>
+        ([1], "ab", [4], 1),
+        ([1], "\x01", [], 1),  # the text has that special token itself
+        ([1], "", [], 1),
+    ],
+)
+def test_what_a_tokenizer_puts_around_a_text_is_not_scored(
+    before: list[int], text: str, behind: list[int], begin: int
+) -> None:
+    loaded: Any = SimpleNamespace(tokenizer=Letters())
+    own = [ord(each) for each in text]
+    assert LoadedModel.find_text(loaded, [*before, *own, *behind], text) == (begin, [*before, *own])
 
 
 def test_what_cannot_be_scored(tiny: Any) -> None:

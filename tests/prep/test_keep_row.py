@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,9 @@ def test_a_new_file_is_as_the_runs_data(tmp_path: Path) -> None:
     assert keep_row(path, MESSAGES, home, run)["format"] == "alpaca"
     (row,) = read(path)
     assert (row["ask"], row["say"]) == (MESSAGES[1]["content"], MESSAGES[2]["content"])
+    other = [*MESSAGES[:-1], {"role": "assistant", "content": "Far."}]
+    assert keep_row(path, other, home, run)["format"] == "alpaca"
+    assert [each["say"] for each in read(path)] == [MESSAGES[2]["content"], "Far."], "in its own columns again"
     (home.root / "rows.jsonl").unlink()  # the data are gone, or the run is: any conversation fits messages
     for at, named in enumerate((run, "no such run", "")):
         assert keep_row(tmp_path / f"{at}.jsonl", MESSAGES, home, named)["format"] == "messages"
@@ -82,3 +87,33 @@ def test_what_is_refused_changes_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="content_summary"):
         keep_row(pairs, several, Home(tmp_path))
     assert unknown.read_text() == '{"x": 1}\n' and pairs.read_text() == '{"content": "a", "summary": "b"}\n'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps(EXAMPLES["alpaca"]).encode("utf-16"),
+        json.dumps([EXAMPLES["alpaca"]], indent=1).encode(),
+        b"a,b\n1,2\n",
+        bytes(range(256)),
+    ],
+)
+def test_a_file_of_another_kind_stays_as_it_is(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="give another name"):
+        keep_row(path, MESSAGES, Home(tmp_path))
+    assert path.read_bytes() == content
+
+
+def test_half_a_row_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(EXAMPLES["alpaca"]))
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        keep_row(path, MESSAGES, Home(tmp_path))
+    assert read(path) == [EXAMPLES["alpaca"]] and not path.read_text().endswith("\n")
