@@ -93,6 +93,7 @@ class CockpitApp(PaintedApp):
         Binding("colon", "command_palette", "Menu", key_display=":"),
         Binding("H", "hosts", "Hosts"),
         Binding("f2", "language", "Language", show=False, priority=True),
+        Binding("f5", "repaint", "Repaint", show=False, priority=True),
         Binding("q", "detach", "Detach"),
         Binding("ctrl+c", "interrupt", "Stop, clear or detach", show=False, priority=True),
         Binding("ctrl+q", "detach", "Detach", show=False, priority=True),
@@ -400,12 +401,13 @@ def run(
     """Open the app and return its exit status when the user has detached: 1 when it had to end by itself."""
     app = CockpitApp(home, readonly=readonly, selected=select, first=screen, engines=engines)
     app.run()
-    while app.return_code == REOPEN and not engines:
+    while app.return_code == REOPEN and not engines and not app.is_web:
         set_language(read_language(str(home.root)))
         app = CockpitApp(home, readonly=readonly, selected=app.state.selected, first=app.screen_name, engines=engines)
         app.run()
     if app.return_code == REOPEN:
-        print(tr("The language has been changed: open the app again."))
+        if not app.is_web:  # the page offers to open the app again
+            print(tr("The language has been changed: open the app again."))
     elif app.return_code:
         print(tr("The app had to end. The report is in {fault_log}", fault_log=app.fault_log), file=sys.stderr)
     for engine in app.engines if not app.is_web else ():
