@@ -137,6 +137,9 @@ class CockpitApp(PaintedApp):
             and sys.__stdout__.isatty()
         ):
             self.alerts.write = driver.write
+        if self.is_web:
+            server = os.getppid()
+            self.set_interval(2.0, lambda: self._hang_up() if os.getppid() != server else None)
         # The first paint does not wait for an engine.
         self.set_timer(0.01, self.start_following)
 

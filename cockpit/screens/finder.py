@@ -71,7 +71,7 @@ class Finder(Provider):
         for at, entry in enumerate(self._entries()):
             if at % AT_ONCE == AT_ONCE - 1:
                 await asyncio.sleep(0)
-            score = rate(query, entry.name) or (rate(query, entry.help, scattered=False) / 3)
+            score = max(rate(query, entry.name), rate(query, entry.help, scattered=False) / 3)
             if score > 0:
                 near = NEARER - self._recent.index(entry.name) / KEPT if entry.name in self._recent else 1.0
                 found.append((score * near, entry))
@@ -166,7 +166,7 @@ class Finder(Provider):
 def rate(query: str, text: str, *, scattered: bool = True) -> float:
     """How well a text matches, 0 if it does not. Words, their beginnings and letters that follow each other count
     most; unless `scattered`, the query has to stand in the text as it is."""
-    if not scattered and query.casefold() not in text.casefold():
+    if not scattered and query.strip().lower() not in text.lower():
         return 0.0
     at = find_letters(query, text)
     if not at:
@@ -184,12 +184,12 @@ def find_letters(query: str, text: str) -> Sequence[int]:
     if len(low) != len(text):  # a few letters become two
         low = text
     words = query.lower().strip()
+    if not words:
+        return ()
     if words in low:
-        start = min(
-            (match.start() for match in re.finditer(re.escape(words), low)),
-            key=lambda at: (at > 0 and low[at - 1].isalnum(), at),
-        )
-        return range(start, start + len(words)) if words else ()
+        places = [match.start() for match in re.finditer(re.escape(words), low)]
+        start = min(places, key=lambda at: (at > 0 and low[at - 1].isalnum(), at))
+        return range(start, start + len(words))
     letters = [letter for letter in words if not letter.isspace()]
     end = -1
     for letter in letters:
