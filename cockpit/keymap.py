@@ -113,7 +113,9 @@ def _find_conflicts(node: type[DOMNode], app: type[DOMNode], keymap: Mapping[str
         changed = sorted(name for name in names if name in keymap)
         above = everywhere.get(key, set())
         if changed and key in always:
-            yield tr("{key} keeps its meaning everywhere: choose another key for {changed}", key=key, changed=changed[0])
+            yield tr(
+                "{key} keeps its meaning everywhere: choose another key for {changed}", key=key, changed=changed[0]
+            )
         elif changed and (others := sorted((names | above) - {changed[0]})):
             yield tr(
                 "{key} is {changed} and also {others}; the first wins: choose another key for one",

@@ -220,7 +220,9 @@ async def resize(pilot: Pilot[None], size: tuple[int, int]) -> None:
         pilot.app._driver._size = Size(*size)  # type: ignore[union-attr]
         pilot.app.post_message(events.Resize(Size(*size), Size(*size)))
         await until(pilot, lambda: pilot.app.screen.size == Size(*size))
-    await pilot.pause(0.1)
+    seen = ""
+    while seen != (seen := screen_text(pilot)):
+        await pilot.pause(0.05)
 
 
 async def write(folder: Path, looks: Any = LOOKS, sizes: Any = SIZES, shots: Any = SHOTS) -> None:
