@@ -98,10 +98,10 @@ def _is_key(key: str) -> bool:
     from textual.keys import Keys, key_to_character
 
     *modifiers, name = key.split("+") if len(key) > 1 else [key]
-    if len(name) == 1:
-        return name.isprintable() and not name.isspace() and not (modifiers and name.isupper())
     if not MODIFIERS.issuperset(modifiers):
         return False
+    if len(name) == 1:
+        return name.isprintable() and not name.isspace() and not (modifiers and name.isupper())
     return name in {known.value.rpartition("+")[2] for known in Keys} or key_to_character(name) is not None
 
 

@@ -229,16 +229,16 @@ def has_colour(environment: Mapping[str, str] = os.environ) -> bool:
 def choose_filters(
     environment: Mapping[str, str],
     colours: str | None,
-    ascii: str,
+    plain: str,
     background: Callable[[], tuple[int, int, int]],
 ) -> Iterator[LineFilter]:
-    """The filters for a terminal with this environment and Rich's name of its colours. `ascii` is `true` or `false`;
-    otherwise the environment tells."""
+    """The filters for a terminal with this environment and Rich's name of its colours. `plain` is the setting: `true`,
+    `false`, or else the environment tells."""
     if not has_colour(environment):
         yield Colourless(background)
     else:
         yield Readable()
         if colours == "standard":
             yield Sixteen()
-    if ascii == "true" or (ascii != "false" and needs_ascii(environment)):
+    if plain == "true" or (plain != "false" and needs_ascii(environment)):
         yield Ascii()

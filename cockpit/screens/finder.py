@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -113,8 +114,8 @@ class Finder(Provider):
         for run in sorted(app.state.runs.values(), key=lambda run: -run.created):
             loss = run.metrics.get("train/loss")
             facts = [run.state, run.name, tr("loss {loss:.4g}", loss=loss) if loss is not None else ""]
-            help = tr("run · {facts}", facts=" · ".join(filter(None, facts)))
-            yield Entry(run.id, help, partial(app.open_run, run.id))
+            about = tr("run · {facts}", facts=" · ".join(filter(None, facts)))
+            yield Entry(run.id, about, partial(app.open_run, run.id))
             history = app.state.histories.get(run.id)
             for entry in history.checkpoints if history else ():
                 target = f"{run.id}@{entry['step']}"
@@ -171,7 +172,7 @@ def rate(query: str, text: str, *, scattered: bool = True) -> float:
     at = find_letters(query, text)
     if not at:
         return 0.0
-    groups = 1 + sum(one + 1 != other for one, other in zip(at, at[1:], strict=False))
+    groups = 1 + sum(one + 1 != other for one, other in pairwise(at))
     begins = sum(place == 0 or not text[place - 1].isalnum() for place in at)
     joined = 1 - (groups - 1) / len(at)
     whole = 1.0 if groups > 1 else 2.0 if len(at) == len(text) else 1.5

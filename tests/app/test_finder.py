@@ -90,7 +90,7 @@ def test_what_is_wrong_with_a_keymap_is_named() -> None:
 def test_letters_are_found_close_together_and_in_no_time() -> None:
     assert list(find_letters("caf25", "triples-1121-0caf@25")) == [14, 15, 16, 18, 19]
     assert list(find_letters("rate", "separate learning_rate")) == [18, 19, 20, 21]
-    assert list(find_letters("learning rate", "training.learning_rate"))[0] == 9
+    assert find_letters("learning rate", "training.learning_rate")[0] == 9
     assert rate("runs", "Runs") > rate("runs", "runs-1") > rate("runs", "r-u-n-s") > 0 == rate("runs", "snur")
     assert not rate("rns", "runs", scattered=False) and not rate("", "runs") and not rate("a" * 30 + "b", "a" * 90)
     assert len(find_letters("a" * 30, "a " * 60)) == 30  # all ways to choose them would take for ever
