@@ -28,6 +28,7 @@ WIDGETS = (
     "cockpit.screens.metrics:MetricsScreen",
     "cockpit.screens.compare:CompareScreen",
     "cockpit.screens.worst_rows:WorstRowsScreen",
+    "cockpit.screens.device_history:DeviceHistoryScreen",
 )
 """What has keys that can be chosen, beside the app and the screens with a number."""
 MODIFIERS = frozenset({"ctrl", "shift", "alt", "super", "hyper", "meta"})

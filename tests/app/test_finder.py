@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
 from textual.command import CommandPalette
 
+from cockpit import screens
 from cockpit.app import CockpitApp
-from cockpit.keymap import check_keys, read_keys
+from cockpit.keymap import WIDGETS, check_keys, read_keys
+from cockpit.screens.base import CockpitScreen
 from cockpit.screens.chat import ChatScreen
 from cockpit.screens.finder import find_letters, rate
 from cockpit.screens.profile import ProfileScreen
@@ -85,6 +89,20 @@ def test_what_is_wrong_with_a_keymap_is_named() -> None:
     for wrong in ("hold shift", "holdshift", "ctrl+K", "hold+k"):
         assert "is not a key" in "".join(check_keys({"runs.filter": wrong})), wrong
     assert read_keys({"a.b": " P , f9,", "a.c": 3, "a.d": " , "}) == {"a.b": "P,f9"}
+
+
+def test_the_keys_of_every_screen_can_be_chosen() -> None:
+    for module in pkgutil.iter_modules(screens.__path__):
+        importlib.import_module(f"cockpit.screens.{module.name}")
+    known = {place.partition(":")[2] for place in (*WIDGETS, *(place for _, place in screens.SCREENS.values()))}
+    left: list[type[CockpitScreen]] = [CockpitScreen]
+    named: set[str] = set()
+    while left:
+        each = left.pop()
+        left += each.__subclasses__()
+        if not each.__subclasses__() and each.__module__.startswith("cockpit."):
+            named.add(each.__name__)
+    assert named and not named - known
 
 
 def test_letters_are_found_close_together_and_in_no_time() -> None:
