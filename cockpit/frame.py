@@ -25,6 +25,8 @@ UNKNOWN: Cell = ("\0", ())
 """What a cell holds of which it is not known what the terminal shows."""
 JOIN = 6
 """Unchanged cells between two changed ones that are cheaper to write than to skip."""
+LONG = 48
+"""Characters of a segment whose cells are not kept: lines of a log, which come once."""
 _INKED = sum(1 << bit for bit in (3, 4, 5, 6, 8, 9, 10, 11, 12))
 """Attributes that show on a blank, too: underline, blink, reverse, strike, frame, overline."""
 
@@ -127,20 +129,34 @@ def _cells(strip: Iterable[Segment], styles: list[Style | None]) -> list[Cell]:
     for text, style, control in strip:
         if control:
             continue
-        look, bare = _looks(style)
-        if text.isascii():
-            styles += [style] * len(text)
-            cells += [(character, bare if character == " " else look) for character in text]
-            continue
-        for character, width in _clusters(text):
-            if width:
-                styles += [style] * width
-                cells.append((character, bare if character == " " else look))
-                cells += [("", look)] * (width - 1)
-            elif cells:
-                at = -1 if cells[-1][0] or len(cells) == 1 else -2
-                cells[at] = (cells[at][0] + character, cells[at][1])
+        known = len(text) <= LONG or text.isspace()
+        marks, own = (_cells_of if known else _cells_of.__wrapped__)(text, style)
+        if marks and cells:
+            at = -1 if cells[-1][0] or len(cells) == 1 else -2
+            cells[at] = (cells[at][0] + marks, cells[at][1])
+        cells += own
+        styles += [style] * len(own)
     return cells
+
+
+@lru_cache(4096)
+def _cells_of(text: str, style: Style | None) -> tuple[str, list[Cell]]:
+    """The cells of one segment, and before them what takes none."""
+    look, bare = _looks(style)
+    if text.isascii():
+        return "", [(character, bare if character == " " else look) for character in text]
+    marks = ""
+    cells: list[Cell] = []
+    for character, width in _clusters(text):
+        if width:
+            cells.append((character, bare if character == " " else look))
+            cells += [("", look)] * (width - 1)
+        elif cells:
+            at = -1 if cells[-1][0] else -2
+            cells[at] = (cells[at][0] + character, look)
+        else:
+            marks += character
+    return marks, cells
 
 
 def _clusters(text: str) -> Iterator[tuple[str, int]]:
