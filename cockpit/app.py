@@ -416,17 +416,12 @@ def run(
     for engine in app.engines if not app.is_web else ():
         live = [run.id for run in engine.state.runs.values() if run.state in LIVE and run.state != "stopping"]
         if live:
-            goes = "goes" if len(live) == 1 else "go"
-            command = engine.command
-            print(
-                tr(
-                    "Detached: {live} {goes} on. Come back with `{command}`, stop with `{command} stop {live_2}`.",
-                    live=", ".join(live),
-                    goes=goes,
-                    command=command,
-                    live_2=live[0],
-                )
+            one, runs = len(live) == 1, ", ".join(live)
+            said = tr("Detached: {runs} goes on.", runs=runs) if one else tr("Detached: {runs} go on.", runs=runs)
+            ways = tr(
+                "Come back with `{command}`, stop with `{command} stop {run}`.", command=engine.command, run=live[0]
             )
+            print(said, ways)
     return 0 if app.return_code == REOPEN else app.return_code or 0
 
 
