@@ -218,7 +218,7 @@ def make_guard(url: str, token: str) -> Any:
         if request.headers.get("Sec-Fetch-Site", "none") == "cross-site" and request.path != "/":
             raise web.HTTPForbidden(text=tr("Another page asks for this one.\n"))
         if name != own and request.path == "/":  # before the token: its cookie belongs to one name
-            raise web.HTTPFound(f"{url}/?{request.query_string}")
+            raise web.HTTPFound(f"{url}/?{request.rel_url.raw_query_string}")
         given = request.query.get("token", "")
         if token and request.path == "/" and given and _same(given, token):
             answer = web.Response(status=302, headers={"Location": f"{url}/"})
