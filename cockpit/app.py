@@ -90,6 +90,7 @@ class CockpitApp(PaintedApp):
         Binding("colon", "command_palette", "Menu", key_display=":"),
         Binding("H", "hosts", "Hosts"),
         Binding("f2", "language", "Language", show=False, priority=True),
+        Binding("f5", "repaint", "Repaint", show=False, priority=True),
         Binding("q", "detach", "Detach"),
         Binding("ctrl+c", "interrupt", "Stop, clear or detach", show=False, priority=True),
         Binding("ctrl+q", "detach", "Detach", show=False, priority=True),
@@ -133,6 +134,9 @@ class CockpitApp(PaintedApp):
             and sys.__stdout__.isatty()
         ):
             self.alerts.write = driver.write
+        if self.is_web:
+            server = os.getppid()
+            self.set_interval(2.0, lambda: self._hang_up() if os.getppid() != server else None)
         # The first paint does not wait for an engine.
         self.set_timer(0.01, self.start_following)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
-from rich.cells import cell_len
+from rich.cells import cell_len, split_graphemes
 from rich.console import Console
 from rich.control import Control
 from rich.segment import Segment
@@ -19,11 +19,14 @@ from textual.strip import Strip
 
 Look = tuple[object, ...]
 Cell = tuple[str, Look]
-"""A cell's character and its look. The right half of a wide character has none."""
+"""A cell's character and its look. The right half of a wide character has no character."""
 
 UNKNOWN: Cell = ("\0", ())
+"""What a cell holds of which it is not known what the terminal shows."""
 JOIN = 6
 """Unchanged cells between two changed ones that are cheaper to write than to skip."""
+LONG = 48
+"""Characters of a segment whose cells are not kept: lines of a log, which come once."""
 _INKED = sum(1 << bit for bit in (3, 4, 5, 6, 8, 9, 10, 11, 12))
 """Attributes that show on a blank, too: underline, blink, reverse, strike, frame, overline."""
 
@@ -43,47 +46,63 @@ class Frame:
         if width != self._width or height != len(self._rows):
             self._width, self._rows = width, [[UNKNOWN] * width for _ in range(height)]
 
-    def write(self, x: int, y: int, strip: Strip, console: Console) -> Iterator[str]:
-        """The sequences that bring the cells of `strip`, which begins at (x, y), onto the terminal."""
+    def write(self, x: int, y: int, strip: Strip, console: Console, span: tuple[int, int]) -> Iterator[str]:
+        """The sequences that bring the columns `span` of `strip`, which begins at (x, y), onto the terminal, with both
+        halves of the wide characters at its ends."""
         if not 0 <= y < len(self._rows) or x < 0:
             return
         row = self._rows[y]
         styles: list[Style | None] = []
-        cells = list(_cells(strip, styles))[: self._width - x]
+        cells = _cells(strip, styles)[: self._width - x]
+        left, right = max(0, span[0] - x), min(len(cells), span[1] - x)
+        while 0 < left < right and not cells[left][0]:
+            left -= 1
+        while left < right < len(cells) and not cells[right][0]:
+            right += 1
+        cells, styles = cells[left:right], styles[left:right]
+        x += left
         before = row[x : x + len(cells)]
         if cells == before:
             return
-        row[x : x + len(cells)] = cells
         for start, stop in _changed(before, cells):
             yield Control.move_to(x + start, y).segment.text
             yield Strip(_segments(cells, styles, start, stop)).render(console)
+        if x and not before[0][0] and cells[0][0]:
+            row[x - 1] = UNKNOWN  # the terminal clears the other half of what was there
+        row[x : x + len(cells)] = cells
+        end = x + len(cells)
+        if end < len(row) and not row[end][0] and before[-1] != cells[-1]:
+            row[end] = UNKNOWN
 
 
 class FrameUpdate(CompositorUpdate):
     """An update of Textual's that writes only what differs from the frame. Nothing is compared before it is written:
-    an update that Textual drops leaves the frame as it is."""
+    an update that Textual drops leaves the frame as it is, and one that fails makes it unknown."""
 
     def __init__(self, update: LayoutUpdate | ChopsUpdate, frame: Frame) -> None:
         self.update, self.frame = update, frame
 
     def render_segments(self, console: Console) -> str:
-        return "".join(self._write(console))
+        try:
+            return "".join(self._write(console))
+        except Exception:
+            self.frame.forget()
+            raise
 
     def _write(self, console: Console) -> Iterator[str]:
         if isinstance(self.update, LayoutUpdate):
             region = self.update.region
             self.frame.resize(region.right, region.bottom)
             for y, strips in enumerate(self.update.strips, region.y):
-                yield from self.frame.write(region.x, y, Strip.join(list(strips)), console)
+                yield from self.frame.write(region.x, y, Strip.join(list(strips)), console, region.column_span)
             return
         self.frame.resize(*_size(self.update))
         for y, left, right in self.update.spans:
             ends = self.update.chop_ends[y]
             for end, (x, strip) in zip(ends, self.update.chops[y].items(), strict=False):
-                start, stop = max(x, left), min(end, right)
-                if strip is not None and start < stop:
-                    whole = (start, stop) == (x, x + strip.cell_length)
-                    yield from self.frame.write(start, y, strip if whole else strip.crop(start - x, stop - x), console)
+                span = max(x, left), min(end, right)
+                if strip is not None and span[0] < span[1]:
+                    yield from self.frame.write(x, y, strip, console, span)
 
 
 def _size(update: ChopsUpdate) -> tuple[int, int]:
@@ -103,36 +122,49 @@ def _segments(cells: list[Cell], styles: list[Style | None], start: int, stop: i
     return found
 
 
-def _cells(strip: Iterable[Segment], styles: list[Style | None]) -> Iterator[Cell]:
-    """The cells of a strip; the style of each goes into `styles`."""
+def _cells(strip: Iterable[Segment], styles: list[Style | None]) -> list[Cell]:
+    """The cells of a strip; the style of each goes into `styles`. What takes no cell of its own is part of the cell
+    before it."""
+    cells: list[Cell] = []
     for text, style, control in strip:
         if control:
             continue
-        look, bare = _looks(style)
-        if text.isascii():
-            styles += [style] * len(text)
-            for character in text:
-                yield (character, bare if character == " " else look)
-            continue
-        for character in _clusters(text):
-            styles.append(style)
-            yield (character, bare if character == " " else look)
-            if cell_len(character) > 1:
-                styles.append(style)
-                yield ("", look)
+        known = len(text) <= LONG or text.isspace()
+        marks, own = (_cells_of if known else _cells_of.__wrapped__)(text, style)
+        if marks and cells:
+            at = -1 if cells[-1][0] or len(cells) == 1 else -2
+            cells[at] = (cells[at][0] + marks, cells[at][1])
+        cells += own
+        styles += [style] * len(own)
+    return cells
 
 
-def _clusters(text: str) -> Iterator[str]:
-    """The characters of a text, each with those that take no cell of their own behind it."""
-    found = ""
-    for character in text:
-        if found and cell_len(character):
-            yield found
-            found = character
+@lru_cache(4096)
+def _cells_of(text: str, style: Style | None) -> tuple[str, list[Cell]]:
+    """The cells of one segment, and before them what takes none."""
+    look, bare = _looks(style)
+    if text.isascii():
+        return "", [(character, bare if character == " " else look) for character in text]
+    marks = ""
+    cells: list[Cell] = []
+    for character, width in _clusters(text):
+        if width:
+            cells.append((character, bare if character == " " else look))
+            cells += [("", look)] * (width - 1)
+        elif cells:
+            at = -1 if cells[-1][0] else -2
+            cells[at] = (cells[at][0] + character, look)
         else:
-            found += character
-    if found:
-        yield found
+            marks += character
+    return marks, cells
+
+
+def _clusters(text: str) -> Iterator[tuple[str, int]]:
+    """The characters of a text and how many cells each takes, measured as Textual does."""
+    if "\u200d" in text or "\ufe0f" in text:  # emoji of several characters
+        yield from ((text[start:stop], width) for start, stop, width in split_graphemes(text)[0])
+    else:
+        yield from ((character, cell_len(character)) for character in text)
 
 
 @lru_cache(4096)

@@ -28,9 +28,10 @@ WIDGETS = (
     "cockpit.screens.metrics:MetricsScreen",
     "cockpit.screens.compare:CompareScreen",
     "cockpit.screens.worst_rows:WorstRowsScreen",
+    "cockpit.screens.device_history:DeviceHistoryScreen",
 )
 """What has keys that can be chosen, beside the app and the screens with a number."""
-_KEY = re.compile(r"[a-z0-9_+]+|[A-Z]|[^\s\w]", re.ASCII)
+MODIFIERS = frozenset({"ctrl", "shift", "alt", "super", "hyper", "meta"})
 
 
 def named(node: Node) -> Node:
@@ -63,7 +64,8 @@ def read_keys(found: Any) -> dict[str, str]:
     """The keymap that the settings hold, without what is no text."""
     if not isinstance(found, Mapping):
         return {}
-    return {str(name): key.replace(" ", "") for name, key in found.items() if isinstance(key, str) and key.strip()}
+    keys = {str(name): [part.strip() for part in key.split(",")] for name, key in found.items() if isinstance(key, str)}
+    return {name: ",".join(filter(None, each)) for name, each in keys.items() if any(each)}
 
 
 def check_keys(keymap: Mapping[str, str], app: type[DOMNode]) -> Iterator[str]:
@@ -80,43 +82,70 @@ def check_keys(keymap: Mapping[str, str], app: type[DOMNode]) -> Iterator[str]:
     for name, keys in keymap.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            yield tr(
-                "keys.{name}: there is no such action{value}",
-                name=name,
-                value=f"; did you mean {near[0]}?" if near else "",
-            )
+            if near:
+                yield tr("keys.{name}: there is no such action; did you mean {near}?", name=name, near=near[0])
+            else:
+                yield tr("keys.{name}: there is no such action", name=name)
         for key in keys.split(","):
-            if not _KEY.fullmatch(key.strip()):
-                yield tr("keys.{name}: {key!r} is not a key; write ctrl+k, f5 or K", name=name, key=key.strip())
+            if not _is_key(key):
+                yield tr("keys.{name}: {key!r} is not a key; write ctrl+k, f9 or K", name=name, key=key)
     for node in classes:
         yield from _find_conflicts(node, app, keymap)
 
 
+def _is_key(key: str) -> bool:
+    """Whether Textual has a key of this name."""
+    from textual.keys import Keys, key_to_character
+
+    *modifiers, name = key.split("+") if len(key) > 1 else [key]
+    if not MODIFIERS.issuperset(modifiers):
+        return False
+    if len(name) == 1:
+        return name.isprintable() and not name.isspace() and not (modifiers and name.isupper())
+    return name in {known.value.rpartition("+")[2] for known in Keys} or key_to_character(name) is not None
+
+
 def _find_conflicts(node: type[DOMNode], app: type[DOMNode], keymap: Mapping[str, str]) -> Iterator[str]:
-    """Keys of a class that the keymap gives to several of its actions, or takes from the app."""
-    taken = _assign(node, keymap)
-    everywhere = _assign(app, keymap) if node is not app else {}
+    """Keys that the keymap gives to several actions of a class, or that the app has already."""
+    taken, everywhere = _assign(node, keymap), _assign(app, keymap) if node is not app else {}
+    always = _kept_keys(app)
     for key, names in taken.items():
         changed = sorted(name for name in names if name in keymap)
-        others = sorted((names | everywhere.get(key, set())) - set(changed[:1]))
-        if changed and others:
+        above = everywhere.get(key, set())
+        if changed and key in always:
+            yield tr(
+                "{key} keeps its meaning everywhere: choose another key for {changed}", key=key, changed=changed[0]
+            )
+        elif changed and (others := sorted((names | above) - {changed[0]})):
             yield tr(
                 "{key} is {changed} and also {others}; the first wins: choose another key for one",
                 key=key,
                 changed=changed[0],
                 others=", ".join(others),
             )
+        elif hidden := sorted(name for name in above if name in keymap):
+            yield tr(
+                "{key} is {own} on its screen, where it is not {hidden}: choose another key for one",
+                key=key,
+                own=", ".join(sorted(names)),
+                hidden=hidden[0],
+            )
+
+
+def _kept_keys(app: type[DOMNode]) -> set[str]:
+    """The keys that mean the same everywhere, such as ctrl+p."""
+    bindings = app._merged_bindings
+    return {key for key, each in (bindings.key_to_bindings if bindings else {}).items() if each[0].priority}
 
 
 def _assign(node: type[DOMNode], keymap: Mapping[str, str]) -> dict[str, set[str]]:
-    """Key -> the names of the actions that it has with this keymap."""
+    """Key -> the actions that it has with this keymap: their names or, of keys that cannot be chosen, the actions."""
     taken: dict[str, set[str]] = {}
     bindings = node._merged_bindings
     for key, each in (bindings.key_to_bindings if bindings else {}).items():
         for binding in each:
-            if binding.id:
-                for now in keymap.get(binding.id, key).split(","):
-                    taken.setdefault(_normal(now.strip()), set()).add(binding.id)
+            for now in keymap.get(binding.id or "", key).split(","):
+                taken.setdefault(_normal(now), set()).add(binding.id or binding.action)
     return taken
 
 

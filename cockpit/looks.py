@@ -210,7 +210,10 @@ class Ascii(LineFilter):
 def needs_ascii(environment: Mapping[str, str]) -> bool:
     """Whether the terminal has no braille: the console of Linux, or a locale with another encoding than UTF-8.
 
-    A locale that is not set says nothing: containers have none, and their terminals have all characters."""
+    A locale that is not set says nothing: containers have none, and their terminals have all characters. So has a
+    browser, whatever the locale of the terminal that serves it."""
+    if environment.get("TEXTUAL_DRIVER", "").endswith(":WebDriver"):
+        return False
     if environment.get("TERM") == "linux":
         return True
     named = next((environment[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if environment.get(name)), "")
@@ -226,15 +229,16 @@ def has_colour(environment: Mapping[str, str] = os.environ) -> bool:
 def choose_filters(
     environment: Mapping[str, str],
     colours: str | None,
-    ascii_only: bool,
+    plain: str,
     background: Callable[[], tuple[int, int, int]],
 ) -> Iterator[LineFilter]:
-    """The filters for a terminal with this environment and Rich's name of its colours."""
+    """The filters for a terminal with this environment and Rich's name of its colours. `plain` is the setting: `true`,
+    `false`, or else the environment tells."""
     if not has_colour(environment):
         yield Colourless(background)
     else:
         yield Readable()
         if colours == "standard":
             yield Sixteen()
-    if ascii_only or needs_ascii(environment):
+    if plain == "true" or (plain != "false" and needs_ascii(environment)):
         yield Ascii()

@@ -3,6 +3,7 @@ user's keymap."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,11 +49,15 @@ class PaintedApp(EngineApp):
         self.set_timer(0.02, self._take_keys)
 
     def _take_keys(self) -> None:
-        """Use the keys that the user has chosen, and say which of them cannot be."""
+        """Use the keys that the user has chosen."""
         if keys := read_keys(self.settings.get_mapping("keys")):
             self.set_keymap(keys)
-            if wrong := list(check_keys(keys, type(self))):
-                self.notify("\n".join(wrong[:6]), title=tr("Keys in settings.yaml"), severity="warning", timeout=12)
+            self.run_worker(self._check_keys(keys), name="keymap")
+
+    async def _check_keys(self, keys: dict[str, str]) -> None:
+        """Say which keys cannot be, or conflict. In a thread, because that imports all screens."""
+        if wrong := await asyncio.to_thread(lambda: list(check_keys(keys, type(self)))):
+            self.notify("\n".join(wrong[:6]), title=tr("Keys in settings.yaml"), severity="warning", timeout=12)
 
     @opens_dialog
     @work(group="language", exclusive=True)
@@ -85,5 +90,9 @@ class PaintedApp(EngineApp):
 
     @on(Driver.SignalResume)
     def _resume_process(self) -> None:
+        self.action_repaint()
+
+    def action_repaint(self) -> None:
+        """Write all cells anew: another program has written to the terminal, or a part did not arrive."""
         self.frame.forget()
         self.refresh(layout=True)

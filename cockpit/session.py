@@ -23,26 +23,22 @@ def run(
     """Open the app and return its exit status when the user has detached: 1 when it had to end by itself."""
     app = CockpitApp(home, readonly=readonly, selected=select, first=screen, engines=engines)
     app.run()
-    while app.return_code == REOPEN and not engines:
+    while app.return_code == REOPEN and not engines and not app.is_web:
         set_language(read_language(str(home.root)))
         app = CockpitApp(home, readonly=readonly, selected=app.state.selected, first=app.screen_name, engines=engines)
         app.run()
     if app.return_code == REOPEN:
-        print(tr("The language has been changed: open the app again."))
+        if not app.is_web:  # the page offers to open the app again
+            print(tr("The language has been changed: open the app again."))
     elif app.return_code:
         print(tr("The app had to end. The report is in {fault_log}", fault_log=app.fault_log), file=sys.stderr)
     for engine in app.engines if not app.is_web else ():
         live = [run.id for run in engine.state.runs.values() if run.state in LIVE and run.state != "stopping"]
         if live:
-            goes = "goes" if len(live) == 1 else "go"
-            command = engine.command
-            print(
-                tr(
-                    "Detached: {runs} {goes} on. Come back with `{command}`, stop with `{command} stop {first}`.",
-                    runs=", ".join(live),
-                    goes=goes,
-                    command=command,
-                    first=live[0],
-                )
+            one, runs = len(live) == 1, ", ".join(live)
+            said = tr("Detached: {runs} goes on.", runs=runs) if one else tr("Detached: {runs} go on.", runs=runs)
+            ways = tr(
+                "Come back with `{command}`, stop with `{command} stop {run}`.", command=engine.command, run=live[0]
             )
+            print(said, ways)
     return 0 if app.return_code == REOPEN else app.return_code or 0

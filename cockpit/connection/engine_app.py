@@ -97,7 +97,7 @@ class EngineApp(FaultTolerantApp):
             *choose_filters(
                 os.environ,
                 self.console.color_system,
-                self.settings.read_early("ascii") == "true",
+                self.settings.read_early("ascii").lower(),
                 lambda: self.screen.background_colors[1].rgb,
             ),
             SHOW_CONTROLS,

@@ -58,7 +58,7 @@ class Settings:
             with self.path.open("rb") as file:
                 content = file.read(LARGEST + 1)
             if len(content) > LARGEST:
-                raise ValueError(tr("it is larger than {LARGEST} KiB", LARGEST=LARGEST >> 10))
+                raise ValueError(tr("it is larger than {limit} KiB", limit=LARGEST >> 10))
             return content.decode()
         except (OSError, ValueError) as error:
             self.damage = first_line(error)[:200]
@@ -106,10 +106,10 @@ class Settings:
         self.path.rename(kept)
         self.failed(
             tr(
-                "{name} could not be read ({damage}); it is now {name_2}",
+                "{name} could not be read ({damage}); it is now {kept}",
                 name=self.path.name,
                 damage=self.damage,
-                name_2=kept.name,
+                kept=kept.name,
             )
         )
         self.damage = ""

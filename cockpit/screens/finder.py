@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+import re
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -22,6 +24,8 @@ RECENT = "find.recent"
 KEPT = 12
 SHOWN = 60
 """Hits that a search shows at most: among thousands of runs nobody scrolls."""
+AT_ONCE = 300
+"""Things that are matched before the app may do something else."""
 NEARER = 2.0
 """What a thing that was chosen lately is worth beside another that matches as well."""
 
@@ -53,7 +57,9 @@ class Finder(Provider):
         """Without a word: what was chosen lately, then the actions of the screen."""
         if self._recent:
             await self._wait_for_files()
-        found = {entry.name: entry for entry in self._entries()}
+        found: dict[str, Entry] = {}
+        for entry in self._entries():
+            found.setdefault(entry.name, entry)
         recent = [found.pop(name) for name in self._recent if name in found]
         actions = {entry.name for entry in self._actions()}
         rest = [entry for name, entry in found.items() if name in actions]
@@ -62,15 +68,19 @@ class Finder(Provider):
 
     async def search(self, query: str) -> Hits:
         await self._wait_for_files()
-        matcher = self.matcher(query)
         found: list[tuple[float, Entry]] = []
-        for entry in self._entries():
-            score = max(matcher.match(entry.name), matcher.match(entry.help) / 3)
+        for at, entry in enumerate(self._entries()):
+            if at % AT_ONCE == AT_ONCE - 1:
+                await asyncio.sleep(0)
+            score = max(rate(query, entry.name), rate(query, entry.help, scattered=False) / 3)
             if score > 0:
                 near = NEARER - self._recent.index(entry.name) / KEPT if entry.name in self._recent else 1.0
                 found.append((score * near, entry))
+        style = self.matcher(query).match_style
         for score, entry in sorted(found, key=lambda each: -each[0])[:SHOWN]:
-            shown = matcher.highlight(entry.name)
+            shown = Content(entry.name)
+            for at in find_letters(query, entry.name):
+                shown = shown.stylize(style, at, at + 1)
             yield Hit(score, shown, partial(self._choose, entry), entry.name, entry.help)
 
     async def _choose(self, entry: Entry) -> None:
@@ -84,7 +94,7 @@ class Finder(Provider):
         if not self._read:
             try:
                 self._read = await asyncio.wait_for(asyncio.shield(self._files), 2.0)
-            except (OSError, TimeoutError):
+            except Exception:  # noqa: BLE001 - a file that cannot be read: the rest is found all the same
                 return
 
     # ── what there is ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -104,9 +114,8 @@ class Finder(Provider):
         for run in sorted(app.state.runs.values(), key=lambda run: -run.created):
             loss = run.metrics.get("train/loss")
             facts = [run.state, run.name, tr("loss {loss:.4g}", loss=loss) if loss is not None else ""]
-            yield Entry(
-                run.id, tr("run · {filter}", filter=" · ".join(filter(None, facts))), partial(app.open_run, run.id)
-            )
+            about = tr("run · {facts}", facts=" · ".join(filter(None, facts)))
+            yield Entry(run.id, about, partial(app.open_run, run.id))
             history = app.state.histories.get(run.id)
             for entry in history.checkpoints if history else ():
                 target = f"{run.id}@{entry['step']}"
@@ -149,3 +158,48 @@ class Finder(Provider):
         screen = self.cockpit.screen
         if isinstance(screen, ChatScreen) and not screen.refuse_while_busy():
             screen.load(target)
+
+
+# ── matching ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# Textual's matcher tries all ways in which the letters can lie in a text: for a word and a sentence, thousands.
+
+
+def rate(query: str, text: str, *, scattered: bool = True) -> float:
+    """How well a text matches, 0 if it does not. Words, their beginnings and letters that follow each other count
+    most; unless `scattered`, the query has to stand in the text as it is."""
+    if not scattered and query.strip().lower() not in text.lower():
+        return 0.0
+    at = find_letters(query, text)
+    if not at:
+        return 0.0
+    groups = 1 + sum(one + 1 != other for one, other in pairwise(at))
+    begins = sum(place == 0 or not text[place - 1].isalnum() for place in at)
+    joined = 1 - (groups - 1) / len(at)
+    whole = 1.0 if groups > 1 else 2.0 if len(at) == len(text) else 1.5
+    return (len(at) + begins) * (1 + joined * joined) * whole
+
+
+def find_letters(query: str, text: str) -> Sequence[int]:
+    """Where the letters of a query lie in a text, close to each other; empty if they do not. Spaces may be anything."""
+    low = text.lower()
+    if len(low) != len(text):  # a few letters become two
+        low = text
+    words = query.lower().strip()
+    if not words:
+        return ()
+    if words in low:
+        places = [match.start() for match in re.finditer(re.escape(words), low)]
+        start = min(places, key=lambda at: (at > 0 and low[at - 1].isalnum(), at))
+        return range(start, start + len(words))
+    letters = [letter for letter in words if not letter.isspace()]
+    end = -1
+    for letter in letters:
+        end = low.find(letter, end + 1)
+        if end < 0:
+            return ()
+    found: list[int] = []
+    for letter in reversed(letters):  # back from the end, which brings them closer together
+        end = low.rindex(letter, 0, end + 1)
+        found.append(end)
+        end -= 1
+    return found[::-1]

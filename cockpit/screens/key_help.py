@@ -300,6 +300,7 @@ HELP: dict[str, Sentences] = {
             "help": "Show this help; F1 works while you type, too.",
             "command_palette": "Find an action or a screen by its name; ctrl+p works while you type, too.",
             "language": "Choose the language, English or Chinese; the app opens anew in it.",
+            "repaint": "Write the whole screen anew, after another program has written over it.",
             "hosts": "Choose which of the hosts named with --on the screens show.",
             "detach": "Leave the app; the runs go on. You are asked about unsaved changes.",
             "interrupt": "Stop the work in progress, else clear the line, else ask whether to leave.",

@@ -6,7 +6,6 @@ python -m tests.app.gallery [FOLDER]     every capture as SVG, else the best one
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
 import tempfile
@@ -61,16 +60,15 @@ training:
 evaluation:
   every_steps: 25
 """
-CHECKS = json.dumps(
-    {
-        "checks": [
-            {"name": "python", "ok": True, "detail": "3.11"},
-            {"name": "memory", "ok": True, "detail": "24 GB, of which 19 GB are free"},
-            {"name": "nf4", "ok": False, "detail": "bitsandbytes does not load", "mend": "pip install bitsandbytes"},
-            {"name": "driver", "ok": None, "detail": "none: training runs on the CPU"},
-        ]
-    }
-)
+CHECKS = {
+    "checks": [
+        {"name": "python", "ok": True, "detail": "3.11"},
+        {"name": "memory", "ok": True, "detail": "24 GB, of which 19 GB are free"},
+        {"name": "nf4", "ok": False, "detail": "bitsandbytes does not load", "mend": "pip install bitsandbytes"},
+        {"name": "driver", "ok": None, "detail": "none: training runs on the CPU"},
+    ]
+}
+"""What the doctor finds."""
 
 
 XTERM = TerminalTheme(
@@ -123,6 +121,7 @@ async def _chat(pilot: Pilot[None]) -> None:
 
 async def _doctor(pilot: Pilot[None]) -> None:
     await _go(pilot, "doctor")
+    await until(pilot, lambda: "bitsandbytes" in screen_text(pilot))
 
 
 async def _metrics(pilot: Pilot[None]) -> None:
@@ -163,6 +162,10 @@ SHOTS = (
 )
 
 
+async def examine(screen: DoctorScreen, *arguments: str) -> dict[str, Any]:
+    return CHECKS
+
+
 async def no_models(home: Home, link: Any = None) -> list[dict[str, Any]]:
     return []
 
@@ -184,7 +187,7 @@ def dressed(look: str, home: Home) -> Iterator[None]:
         patch("textual.constants.COLOR_SYSTEM", system),
         patch("rich.console.SVG_EXPORT_THEME", XTERM),
         patch.object(chat_targets, "find_local_models", no_models),
-        patch.object(DoctorScreen, "action_examine", lambda screen: screen._show(CHECKS, "")),
+        patch.object(DoctorScreen, "_ask_doctor", examine),
     ):
         yield
 
@@ -220,7 +223,9 @@ async def resize(pilot: Pilot[None], size: tuple[int, int]) -> None:
         pilot.app._driver._size = Size(*size)  # type: ignore[union-attr]
         pilot.app.post_message(events.Resize(Size(*size), Size(*size)))
         await until(pilot, lambda: pilot.app.screen.size == Size(*size))
-    await pilot.pause(0.1)
+    seen = ""
+    while seen != (seen := screen_text(pilot)):
+        await pilot.pause(0.05)
 
 
 async def write(folder: Path, looks: Any = LOOKS, sizes: Any = SIZES, shots: Any = SHOTS) -> None:

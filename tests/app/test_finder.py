@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
 from textual.command import CommandPalette
 
+from cockpit import screens
 from cockpit.app import CockpitApp
-from cockpit.keymap import check_keys
+from cockpit.keymap import WIDGETS, check_keys, read_keys
+from cockpit.screens.base import CockpitScreen
 from cockpit.screens.chat import ChatScreen
+from cockpit.screens.finder import find_letters, rate
 from cockpit.screens.profile import ProfileScreen
 from cockpit.screens.runs import RunsScreen
 from engine.protocol.home import Home
@@ -76,8 +81,34 @@ async def test_the_user_chooses_keys_and_is_told_of_conflicts(home: Home, monkey
 
 
 def test_what_is_wrong_with_a_keymap_is_named() -> None:
-    assert not list(
-        check_keys({"runs.filter": "x", "runs.stop": "X", "runs.export": "f9", "app.help": "f2"}, CockpitApp)
-    )
+    assert not list(check_keys({"runs.filter": "x", "runs.stop": "X", "runs.export": "f9", "app.help": "f12"}, CockpitApp))
     assert "runs.stop" in "".join(check_keys({"runs.filter": "x"}, CockpitApp))
-    assert "is not a key" in "".join(check_keys({"runs.filter": "hold shift"}, CockpitApp))
+    assert "ctrl+p keeps its meaning" in "".join(check_keys({"runs.filter": "ctrl+p"}, CockpitApp))
+    assert "also app.focus_next" in "".join(check_keys({"runs.filter": "tab"}, CockpitApp))
+    assert "runs.from_step on its screen" in "".join(check_keys({"app.help": "f"}, CockpitApp))
+    for wrong in ("hold shift", "holdshift", "ctrl+K", "hold+k"):
+        assert "is not a key" in "".join(check_keys({"runs.filter": wrong}, CockpitApp)), wrong
+    assert read_keys({"a.b": " P , f9,", "a.c": 3, "a.d": " , "}) == {"a.b": "P,f9"}
+
+
+def test_the_keys_of_every_screen_can_be_chosen() -> None:
+    for module in pkgutil.iter_modules(screens.__path__):
+        importlib.import_module(f"cockpit.screens.{module.name}")
+    known = {place.partition(":")[2] for place in (*WIDGETS, *(place for _, place in screens.SCREENS.values()))}
+    left: list[type[CockpitScreen]] = [CockpitScreen]
+    named: set[str] = set()
+    while left:
+        each = left.pop()
+        left += each.__subclasses__()
+        if not each.__subclasses__() and each.__module__.startswith("cockpit."):
+            named.add(each.__name__)
+    assert named and not named - known
+
+
+def test_letters_are_found_close_together_and_in_no_time() -> None:
+    assert list(find_letters("caf25", "triples-1121-0caf@25")) == [14, 15, 16, 18, 19]
+    assert list(find_letters("rate", "separate learning_rate")) == [18, 19, 20, 21]
+    assert find_letters("learning rate", "training.learning_rate")[0] == 9
+    assert rate("runs", "Runs") > rate("runs", "runs-1") > rate("runs", "r-u-n-s") > 0 == rate("runs", "snur")
+    assert not rate("rns", "runs", scattered=False) and not rate("", "runs") and not rate("a" * 30 + "b", "a" * 90)
+    assert len(find_letters("a" * 30, "a " * 60)) == 30  # all ways to choose them would take for ever

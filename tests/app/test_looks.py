@@ -11,7 +11,7 @@ from textual.color import Color
 from textual.filter import LineFilter
 from textual.pilot import Pilot
 
-from cockpit.looks import READABLE, TABLE, Ascii, Colourless, Sixteen, contrast, needs_ascii
+from cockpit.looks import READABLE, TABLE, Ascii, Colourless, Sixteen, choose_filters, contrast, needs_ascii
 from cockpit.verbs import open_app
 from engine.protocol.messages import ProblemError
 from tests.app.gallery import SHOTS, SIZES, Shot, capture
@@ -111,10 +111,17 @@ def test_a_plain_character_is_as_wide_as_what_it_stands_for() -> None:
         ({"LC_ALL": "C", "LANG": "en_GB.UTF-8"}, True),
         ({"LANG": "zh_CN.GBK"}, True),
         ({"TERM": "linux", "LANG": "en_GB.UTF-8"}, True),
+        ({"LANG": "C", "TEXTUAL_DRIVER": "textual.drivers.web_driver:WebDriver"}, False),
     ],
 )
 def test_ascii_where_braille_is_missing(environment: dict[str, str], wanted: bool) -> None:
     assert needs_ascii(environment) is wanted
+
+
+@pytest.mark.parametrize(("setting", "wanted"), [("true", True), ("false", False), ("", True)])
+def test_the_setting_decides_over_the_locale(setting: str, wanted: bool) -> None:
+    filters = choose_filters({"LANG": "C"}, "truecolor", setting, lambda: (0, 0, 0))
+    assert any(isinstance(each, Ascii) for each in filters) is wanted
 
 
 def test_a_terminal_that_moves_no_cursor_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,35 @@ def test_no_half_of_a_wide_character_is_written(before: str, now: str, written: 
     assert found == written
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "written"),
+    [
+        ([["e", "\u0301tude"]], [["e", "\u0301tudX"]], "\x1b[1;5HX"),
+        ([["👩\u200d👩\u200d👧ab"]], [["👩\u200d👩\u200d👧aX"]], "\x1b[1;4HX"),
+        ([["❤\ufe0fab"]], [["❤\ufe0faX"]], "\x1b[1;4HX"),
+    ],
+)
+def test_what_has_no_cell_of_its_own_moves_nothing(before: list[list[str]], now: list[list[str]], written: str) -> None:
+    frame = Frame()
+    for rows in (before, now):
+        strips = [Strip(list(map(Segment, row))) for row in rows]
+        update = LayoutUpdate([[strip] for strip in strips], Region(0, 0, strips[0].cell_length, len(strips)))
+        found = FrameUpdate(update, frame).render_segments(Console())
+    assert found == written
+
+
+def test_a_wide_character_that_a_dialog_has_cut_in_half_comes_back() -> None:
+    frame = Frame()
+
+    def write(row: dict[int, str], span: tuple[int, int], ends: list[int]) -> str:
+        chops = {at: Strip([Segment(text)]) for at, text in row.items()}
+        return FrameUpdate(ChopsUpdate([chops], [(0, *span)], [ends]), frame).render_segments(Console())
+
+    write({0: "ab抽取cd"}, (0, 8), [8])
+    assert write({0: "ab ", 3: "XX", 5: " cd"}, (3, 5), [3, 5, 8]) == "\x1b[1;4HXX"
+    assert write({0: "ab抽取cd"}, (3, 5), [8]) == "\x1b[1;3H抽取"
+
+
 class Terminal:
     """A terminal of pyte's that gets what the app writes, and counts it."""
 
@@ -99,3 +128,9 @@ async def test_a_terminal_shows_the_screen_and_a_dialog_costs_its_own_cells(monk
         help_opens, help_closes, asks, closes, *_ = costs.values()
         assert max(help_opens, help_closes) < 12_000, costs
         assert max(asks, closes) < 8_000, costs
+        seen = len(terminal.text)
+        await pilot.press("f5")
+        await until(pilot, lambda: len(terminal.text) - seen > 5_000)
+        terminal.screen.reset()
+        terminal.stream.feed(terminal.text[seen:])
+        await terminal.settle(pilot)

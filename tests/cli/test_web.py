@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from argparse import Namespace
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -34,6 +35,37 @@ def test_beyond_loopback_it_wants_a_token_and_a_name(arguments: list[str], hint:
     with pytest.raises(ProblemError) as refused:
         web.check_address(chosen.host, web.read_token(chosen), chosen.public_url)
     assert hint in refused.value.problem.hint
+
+
+def test_a_proxys_address_needs_a_token_too() -> None:
+    for public, refused in (("https://train.example", True), ("http://localhost:9000", False)):
+        chosen = options("--no-token", "--public-url", public)
+        with pytest.raises(ProblemError) if refused else nullcontext():
+            web.check_address(chosen.host, web.read_token(chosen), chosen.public_url)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("http://127.0.0.1:80", "http://127.0.0.1", True),
+        ("https://Train.example", "https://train.example:443/x", True),
+        ("http://[::1]:80", "http://[::1]", True),
+        ("http://127.0.0.1:8010", "http://127.0.0.1", False),
+        ("http://127.0.0.1:99999", "http://", True),
+        ("http://a:80", "https://a:443", False),
+    ],
+)
+def test_addresses_are_compared_as_browsers_write_them(one: str, other: str, same: bool) -> None:
+    assert (web._origin(one) == web._origin(other)) is same
+
+
+async def test_an_app_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tab was lost while it wrote: nobody reads what it writes, and it cannot be told."""
+    monkeypatch.setattr(web, "LEAVE", 0.1)
+    program = "import sys\nwhile True: sys.stdout.write('x' * 4096)"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE)
+    await web.end_process(process)
+    assert process.returncode == -9
 
 
 def test_a_weak_token_is_refused_and_a_new_one_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +106,11 @@ async def test_only_this_page_with_the_token_reaches_the_app(unused_tcp_port_of:
             )
             assert await status("/?token=wrong") == 401 and await status(f"/ws?token={TOKEN}") == 401
             assert await status(f"/?token={TOKEN}", Host="evil.example:80") == 421  # DNS rebinding
+            assert await status("/", Cookie=f"cockpit-{port}=\xe9") == 401
+            async with session.get(
+                f"{url}/?token={TOKEN}", headers={"Host": f"localhost:{port}"}, allow_redirects=False
+            ) as answer:
+                assert answer.headers["Location"] == f"{url}/?token={TOKEN}" and "Set-Cookie" not in answer.headers
             async with session.get(f"{url}/?token={TOKEN}", allow_redirects=False) as answer:
                 assert answer.status == 302 and answer.headers["Location"] == f"{url}/"
                 cookie = answer.headers["Set-Cookie"]
