@@ -31,4 +31,4 @@ def describe_wait(run: Run, queue: Sequence[Run]) -> str:
 def describe_place(run: Run, queue: Sequence[Run]) -> str:
     """The place in the queue, with the priority where it has one: `place 2 of 5, priority 3`."""
     priority = tr(", priority {priority}", priority=run.priority) if run.priority else ""
-    return tr("place {position} of {queue}{priority}", position=run.position, queue=len(queue), priority=priority)
+    return tr("place {position} of {count}{priority}", position=run.position, count=len(queue), priority=priority)
