@@ -272,11 +272,11 @@ class RunActionsScreen(CockpitScreen):
         if run is None:
             return
         ended = tr(
-            "{state} at step {step:,} of {max_steps:,}{value}",
+            "{state} at step {step:,} of {max_steps:,}{reason}",
             state=run.state,
             step=run.step,
             max_steps=run.max_steps,
-            value=f": {tr_engine(run.reason)}" if run.reason else "",
+            reason=f": {tr_engine(run.reason)}" if run.reason else "",
         )
         text = tr("{name} is {ended}. It goes on from its newest checkpoint.", name=run.name or run.id, ended=ended)
         if not await self.app.push_screen_wait(Confirm(tr("Resume {id}?", id=run.id), text, {"y": tr("resume it")})):

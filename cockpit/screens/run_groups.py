@@ -11,7 +11,7 @@ from cockpit.language.translate import tr
 from cockpit.screens.base import opens_dialog
 from cockpit.screens.run_overlay import RunOverlayScreen
 from cockpit.state.formatting import counted
-from cockpit.state.run_groups import RunGroup, arrange, list_groups, shared_group
+from cockpit.state.run_groups import RunGroup, arrange, group_key, list_groups, shared_group
 from engine.protocol.messages import Label, Reorder, Run
 from engine.protocol.states import QUEUED
 
@@ -73,7 +73,7 @@ class RunGroupsScreen(RunOverlayScreen):
         name = group.name if group else run.group if run else ""
         if name:
             self._set_folded({name} ^ self._folded())
-            self.show_line(tr("group {name}", name=name))
+            self.show_line(group_key(name))
 
     def action_fold_all(self) -> None:
         """Fold all groups; when all are folded, unfold them."""
@@ -117,7 +117,7 @@ class RunGroupsScreen(RunOverlayScreen):
         if answer and not self.by_group:
             self.notify(
                 tr("G shows the runs by group"),
-                title=tr("In the group {answer}: {runs}", answer=answer, runs=counted(len(runs), "run")),
+                title=tr("In the group {group}: {runs}", group=answer, runs=counted(len(runs), "run")),
             )
 
     @opens_dialog
@@ -132,7 +132,7 @@ class RunGroupsScreen(RunOverlayScreen):
         problem, text = "", str(runs[0].priority)
         title = tr("Priority of {id}", id=runs[0].id if len(runs) == 1 else counted(len(runs), "run"))
         while True:
-            about = tr("From -{HIGHEST} to {HIGHEST}; runs with a higher one start first. 0 is usual.", HIGHEST=HIGHEST)
+            about = tr("From -{highest} to {highest}; runs with a higher one start first. 0 is usual.", highest=HIGHEST)
             answer = await self.app.push_screen_wait(Prompt(title, problem + about, text))
             if not answer:
                 return

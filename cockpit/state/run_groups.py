@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from cockpit.language.translate import tr
 from engine.protocol.messages import Run
+
+
+def group_key(name: str) -> str:
+    """Stands for the group where a run's id stands for a run. No id has a space in it."""
+    return f"group {name}"
 
 
 @dataclass
@@ -19,8 +23,7 @@ class RunGroup:
 
     @property
     def key(self) -> str:
-        """Stands for the group where a run's id stands for a run. No id has a space in it."""
-        return tr("group {name}", name=self.name)
+        return group_key(self.name)
 
     def lowest(self, metric: str) -> float | None:
         return min((run.metrics[metric] for run in self.runs if metric in run.metrics), default=None)

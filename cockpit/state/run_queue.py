@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from cockpit.language.translate import tr
+from cockpit.language.translate import tr, tr_engine
 from engine.protocol.messages import Run
 from engine.protocol.states import QUEUED
 
@@ -18,7 +18,7 @@ def describe_wait(run: Run, queue: Sequence[Run]) -> str:
     """What a queued run waits for: the engine knows it of those that it has tried to start, the others wait for the one
     before."""
     if run.reason:
-        return run.reason
+        return tr_engine(run.reason)
     before = next((each for each in reversed(queue) if each.position < run.position), None)
     if before is None:
         return tr("starts next")
@@ -31,4 +31,4 @@ def describe_wait(run: Run, queue: Sequence[Run]) -> str:
 def describe_place(run: Run, queue: Sequence[Run]) -> str:
     """The place in the queue, with the priority where it has one: `place 2 of 5, priority 3`."""
     priority = tr(", priority {priority}", priority=run.priority) if run.priority else ""
-    return tr("place {position} of {queue}{priority}", position=run.position, queue=len(queue), priority=priority)
+    return tr("place {position} of {count}{priority}", position=run.position, count=len(queue), priority=priority)

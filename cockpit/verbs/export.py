@@ -80,12 +80,7 @@ def print_export(result: dict[str, Any]) -> None:
             )
         )
     elif gguf and gguf.get("no_modelfile"):
-        print(
-            tr(
-                "No Modelfile, because Ollama could not render prompts as the model does: {no_modelfile}",
-                no_modelfile=gguf["no_modelfile"],
-            )
-        )
+        print(tr("No Modelfile for Ollama: {reason}", reason=gguf["no_modelfile"]))
     for difference in agreement.get("differences", ()):
         print(
             tr(

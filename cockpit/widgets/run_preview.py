@@ -171,7 +171,7 @@ def describe(detail: RunDetail, parent: Run | None, differences: list[Difference
     elif run.reason:
         lines.append(Content.styled(tr_engine(run.reason), "$warning"))
     if run.group:
-        lines.append(Content.assemble(("group ", MUTED), (run.group, "$text")))
+        lines.append(Content.assemble((f"{tr('group')} ", MUTED), (run.group, "$text")))
     if run.tags or run.pinned:
         lines.append(
             Content.assemble(

@@ -10,7 +10,15 @@ from rich.cells import cell_len
 
 from cockpit.content import Content
 from cockpit.language.translate import tr
-from cockpit.state.formatting import STATES, format_age, format_duration, format_number, format_percent, pad_left
+from cockpit.state.formatting import (
+    STATES,
+    counted,
+    format_age,
+    format_duration,
+    format_number,
+    format_percent,
+    pad_left,
+)
 from cockpit.state.run_groups import RunGroup
 from cockpit.widgets.canvas import RUN_COLOURS
 from cockpit.widgets.chart_raster import RUN_MARKS
@@ -146,10 +154,7 @@ def write_group(group: RunGroup, names: Iterable[str], look: Look) -> list[Conte
 def _group_cell(group: RunGroup, name: str, look: Look) -> Content:
     match name:
         case "state":
-            return Content.styled(
-                tr("{runs} run{plural}", runs=len(group.runs), plural="" if len(group.runs) == 1 else "s"),
-                "bold $accent",
-            )
+            return Content.styled(counted(len(group.runs), "run"), "bold $accent")
         case "run":
             states = group.count_states()
             marks = "  ".join(

@@ -20,6 +20,7 @@ from typing import Any
 from engine.models import chat_template, files, template_lock, tokenizers
 from engine.models.targets import Target
 from engine.models.template_metadata import choose_template, takes_tools
+from engine.protocol.text import first_line
 
 FILE = "Modelfile"
 Message = dict[str, Any]
@@ -74,8 +75,16 @@ def _quote(text: str) -> str:
     """An action of a Go template that writes this text; nothing for an empty one."""
     if not text:
         return ""
-    # JSON's escapes below U+0080 are Go's as well. What a Modelfile would take for the end of the text is kept apart.
-    return "{{ " + json.dumps(text, ensure_ascii=False).replace('"""', '"\\u0022"') + " }}"
+    # JSON's escapes below U+0080 are Go's as well, and leave no three quotes, which would end the text in a Modelfile.
+    return "{{ " + "".join(map(_escape, json.dumps(text, ensure_ascii=False))) + " }}"
+
+
+def _escape(character: str) -> str:
+    """A character of a Go string. Ollama drops those that are not printable from a Modelfile."""
+    if character.isprintable():
+        return character
+    number = ord(character)
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
 def read_pieces(tokenizer: Any, opening: str = "") -> Pieces:
@@ -221,17 +230,26 @@ def read_opening(file: Path, tokenizer: Any) -> str:
 
 def write(folder: Path, file: Path, target: Target) -> dict[str, Any]:
     """Write the Modelfile of the GGUF `file` of the exported `folder` into it. Returns `modelfile` and its `notes`, or
-    `no_modelfile`, the reason why there is none. Sampling is that of the profile of `target`'s run, else greedy."""
+    `no_modelfile`, the reason why there is none. Sampling is that of the profile of `target`'s run, else greedy. Raises
+    nothing: the export is complete without it."""
+    try:
+        return _write(folder, file, target)
+    except UnsayableError as error:
+        return {"no_modelfile": f"no template of Ollama says what the model's own does: {error}"}
+    except Exception as error:  # noqa: BLE001 - templates and the files of a model may hold anything
+        return {"no_modelfile": f"{type(error).__name__}: {first_line(error)}"}
+
+
+def _write(folder: Path, file: Path, target: Target) -> dict[str, Any]:
+    if not file.name.isprintable():
+        return {"no_modelfile": "the name of the GGUF file cannot be written in a Modelfile"}
     tokenizer = tokenizers.load(folder)
     if not choose_template(tokenizer.chat_template):
         return {"no_modelfile": "the model has no chat template"}
     lock = files.read_json_object(folder / "lock.json") if (folder / "lock.json").is_file() else {}
     opening = read_opening(file, tokenizer)
-    try:
-        pieces = read_pieces(tokenizer, opening)
-        _compare(tokenizer, pieces, [each["messages"] for each in lock.get("golden", ())], opening)
-    except UnsayableError as error:
-        return {"no_modelfile": str(error)}
+    pieces = read_pieces(tokenizer, opening)
+    _compare(tokenizer, pieces, [each["messages"] for each in lock.get("golden", ())], opening)
     profile = _read_profile(target)
     generation, longest = profile.get("generation") or {}, (profile.get("data") or {}).get("max_length") or 0
     most = int(files.read_json_object(folder / "config.json").get("max_position_embeddings") or _CONTEXT)
@@ -278,7 +296,7 @@ def _list_stops(folder: Path, lock: Mapping[str, Any], tokenizer: Any) -> list[s
         path = folder / "generation_config.json"
         named = files.read_json_object(path).get("eos_token_id") if path.is_file() else None
         ids = {*(named if isinstance(named, list) else [named]), *template_lock.find_turn_ends(tokenizer)} - {None}
-    return [str(tokenizer.convert_ids_to_tokens(each)) for each in sorted(ids)]
+    return [text for each in sorted(ids) if (text := str(tokenizer.decode([each])))]
 
 
 def _follows(pieces: Pieces, messages: Sequence[Message]) -> bool:
@@ -307,10 +325,10 @@ def list_parameters(
     every = list(dict.fromkeys([*stops, *wanted.get("stop", ())]))
     notes = []
     for stop in every:
-        if '"""' in stop or "\n" in stop:
+        if '"""' in stop or not all(each.isprintable() or each in "\t\r\n" for each in stop):
             notes.append(f"a stop text cannot be written in a Modelfile: {stop!r}")
         else:
-            settings.append(("stop", f'"""{stop}"""' if '"' in stop else f'"{stop}"'))
+            settings.append(("stop", f'"""{stop}"""' if {*stop} & {*'"\r\n'} else f'"{stop}"'))
     if wanted.get("no_repeat_ngram"):
         notes.append(f"no_repeat_ngram {wanted['no_repeat_ngram']} is left out: Ollama has no such setting")
     return settings, notes

@@ -34,12 +34,14 @@ class Output:
 class LlamaCppModel:
     """A GGUF file in llama.cpp. It holds the tokens of one conversation, which the next reply goes on with."""
 
-    def __init__(self, file: Path, context: int) -> None:
-        """Raises what llama.cpp's Python package raises for a file that it cannot read."""
+    def __init__(self, file: Path, context: int, device: str = "cpu", *, spread: bool = False) -> None:
+        """`spread`: over all visible cards. Raises what llama.cpp's Python package raises for a file that it cannot
+        read."""
         self._package = importlib.import_module(PACKAGE)
         self._file, self._most = file, context
+        self._options = choose_options(self._package, device, spread)
         self._held: list[int] = []
-        self._llama = self._open(min(context, _LEAST))
+        self._llama: Any = self._open(min(context, _LEAST))
 
     @property
     def version(self) -> str:
@@ -58,18 +60,18 @@ class LlamaCppModel:
         return forward
 
     def _open(self, room: int) -> Any:
-        offloads = self._package.llama_supports_gpu_offload()
-        return self._package.Llama(str(self._file), n_ctx=room, n_gpu_layers=-1 if offloads else 0, verbose=False)
+        return self._package.Llama(str(self._file), n_ctx=room, verbose=False, **self._options)
 
     def _advance(self, ids: Sequence[int], cancelled: Callable[[], bool]) -> Any:
         """The logits [1, 1, vocabulary] after `ids`. Raises Cancelled."""
         import numpy
         import torch
 
-        if len(ids) > self._llama.n_ctx():
-            room = min(self._most, 2 * len(ids))
+        if self._llama is not None and len(ids) > self._llama.n_ctx():
             self._llama.close()
-            self._held, self._llama = [], self._open(room)
+            self._held, self._llama = [], None
+        if self._llama is None:  # also when there was no memory for it the last time
+            self._llama = self._open(min(self._most, max(_LEAST, 2 * len(ids))))
         # Not all models can take tokens back (recurrent ones cannot), so what does not go on begins anew.
         if not len(self._held) < len(ids) or self._held != ids[: len(self._held)]:
             self._llama.reset()
@@ -85,11 +87,26 @@ class LlamaCppModel:
         return torch.from_numpy(logits.copy())[None, None]  # the next token overwrites llama.cpp's own
 
 
+def choose_options(package: Any, device: str, spread: bool) -> dict[str, Any]:
+    """llama.cpp's options for the device that was chosen: left alone, it would take all cards that it sees, also when
+    another program's model is on them, and half of the host's cores, also in a container that has fewer."""
+    import torch
+
+    threads = torch.get_num_threads()
+    options = {"n_threads": threads, "n_threads_batch": threads, "n_gpu_layers": 0}
+    kind, _, card = device.partition(":")
+    if kind != "cpu" and package.llama_supports_gpu_offload():
+        options["n_gpu_layers"] = -1
+        if kind == "cuda" and not spread:
+            options |= {"split_mode": package.LLAMA_SPLIT_MODE_NONE, "main_gpu": int(card or 0)}
+    return options
+
+
 def is_installed() -> bool:
     return importlib.util.find_spec(PACKAGE) is not None
 
 
-def find(file: Path | None, context: int, device: str) -> tuple[LlamaCppModel | None, str]:
+def find(file: Path | None, context: int, device: str, *, spread: bool = False) -> tuple[LlamaCppModel | None, str]:
     """The model of a GGUF file in llama.cpp where it is installed and computes on the kind of device that was chosen,
     and a note for the user, which is empty where it is not installed."""
     if file is None or not is_installed():
@@ -97,7 +114,7 @@ def find(file: Path | None, context: int, device: str) -> tuple[LlamaCppModel | 
     try:
         if device != "cpu" and not importlib.import_module(PACKAGE).llama_supports_gpu_offload():
             return None, ""
-        made = LlamaCppModel(file, context)
+        made = LlamaCppModel(file, context, device, spread=spread)
     except Exception as error:  # noqa: BLE001 - a library of another build raises many kinds
         return (
             None,

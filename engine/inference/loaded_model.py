@@ -84,8 +84,10 @@ def load(
     targets.check_chats(target)
     targets.check(target, folders.find_weights_problems)
     loaded = LoadedModel(target, dtype or target.dtype, quantization or target.quantization or "none", device)
-    if dtype is None and quantization is None:
-        loaded.llama_cpp, loaded.llama_cpp_note = llama_cpp_model.find(target.gguf, loaded.context, loaded.device)
+    if dtype is None and quantization is None and target.adapter is None:
+        spread = placement.is_spread(loaded.model)
+        found = llama_cpp_model.find(target.gguf, loaded.context, loaded.device, spread=spread)
+        loaded.llama_cpp, loaded.llama_cpp_note = found
     if compiling and loaded.quantization == "none" and not target.on_hub:
         loaded.compilation = Compilation(home, str(target.base), lambda line: print(line, flush=True))
     return loaded
@@ -165,7 +167,8 @@ class LoadedModel:
         """What was dequantised and what llama.cpp computes, for a GGUF file, and how the model is spread over several
         GPUs; else empty."""
         source = "" if self.target.on_hub else gguf.describe_source(Path(self.target.base))
-        return "; ".join(filter(None, (source, self._spread, self.llama_cpp_note)))
+        computed = self.llama_cpp_note if self.target.adapter is None else ""
+        return "; ".join(filter(None, (source, self._spread, computed)))
 
     @property
     def context(self) -> int:

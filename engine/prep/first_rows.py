@@ -84,7 +84,7 @@ def check_first_rows(profile: Any) -> Iterator[tuple[str, str]]:
                 yield f"data.{part}.{index}", rows.problem
         if len(found) == len(getattr(data, part)) and not any(rows.problem for rows in found):
             yield from _check_share(data, part, found)
-            if part == "train" and profile.method.rows == "tokens":
+            if part == "train" and _trains_replies_alone(profile):
                 yield from _check_trained(found)
     if profile.evaluation.task and profile.evaluation.samples:
         yield from _check_references(profile)
@@ -178,6 +178,12 @@ def _check_share(data: DataOptions, part: str, found: list[FirstRows]) -> Iterat
             f"({percent(data.max_rejected)}): {'; '.join(first)}{more}; mend them, or raise data.max_rejected to go on "
             "without them",
         )
+
+
+def _trains_replies_alone(profile: Any) -> bool:
+    """Whether only replies of the rows of these sources will be trained, but for those of weight 0."""
+    method = profile.method
+    return method.rows == "tokens" and method.loss_on == "assistant" and profile.data.expand is None
 
 
 def _check_trained(found: list[FirstRows]) -> Iterator[tuple[str, str]]:

@@ -135,7 +135,7 @@ def refresh_runs_of_other_hosts(runs: Runs, monitor: RunMonitor) -> None:
                 record.run.state, record.run.problem = fresh.run.state, fresh.run.problem
                 record.run.reason, record.run.code = fresh.run.reason, fresh.run.code
                 record.run.tags, record.run.note, record.run.pinned = fresh.run.tags, fresh.run.note, fresh.run.pinned
-                record.run.group = fresh.run.group
+                record.run.group, record.run.priority = fresh.run.group, fresh.run.priority
                 record.changed = True
                 monitor.read_journal(record)
 

@@ -31,6 +31,14 @@ def load(directory: RunDirectory) -> Labels:
         return Labels()
 
 
+def save(directory: RunDirectory, labels: Labels) -> None:
+    """Write the labels; without any there is no file. Raises OSError."""
+    if labels == Labels():
+        directory.labels.unlink(missing_ok=True)
+    else:
+        write_private(directory.labels, msgspec.json.format(msgspec.json.encode(labels)) + b"\n")
+
+
 def read(directory: RunDirectory, run: Run, warn: Callable[[str], object]) -> None:
     """Put the labels of the run in `directory` into its summary. A damaged file is told of."""
     labels = Labels()
@@ -70,11 +78,7 @@ def change(directory: RunDirectory, run: Run, message: Label) -> None:
     try:
         if damaged:
             directory.labels.replace(directory.labels.with_name(f"{directory.labels.name}.damaged"))
-        if tags or note or pinned or group:
-            content = msgspec.json.encode(Labels(tags=tags, note=note, pinned=pinned, group=group))
-            write_private(directory.labels, msgspec.json.format(content) + b"\n")
-        else:
-            directory.labels.unlink(missing_ok=True)
+        save(directory, Labels(tags=tags, note=note, pinned=pinned, group=group))
     except OSError as error:
         raise _failure(directory, error)
     run.tags, run.note, run.pinned, run.group = tags, note, pinned, group

@@ -77,6 +77,7 @@ class Queue:
             if made is not None:
                 write_private(run_directory.prepared, made.directory.prepared.read_bytes())
             write_private(run_directory.profile, profile.to_yaml().encode())
+            labels.save(run_directory, labels.Labels(group=message.group))
             write_private(run_directory.path / "job.json", msgspec.json.format(msgspec.json.encode(job)))
         except OSError as error:
             shutil.rmtree(run_directory.path, ignore_errors=True)
@@ -92,7 +93,6 @@ class Queue:
         record.environment = message.environment
         self.runs.records[record.run.id] = record
         self.runs.remember_profile(record, profile)
-        labels.change(run_directory, record.run, Label(run=record.run.id, group=message.group))
         record.run.priority = profile.launch.priority
         self.enqueue(record, "submitted")
         self._warn_near(record, near)
@@ -108,6 +108,8 @@ class Queue:
         """Queue the next attempt of a trained run, from the stage `message.first` on, with the settings of
         `profile`."""
         admission.check_export_folder(profile)
+        if message.group:
+            labels.change(record.directory, record.run, Label(run=record.run.id, group=message.group))
         self._clear_results(record, message.first)
         record.directory.prepared.unlink(missing_ok=True)  # the profile may name other test rows now
         self._write(record.directory.profile, profile.to_yaml().encode())

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from engine.config.profile import ProfileError
-from engine.protocol import journal
+from engine.protocol import journal, states
 from engine.protocol.messages import Problem, ProblemError, Reorder, Run
 from engine.supervisor.run_record import Record
 from engine.supervisor.runs import Runs
@@ -38,14 +38,17 @@ class WaitingRuns:
         self.renumber()
 
     def adopt(self, record: Record) -> None:
-        """Put a run where its journal says. Without a word there, it has the priority of its profile."""
+        """Put a run where its journal says. Without a word there, it has the priority of its profile, and the place
+        that an engine of an older version gave it: that is in the registry, if at all."""
+        run = record.run
         if not record.place:
-            record.place = record.run.created
+            record.place = -1 / run.position if run.position else run.created  # before all that have come since
             try:
-                record.run.priority = self.runs.load_profile(record, keep=False).launch.priority
+                run.priority = self.runs.load_profile(record, keep=False).launch.priority
             except (ProfileError, OSError):
                 pass  # it fails when it is to start
-        self.order.append(record.run.id)
+            self._journal(record)
+        self.order.append(run.id)
 
     def sort(self) -> None:
         records = self.runs.records
@@ -108,7 +111,11 @@ class WaitingRuns:
         if record.run.id not in self.order:
             raise ProblemError(
                 Problem(
-                    code="run.not_queued", title=f"{record.run.id} is not queued", cause=f"it is {record.run.state}"
+                    code="run.not_queued",
+                    title=f"{record.run.id} is not queued",
+                    cause="it waits in Slurm, or in the queue of another host"
+                    if record.run.state == states.QUEUED
+                    else f"it is {record.run.state}",
                 )
             )
 

@@ -62,9 +62,9 @@ async def until(pilot: Pilot[None], condition: Callable[[], Any], seconds: float
 
 
 def screen_text(pilot: Pilot[None]) -> str:
-    """The screen's text, a line a row."""
+    """The screen's text, a line a row. One that has not been laid out yet has an empty line."""
     strips = pilot.app.screen._compositor.render_strips()
-    return "\n".join("".join(segment.text for segment in strip) for strip in strips)
+    return "\n".join("".join(segment.text for segment in strip) for strip in strips) or "\n"
 
 
 def assert_fits(pilot: Pilot[None]) -> None:

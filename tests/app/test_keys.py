@@ -122,6 +122,8 @@ async def test_clicks_on_keys_tabs_and_headings() -> None:
         await pilot.click(KeyBar, offset=(bar(pilot).index("Stop"), 0))
         await until(pilot, lambda: isinstance(pilot.app.screen, Confirm))
         await pilot.press("escape")
+        await until(pilot, lambda: not isinstance(pilot.app.screen, Confirm))
+        await until(pilot, lambda: "Runs" in screen_text(pilot).splitlines()[0])
         await pilot.click("TopBar", offset=(screen_text(pilot).splitlines()[0].index("Runs"), 0))
         await until(pilot, lambda: pilot.app.current_mode == "runs")
         await until(pilot, lambda: "sorted by newest" in screen_text(pilot) and " loss " in screen_text(pilot))

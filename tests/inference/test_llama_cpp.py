@@ -8,7 +8,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy
@@ -17,7 +17,7 @@ import torch
 
 from engine.export import gguf_converter
 from engine.inference import load
-from engine.inference.llama_cpp_model import PACKAGE, score_texts
+from engine.inference.llama_cpp_model import PACKAGE, choose_options, score_texts
 from engine.inference.prefill import Cancelled
 from engine.models.gguf import put_alone
 from engine.protocol.home import Home
@@ -38,7 +38,11 @@ class FakeLlama:
         *,
         n_ctx: int = 512,
         n_batch: int = 512,
+        n_threads: int | None = None,
+        n_threads_batch: int | None = None,
         n_gpu_layers: int = 0,
+        split_mode: int = 1,
+        main_gpu: int = 0,
         logits_all: bool = False,
         verbose: bool = True,
     ) -> None:
@@ -136,6 +140,21 @@ def test_llama_cpp_answers_with_our_tokens_and_sampling(package: str, home: Home
     assert stop not in loaded.chat(prompt, **GREEDY, stop=[stop]).text
 
 
+def fail(*_: object, **options: object) -> None:
+    raise ValueError("no memory")
+
+
+@pytest.mark.parametrize("offloads", [False, True])
+def test_it_computes_where_the_model_is(offloads: bool) -> None:
+    package = SimpleNamespace(llama_supports_gpu_offload=lambda: offloads, LLAMA_SPLIT_MODE_NONE=0)
+    threads = {"n_threads": torch.get_num_threads(), "n_threads_batch": torch.get_num_threads()}
+    layers = {"n_gpu_layers": -1 if offloads else 0}
+    card = {"split_mode": 0, "main_gpu": 1} if offloads else {}
+    assert choose_options(package, "cpu", False) == {**threads, "n_gpu_layers": 0}
+    assert choose_options(package, "cuda:1", False) == {**threads, **layers, **card}
+    assert choose_options(package, "cuda:0", True) == {**threads, **layers}
+
+
 def test_a_conversation_goes_on_where_it_was(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     FakeLlama.made = []
     monkeypatch.setitem(sys.modules, PACKAGE, fake_package())
@@ -154,6 +173,11 @@ def test_a_conversation_goes_on_where_it_was(home: Home, tmp_path: Path, monkeyp
     # A conversation that grows beyond the room is computed anew in a larger one.
     forward(torch.tensor([[9] * 45]), None)
     assert llama.closed and len(FakeLlama.made) == 2 and FakeLlama.made[1].n_ctx() == 90
+    with monkeypatch.context() as full, pytest.raises(ValueError, match="no memory"):
+        full.setattr(FakeLlama, "__init__", fail)
+        forward(torch.tensor([[9] * 100]), None)
+    forward(torch.tensor([[1, 2, 3]]), None)  # a failure to grow is that of one reply
+    assert FakeLlama.made[1].closed and FakeLlama.made[2].ids == [1, 2, 3]
     with pytest.raises(Cancelled):
         loaded.llama_cpp.open(loaded.model, lambda: True)(torch.tensor([[8] * 9]), None)  # type: ignore[union-attr]
 

@@ -113,6 +113,24 @@ def test_what_cannot_be_said_is_refused_with_its_line(tokenizer: Any, template: 
     assert reason in str(refused.value)
 
 
+def test_every_byte_outlives_ollamas_reading_of_the_file(tokenizer: Any) -> None:
+    """Ollama drops characters that are not printable, and three quotes end a text."""
+    odd = '\u00a0<\u200b\u3000\ue000\U000e0001 """ \x7f\t\\ {{ .Role }} }}\n中🙂'
+    text = "{{ " + json.dumps(odd, ensure_ascii=False)
+    each = "{%- for m in messages %}" + text + " ~ m.role ~ m.content }}{%- endfor %}"
+    pieces = read_pieces(with_template(tokenizer, each + text + " }}"))
+    template = pieces.write_go()
+    assert (pieces.between["", "user"], pieces.end) == (odd + "user", odd) and '"""' not in template
+    assert all(each.isprintable() or each == "\n" for each in template)
+    if shutil.which("go"):
+        turns = [{"role": "user", "content": "so"}]
+        ((made,),) = render_with_go([{"template": template, "conversations": [turns]}])
+        assert made == pieces.render(turns)
+    settings, notes = modelfile.list_parameters({}, ["\n\n", 'a "b"', "c", '"""', "\u00a0"], 4096)
+    stops = [value for name, value in settings if name == "stop"]
+    assert stops == ['"""\n\n"""', '"""a "b""""', '"c"'] and len(notes) == 2
+
+
 def test_notes_tell_what_other_conversations_lose(tokenizer: Any) -> None:
     templates = read_templates(tokenizer)
     notes = {name: " ".join(read_pieces(with_template(tokenizer, text)).notes) for name, text in templates.items()}

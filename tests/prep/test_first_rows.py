@@ -54,6 +54,8 @@ def test_rows_without_a_single_label_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "t.jsonl", [masked] * 9)
     ((key, message),) = refused("data: {train: t.jsonl}", tmp_path)
     assert key == "data.train" and "in all 9 rows each assistant turn has the weight 0 (t.jsonl:1 " in message
+    for method in ("{kind: sft, loss_on: all}", "{kind: pretrain}"):  # all tokens are trained, whatever the weight
+        assert refused(f"data: {{train: t.jsonl}}\nmethod: {method}", tmp_path) == []
     asked, reply = masked["messages"]
     write(tmp_path / "t.jsonl", [*[masked] * 9, {"messages": [asked, {**reply, "weight": 1}]}])
     assert refused("data: {train: t.jsonl}", tmp_path) == []

@@ -103,6 +103,31 @@ def test_any_sequence_of_moves_is_read_back_from_the_journals(seed: int, tmp_pat
 
 
 @pytest.mark.usefixtures("no_sync")
+def test_runs_that_an_older_version_queued_keep_its_order(tmp_path: Path) -> None:
+    """It wrote no places into journals: the order was in the registry alone."""
+    waiting, records = waiting_runs([5e9])
+    runs: Any = waiting.runs
+    runs.load_profile = lambda record, keep: SimpleNamespace(launch=SimpleNamespace(priority=0))
+    for name, position in (("a", 3), ("b", 1), ("c", 2)):
+        records[name] = make_record(tmp_path, name)
+        records[name].move("submitted")
+        records[name].run.position = position
+        waiting.adopt(records[name])
+    waiting.sort()
+    records["d"] = make_record(tmp_path, "d")
+    waiting.add(records["d"])
+    assert waiting.order == ["b", "c", "a", "d"]
+    waiting.move(records["d"], 1)
+    waiting.move(records["b"], 3)
+    again, found = waiting_runs([5e9])  # the registry is lost: now the journals have all
+    for name in "abcd":
+        found[name] = make_record(tmp_path, name)
+        again.adopt(found[name])
+    again.sort()
+    assert again.order == waiting.order == ["d", "c", "b", "a"]
+
+
+@pytest.mark.usefixtures("no_sync")
 def test_the_same_gap_can_be_halved_for_ever(tmp_path: Path) -> None:
     waiting, records = waiting_runs([5e9])
     for name in "abc":
