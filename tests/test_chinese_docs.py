@@ -15,7 +15,7 @@ import pytest
 from tests.test_docs import ROOT, WIDTH, anchors
 
 CHINESE = ROOT / "docs/zh"
-ENGLISH_ONLY = {"architecture", "codes", "glm", "journals", "protocol", "reference"}
+ENGLISH_ONLY = {"architecture", "codes", "journals", "protocol", "reference"}
 PAGES = {"README.zh.md": "README.md"} | {
     f"docs/zh/{page.name}": f"docs/{page.name}" for page in sorted(CHINESE.glob("*.md"))
 }
