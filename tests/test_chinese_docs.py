@@ -64,6 +64,11 @@ def table_rows(body: str) -> list[int]:
     return [len(re.findall(r"(?<!\\)\|", line)) for line in prose(body).splitlines() if line.startswith("|")]
 
 
+def verdicts(body: str) -> list[str]:
+    """The yes and no of the tables that say what works with what."""
+    return re.findall(r"(?<=\| )(?:yes|–)(?= \|)", prose(body))
+
+
 def list_items(body: str) -> list[str]:
     """The marks of the section's list items, with their indentation."""
     return re.findall(r"^( *(?:[-*+]|\d+\.)) ", prose(body), re.MULTILINE)
@@ -128,7 +133,7 @@ def test_each_section_has_what_the_english_one_has(chinese: str) -> None:
         for (heading, _), (translated, _) in zip(sections(ours), sections(theirs), strict=False)
     )
     assert levels(theirs) == levels(ours), f"{chinese}: the headings of {english} differ:\n{headings}"
-    measures = [code_blocks, table_rows, list_items, code_spans, figures]
+    measures = [code_blocks, table_rows, verdicts, list_items, code_spans, figures]
     found = differing(ours, theirs, measures)
     assert not found, f"{english} says something else than {chinese} in:\n" + "\n".join(found)
 
@@ -137,9 +142,7 @@ def test_each_section_has_what_the_english_one_has(chinese: str) -> None:
 def test_links_lead_to_the_same_places_and_exist(chinese: str) -> None:
     page, original = ROOT / chinese, ROOT / PAGES[chinese]
     lines = []
-    for (heading, ours), (_, theirs) in zip(
-        sections(read(PAGES[chinese])), sections(read(chinese)), strict=True
-    ):
+    for (heading, ours), (_, theirs) in zip(sections(read(PAGES[chinese])), sections(read(chinese)), strict=True):
         wanted, got = destinations(original)(ours), destinations(page)(theirs)
         if wanted != got:
             lines.append(f"{heading}: {wanted} became {got}")
