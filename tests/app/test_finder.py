@@ -81,7 +81,9 @@ async def test_the_user_chooses_keys_and_is_told_of_conflicts(home: Home, monkey
 
 
 def test_what_is_wrong_with_a_keymap_is_named() -> None:
-    assert not list(check_keys({"runs.filter": "x", "runs.stop": "X", "runs.export": "f9", "app.help": "f12"}, CockpitApp))
+    assert not list(
+        check_keys({"runs.filter": "x", "runs.stop": "X", "runs.export": "f9", "app.help": "f12"}, CockpitApp)
+    )
     assert "runs.stop" in "".join(check_keys({"runs.filter": "x"}, CockpitApp))
     assert "ctrl+p keeps its meaning" in "".join(check_keys({"runs.filter": "ctrl+p"}, CockpitApp))
     assert "also app.focus_next" in "".join(check_keys({"runs.filter": "tab"}, CockpitApp))
