@@ -195,7 +195,7 @@ def _describe_load(label: str, found: dict[str, Any]) -> Check:
     if found.get("clock"):
         most = f" of {found['clock_max']:.0f}" if found.get("clock_max") else ""
         parts.append(f"clock down to {found['clock']:.0f}{most} MHz")
-    slows = [code for code in found["throttled"] if code != "power_cap"]
+    slows = [each for each in found["throttled"] if each != "power_cap"]
     if slows:
         parts.append(f"throttled: {', '.join(slows)}")
     elif found["throttled"]:  # as is usual under full load
