@@ -49,7 +49,9 @@ def run(program: Path, *arguments: str, home: Path) -> str:
 def test_the_wheel_holds_two_packages_with_profiles_and_samples_inside(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"cockpit", "engine"}
+    assert {top for top in tops if not top.endswith((".dist-info", ".data"))} == {"cockpit", "engine"}
+    assert [name.partition("/data/")[2] for name in names if ".data/" in name] == ["share/man/man1/cockpit.1"]
+    assert "cockpit/language/zh/LC_MESSAGES/cockpit.mo" in names
     for kind in ("profiles", "data"):
         files = [path for path in (ROOT / kind).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
         assert files
