@@ -17,6 +17,7 @@ from textual.binding import BindingsMap
 from textual.dom import DOMNode
 
 from cockpit.language.translate import tr
+from cockpit.screens import SCREENS
 
 Node = TypeVar("Node", bound=type[DOMNode])
 
@@ -68,14 +69,11 @@ def read_keys(found: Any) -> dict[str, str]:
     return {name: ",".join(filter(None, each)) for name, each in keys.items() if any(each)}
 
 
-def check_keys(keymap: Mapping[str, str]) -> Iterator[str]:
-    """What is wrong with a keymap, a sentence each: names that do not exist, keys that cannot be, and conflicts. This
-    imports all screens."""
-    from cockpit.app import CockpitApp
-    from cockpit.screens import SCREENS
-
+def check_keys(keymap: Mapping[str, str], app: type[DOMNode]) -> Iterator[str]:
+    """What is wrong with a keymap for this app, a sentence each: names that do not exist, keys that cannot be, and
+    conflicts. This imports all screens."""
     places = [reference for _, reference in SCREENS.values()] + list(WIDGETS)
-    classes: list[type[DOMNode]] = [CockpitApp]
+    classes = [app]
     for reference in places:
         module, name = reference.split(":")
         classes.append(getattr(importlib.import_module(module), name))
@@ -91,7 +89,7 @@ def check_keys(keymap: Mapping[str, str]) -> Iterator[str]:
             if not _is_key(key):
                 yield tr("keys.{name}: {key!r} is not a key; write ctrl+k, f9 or K", name=name, key=key)
     for node in classes:
-        yield from _find_conflicts(node, CockpitApp, keymap)
+        yield from _find_conflicts(node, app, keymap)
 
 
 def _is_key(key: str) -> bool:

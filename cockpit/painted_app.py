@@ -51,7 +51,7 @@ class PaintedApp(EngineApp):
 
     async def _check_keys(self, keys: dict[str, str]) -> None:
         """Say which keys cannot be, or conflict. In a thread, because that imports all screens."""
-        if wrong := await asyncio.to_thread(lambda: list(check_keys(keys))):
+        if wrong := await asyncio.to_thread(lambda: list(check_keys(keys, type(self)))):
             self.notify("\n".join(wrong[:6]), title=tr("Keys in settings.yaml"), severity="warning", timeout=12)
 
     def _display(self, screen: Screen[Any], renderable: Any) -> None:

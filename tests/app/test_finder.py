@@ -81,13 +81,15 @@ async def test_the_user_chooses_keys_and_is_told_of_conflicts(home: Home, monkey
 
 
 def test_what_is_wrong_with_a_keymap_is_named() -> None:
-    assert not list(check_keys({"runs.filter": "x", "runs.stop": "X", "runs.export": "f9", "app.help": "f12"}))
-    assert "runs.stop" in "".join(check_keys({"runs.filter": "x"}))
-    assert "ctrl+p keeps its meaning" in "".join(check_keys({"runs.filter": "ctrl+p"}))
-    assert "also app.focus_next" in "".join(check_keys({"runs.filter": "tab"}))
-    assert "runs.from_step on its screen" in "".join(check_keys({"app.help": "f"}))
+    assert not list(
+        check_keys({"runs.filter": "x", "runs.stop": "X", "runs.export": "f9", "app.help": "f12"}, CockpitApp)
+    )
+    assert "runs.stop" in "".join(check_keys({"runs.filter": "x"}, CockpitApp))
+    assert "ctrl+p keeps its meaning" in "".join(check_keys({"runs.filter": "ctrl+p"}, CockpitApp))
+    assert "also app.focus_next" in "".join(check_keys({"runs.filter": "tab"}, CockpitApp))
+    assert "runs.from_step on its screen" in "".join(check_keys({"app.help": "f"}, CockpitApp))
     for wrong in ("hold shift", "holdshift", "ctrl+K", "hold+k"):
-        assert "is not a key" in "".join(check_keys({"runs.filter": wrong})), wrong
+        assert "is not a key" in "".join(check_keys({"runs.filter": wrong}, CockpitApp)), wrong
     assert read_keys({"a.b": " P , f9,", "a.c": 3, "a.d": " , "}) == {"a.b": "P,f9"}
 
 
