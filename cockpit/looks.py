@@ -155,7 +155,7 @@ PLAIN = {
     **dict.fromkeys("‘’", "'"),
     **dict.fromkeys("“”", '"'),
     **dict.fromkeys("≤", "<"), "≥": ">", "≈": "~", "±": "~", "⌫": "<", "⏎": "<", "↵": "<", "µ": "u", "²": "2",
-    "⏸": "=", "◐": "o", "◑": "o", "◒": "o", "◓": "o", "◔": "o", "◍": "o", "☐": "o", "☑": "x", "⚠": "!", "↔": "-", "↕": "|", "ø": "o",
+    **dict.fromkeys("◐◑◒◓◔◍☐ø", "o"), "⏸": "=", "☑": "x", "⚠": "!", "↔": "-", "↕": "|",
     "°": "'", "\ufffd": "?",
 }  # fmt: skip
 """Characters of charts, frames and marks -> one of ASCII of the same width."""
