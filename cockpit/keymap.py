@@ -17,6 +17,7 @@ from textual.binding import BindingsMap
 from textual.dom import DOMNode
 
 from cockpit.language.translate import tr
+from cockpit.screens import SCREENS
 
 Node = TypeVar("Node", bound=type[DOMNode])
 
@@ -69,12 +70,10 @@ def read_keys(found: Any) -> dict[str, str]:
 
 
 def check_keys(keymap: Mapping[str, str], app: type[DOMNode]) -> Iterator[str]:
-    """What is wrong with a keymap, a sentence each: names that do not exist, keys that cannot be, and conflicts, also
-    with those of the app. This imports all screens."""
-    from cockpit.screens import SCREENS
-
+    """What is wrong with a keymap for this app, a sentence each: names that do not exist, keys that cannot be, and
+    conflicts. This imports all screens."""
     places = [reference for _, reference in SCREENS.values()] + list(WIDGETS)
-    classes: list[type[DOMNode]] = [app]
+    classes = [app]
     for reference in places:
         module, name = reference.split(":")
         classes.append(getattr(importlib.import_module(module), name))

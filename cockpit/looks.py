@@ -136,14 +136,14 @@ def _hue(rgb: tuple[int, int, int], dark: bool) -> int:
 # ── characters ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 PLAIN = {
-    **dict.fromkeys("─━═╌┄╴╶╸╺▔", "-"),
-    **dict.fromkeys("│┃║╎┆▏▎▍▕▌▐❘", "|"),
+    **dict.fromkeys("─━═╌╍┄╴╶╸╺▔", "-"),
+    **dict.fromkeys("│┃║╎┆┊▏▎▍▕▌▐❘‖", "|"),
     **dict.fromkeys("╭╮╰╯┌┐└┘├┤┬┴┼┏┓┗┛┣┫┳┻╋╔╗╚╝╠╣╦╩╬╷╵", "+"),
     **dict.fromkeys("█▉▊▋▓■▇▆", "#"),
     **dict.fromkeys("▒▅▄▀", "="),
     **dict.fromkeys("░▃▂▁", "_"),
     **dict.fromkeys("●•◆★✚◉▪", "*"),
-    **dict.fromkeys("○◌◇·∙⋅◦", "."),
+    **dict.fromkeys("○◌◇☆·∙⋅◦", "."),
     **dict.fromkeys("▲△↑⬆▴", "^"),
     **dict.fromkeys("▼▽↓⬇▾", "v"),
     **dict.fromkeys("▶▸→›»⏵❯", ">"),
@@ -155,7 +155,8 @@ PLAIN = {
     **dict.fromkeys("‘’", "'"),
     **dict.fromkeys("“”", '"'),
     **dict.fromkeys("≤", "<"), "≥": ">", "≈": "~", "±": "~", "⌫": "<", "⏎": "<", "↵": "<", "µ": "u", "²": "2",
-    "⏸": "=", "◐": "o", "◑": "o", "◒": "o", "◓": "o", "☐": "o", "☑": "x", "⚠": "!", "↔": "-", "↕": "|", "ø": "o",
+    **dict.fromkeys("◐◑◒◓◔◍☐ø", "o"), "⏸": "=", "☑": "x", "⚠": "!", "↔": "-", "↕": "|",
+    "°": "'", "\ufffd": "?",
 }  # fmt: skip
 """Characters of charts, frames and marks -> one of ASCII of the same width."""
 _ROWS = (0x09, 0x12, 0x24, 0xC0)

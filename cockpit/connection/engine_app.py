@@ -168,6 +168,10 @@ class EngineApp(FaultTolerantApp):
         """Go to the screen of profiles, with this file."""
         raise NotImplementedError
 
+    async def go_to_host(self, at: int) -> None:
+        """Show this screen of the engine with this index."""
+        raise NotImplementedError
+
     def get_line_filters(self) -> Sequence[LineFilter]:
         return [*(each for each in super().get_line_filters() if not isinstance(each, Monochrome)), *self._looks]
 

@@ -8,16 +8,14 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from textual.command import Hit, Hits, Provider
 
+from cockpit.connection.engine_app import EngineApp
 from cockpit.content import Content
 from cockpit.language.translate import tr
 from cockpit.profiles.files import list_profiles
-
-if TYPE_CHECKING:
-    from cockpit.connection.engine_app import EngineApp
 
 RECENT = "find.recent"
 """The setting that keeps what was chosen, newest first."""
@@ -43,7 +41,7 @@ class Finder(Provider):
 
     @property
     def cockpit(self) -> EngineApp:
-        return cast("EngineApp", self.app)
+        return cast(EngineApp, self.app)
 
     async def startup(self) -> None:
         self._read: list[Entry] = []
@@ -146,7 +144,7 @@ class Finder(Provider):
         """Go to a setting in the form of the profile that is open."""
         from cockpit.screens.profile import ProfileScreen
 
-        await self.cockpit.action_go("profile")
+        await self.cockpit.run_action("app.go('profile')")
         screen = self.cockpit.screen
         if isinstance(screen, ProfileScreen):
             screen.form.go_to(key)
@@ -154,7 +152,7 @@ class Finder(Provider):
     async def _chat(self, target: str) -> None:
         from cockpit.screens.chat import ChatScreen
 
-        await self.cockpit.action_go("chat")
+        await self.cockpit.run_action("app.go('chat')")
         screen = self.cockpit.screen
         if isinstance(screen, ChatScreen) and not screen.refuse_while_busy():
             screen.load(target)

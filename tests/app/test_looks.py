@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
@@ -18,6 +20,7 @@ from tests.app.gallery import SHOTS, SIZES, Shot, capture
 from tests.app.screen import assert_fits, screen_text
 
 Drawn = list[list[Segment]]
+COCKPIT = Path(__file__).parents[2] / "cockpit"
 
 
 def draw(pilot: Pilot[None], look: LineFilter | None = None) -> Drawn:
@@ -100,6 +103,17 @@ async def test_the_environment_and_the_settings_choose_the_look(
 
 def test_a_plain_character_is_as_wide_as_what_it_stands_for() -> None:
     assert not [chr(mark) for mark, plain in TABLE.items() if cell_len(chr(mark)) != len(plain) or not plain.isascii()]
+
+
+def test_there_is_ascii_for_every_mark_in_the_sources() -> None:
+    drawn: dict[str, str] = {}
+    for path in (file for part in ("screens", "state", "widgets") for file in (COCKPIT / part).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                drawn |= dict.fromkeys(node.value, path.name)
+    assert len(drawn) > 100
+    marks = {mark: name for mark, name in drawn.items() if not mark.isascii() and not mark.isalnum()}
+    assert not {mark: name for mark, name in marks.items() if ord(mark) not in TABLE}
 
 
 @pytest.mark.parametrize(
