@@ -160,10 +160,6 @@ class EngineApp(FaultTolerantApp):
         """Show the screen of this name."""
         raise NotImplementedError
 
-    async def go_to_host(self, at: int) -> None:
-        """Show this screen of the engine with this index."""
-        raise NotImplementedError
-
     async def open_profile(self, path: Path) -> None:
         """Go to the screen of profiles, with this file."""
         raise NotImplementedError
