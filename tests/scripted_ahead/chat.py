@@ -20,7 +20,7 @@ def describe() -> dict[str, object]:
         "warm": known,
         "library": library.FOUND,
         "line": Path("/proc/self/cmdline").read_text(),
-        "variables": sorted(Path("/proc/self/environ").read_text().split("\0")),
+        "variables": sorted(os.fsdecode(Path("/proc/self/environ").read_bytes()).split("\0")),
         "environ": dict(os.environ),
         "argv": sys.argv,
         "original": sys.orig_argv,
