@@ -6,7 +6,6 @@ python -m tests.app.gallery [FOLDER]     every capture as SVG, else the best one
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
 import tempfile
@@ -61,16 +60,12 @@ training:
 evaluation:
   every_steps: 25
 """
-CHECKS = json.dumps(
-    {
-        "checks": [
-            {"name": "python", "ok": True, "detail": "3.11"},
-            {"name": "memory", "ok": True, "detail": "24 GB, of which 19 GB are free"},
-            {"name": "nf4", "ok": False, "detail": "bitsandbytes does not load", "mend": "pip install bitsandbytes"},
-            {"name": "driver", "ok": None, "detail": "none: training runs on the CPU"},
-        ]
-    }
-)
+CHECKS = [
+    {"name": "python", "ok": True, "detail": "3.11"},
+    {"name": "memory", "ok": True, "detail": "24 GB, of which 19 GB are free"},
+    {"name": "nf4", "ok": False, "detail": "bitsandbytes does not load", "mend": "pip install bitsandbytes"},
+    {"name": "driver", "ok": None, "detail": "none: training runs on the CPU"},
+]
 
 
 XTERM = TerminalTheme(
@@ -184,7 +179,7 @@ def dressed(look: str, home: Home) -> Iterator[None]:
         patch("textual.constants.COLOR_SYSTEM", system),
         patch("rich.console.SVG_EXPORT_THEME", XTERM),
         patch.object(chat_targets, "find_local_models", no_models),
-        patch.object(DoctorScreen, "action_examine", lambda screen: screen._show(CHECKS, "")),
+        patch.object(DoctorScreen, "action_examine", lambda screen: screen._show_checks(CHECKS)),
     ):
         yield
 
