@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,40 +11,53 @@ import torch
 
 from engine.config.profile import Profile, parse
 from engine.training.forecast import zero
+from engine.training.forecast.heap import Heap
 from engine.training.forecast.trace import Trace
-from engine.training.forecast.tracker import MAPPED, MemoryTracker
+from engine.training.forecast.tracker import MemoryTracker
 from engine.training.forecast.zero import Zero
 from engine.training.parallel import deepspeed_config
 
 MB = 1 << 20
 
 
-def test_freed_small_blocks_stay_and_freed_large_ones_do_not() -> None:
-    small, large = (lambda: torch.empty(4 * MB, dtype=torch.uint8), lambda: torch.empty(MAPPED, dtype=torch.uint8))
+def make(megabytes: int) -> torch.Tensor:
+    return torch.empty(megabytes * MB, dtype=torch.uint8)
+
+
+def test_a_gap_is_filled_by_what_fits_and_stays_otherwise() -> None:
     tracker, held = MemoryTracker(fake=False), []
-    with tracker, tracker.measure(lambda peak: held.append((peak, tracker.resident))):
-        kept = [small() for _ in range(10)]  # 40 MB
-        del kept
-        big = [large() for _ in range(3)]  # 96 MB on top of what is kept of the 40
-        del big
-        again = [small() for _ in range(5)]  # within the 40
-    assert held == [(96 * MB, 136 * MB)] and (tracker.live, tracker.small) == (20 * MB, 20 * MB)
-    with tracker, tracker.measure(lambda peak: held.append((peak, tracker.resident))):
-        del again
-        last = large()
-    assert held[1] == (32 * MB, 72 * MB) and tracker.small == 0
-    tracker.recount(last, 1 * MB)
-    assert tracker.small == tracker.live == MB
-
-
-def test_resizing_moves_a_storage_between_both_kinds() -> None:
-    tracker = MemoryTracker(fake=False)
+    with tracker, tracker.measure(lambda peak: held.append((peak, tracker.heap.high))):
+        first, kept = make(40), make(1)
+        del first
+        large = make(64)  # on top
+        fits = make(30)  # in the gap
+    assert held == [(95 * MB, 105 * MB)] and tracker.live == 95 * MB
+    del kept, fits
     with tracker:
-        tensor = torch.empty(MB, dtype=torch.uint8)
-        tensor.untyped_storage().resize_(2 * MAPPED)
-        assert (tracker.small, tracker.live, tracker.small_peak) == (0, 2 * MAPPED, MB)
-        tensor.untyped_storage().resize_(0)
-        assert (tracker.small, tracker.live) == (0, 0)
+        whole = make(41)  # the gaps have grown together
+        assert tracker.heap.high == 105 * MB
+        tracker.recount(whole, 1 * MB)
+        large.untyped_storage().resize_(0)
+    assert tracker.live == MB and tracker.heap.high == 105 * MB
+
+
+def test_blocks_of_a_heap_never_overlap_and_its_gaps_are_what_is_left() -> None:
+    rng = random.Random(1)
+    for _ in range(8):
+        heap, live, most = Heap(), dict[int, int](), 0
+        for _ in range(200):
+            if live and rng.random() < 0.48:
+                address = rng.choice(list(live))
+                heap.free(address, live.pop(address))
+            else:
+                size = rng.randrange(5000)
+                live[heap.allocate(size)] = size
+            spans = sorted((address, max(1, -(-size // 64)) * 64) for address, size in live.items())
+            ends = [start + size for start, size in spans]
+            assert all(end <= start for end, (start, _) in zip(ends, spans[1:], strict=False))
+            used, most = sum(size for _, size in spans), max(most, sum(size for _, size in spans))
+            assert (ends[-1] if ends else 0) - used == sum(size for size, _ in heap._gaps)
+        assert heap.high >= most
 
 
 def make_profile(launch: str, folder: Path) -> Profile:

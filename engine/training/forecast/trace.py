@@ -60,7 +60,7 @@ class Trace:
     evaluation: int = 0
     generation: int = 0
     held: dict[str, int] = field(default_factory=dict)
-    """By phase: what a process on a CPU holds at most besides the phase's peak, of small blocks that were freed."""
+    """By phase: what a process on a CPU has at the end of it besides the phase's peak, in gaps of its heap."""
     largest: int = 0
     """The largest weight."""
     flops: int = 0
@@ -260,7 +260,7 @@ class _Tracing:
 
         def report(peak: int) -> None:
             setattr(self.found, phase, peak)
-            self.found.held[phase] = self.tracker.resident - peak
+            self.found.held[phase] = self.tracker.heap.high - peak
 
         with self.mode or nullcontext(), self.tracker, self.tracker.measure(report):
             yield

@@ -14,9 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
-MAPPED = 32 << 20
-"""Bytes from which glibc maps a block by itself, and gives it back when it is freed (mallopt(3): the threshold grows to
-this). Smaller ones come from the heap, which keeps what is freed."""
+from engine.training.forecast.heap import Heap
+
 _ANSWERS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
 """Operations that ask a tensor for its numbers, which a fake one does not have."""
 
@@ -39,16 +38,13 @@ class MemoryTracker(TorchDispatchMode):
         """Bytes of all live storages."""
         self.peak = 0
         """The largest value of `live` since the last `measure` began."""
-        self.small = self.small_peak = 0
-        """Bytes of all live storages below `MAPPED`, and the most that they ever were."""
-        self.resident = 0
-        """The peak since the last `measure` began of what a process on a CPU holds: of the small storages, what they
-        ever were, and the live large ones."""
+        self.heap = Heap()
+        """Where a process on a CPU would have the live storages."""
         self.flops = 0
         """Floating-point operations of the matrix products so far."""
-        self._storages: dict[int, tuple[Any, int]] = {}
+        self._storages: dict[int, tuple[Any, int, int]] = {}
         """By the identity of a storage's Python object, which exists as long as the storage: a weak reference to it,
-        and its counted bytes."""
+        its counted bytes, and its address in the heap."""
 
     @contextmanager
     def ignore_propagation(self) -> Iterator[None]:
@@ -113,13 +109,13 @@ class MemoryTracker(TorchDispatchMode):
         for tensor in tensors:
             local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
             key = id(local.untyped_storage())
-            found[key] = self._storages.get(key, (None, 0))[1]
+            found[key] = self._storages[key][1] if key in self._storages else 0
         return sum(found.values())
 
     @contextmanager
     def measure(self, report: Callable[[int], object]) -> Iterator[None]:
         """Context at whose end `report` gets the peak within it."""
-        self.peak, self.resident = self.live, self.small_peak + self.live - self.small
+        self.peak = self.live
         yield
         report(self.peak)
 
@@ -128,25 +124,23 @@ class MemoryTracker(TorchDispatchMode):
         if key in self._storages:
             return
         size = storage.nbytes()
-        self._storages[key] = weakref.ref(storage, lambda _: self._free(key)), size
-        self._change(0, size)
+        self._storages[key] = weakref.ref(storage, lambda _: self._free(key)), size, self.heap.allocate(size)
+        self._change(size)
 
     def _free(self, key: int) -> None:
-        _, size = self._storages.pop(key)
-        self._change(size, 0)
+        _, size, address = self._storages.pop(key)
+        self.heap.free(address, size)
+        self._change(-size)
 
     def _resize(self, storage: Any, size: int) -> None:
-        reference, before = self._storages[id(storage)]
-        self._storages[id(storage)] = reference, size
-        self._change(before, size)
+        reference, before, address = self._storages[id(storage)]
+        self.heap.free(address, before)
+        self._storages[id(storage)] = reference, size, self.heap.allocate(size)
+        self._change(size - before)
 
-    def _change(self, before: int, after: int) -> None:
-        """A storage of `before` bytes has `after` bytes now."""
-        self.live += after - before
-        self.small += (after if after < MAPPED else 0) - (before if before < MAPPED else 0)
+    def _change(self, by: int) -> None:
+        self.live += by
         self.peak = max(self.peak, self.live)
-        self.small_peak = max(self.small_peak, self.small)
-        self.resident = max(self.resident, self.small_peak + self.live - self.small)
 
     def _make_resize(self, plain: Any) -> Any:
         def resize(storage: Any, size: int) -> Any:
