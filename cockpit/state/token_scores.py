@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from cockpit.language.translate import tr
+from cockpit.state.formatting import counted
 
 LIKELY, UNLIKELY, RARE = 0.5, 0.1, 0.01
 """Probabilities: from the first a token is likely, below the second it surprises the model, below the last very
@@ -72,16 +73,12 @@ def describe_scores(scores: ScoredText) -> str:
         return tr("{scored:,} tokens · the model's probabilities are not finite numbers", scored=scored)
     count = len(scores.surprises)
     bits = scores.nats / math.log(2)
-    return tr(
-        "{scored:,} token{plural} · perplexity {perplexity} · {bits:.2f} bits a token · "
-        "{count:,} surprise{plural_2} it",
-        scored=scored,
-        plural="s"[: scored != 1],
-        perplexity=_format(scores.perplexity),
-        bits=bits,
-        count=count,
-        plural_2="s"[: count == 1],
+    parts = (
+        counted(scored, "token"),
+        tr("perplexity {perplexity} · {bits:.2f} bits a token", perplexity=_format(scores.perplexity), bits=bits),
+        tr("{count:,} surprise{plural} it", count=count, plural="s"[: count == 1]),
     )
+    return " · ".join(parts)
 
 
 def format_probability(value: float | None) -> str:

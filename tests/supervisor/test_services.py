@@ -153,7 +153,7 @@ class _Broken:
     def load(self, instruction: Instruction) -> None:
         raise self.error
 
-    generate = unload = score = load
+    generate = score = unload = load
 
     def report_status(self, detail: str = "") -> None:
         pass
