@@ -161,15 +161,16 @@ async def end_process(process: asyncio.subprocess.Process | None) -> None:
     """Wait until a process that was asked to end has done so, and read what it still writes; kill it if it does not."""
     if process is None:
         return
-    try:
-        async with asyncio.timeout(LEAVE):
-            while process.stdout is not None and await process.stdout.read(1 << 16):
-                pass
-            await process.wait()
-    except TimeoutError:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    for _ in range(2):
+        try:
+            async with asyncio.timeout(LEAVE):
+                while process.stdout is not None and await process.stdout.read(1 << 16):
+                    pass  # asyncio waits for a process only after all of it was read
+                await process.wait()
+                return
+        except TimeoutError:
+            if process.returncode is None:
+                process.kill()
 
 
 def add_headers(application: web.Application, url: str) -> None:

@@ -126,8 +126,8 @@ async def test_a_terminal_shows_the_screen_and_a_dialog_costs_its_own_cells(monk
             costs[f"{len(costs)} {keys[0]}"] = terminal.written - before
         assert whole > 8_000
         help_opens, help_closes, asks, closes, *_ = costs.values()
-        assert max(help_opens, help_closes) < 12_000, costs
-        assert max(asks, closes) < 8_000, costs
+        assert max(help_opens, help_closes) < whole, (whole, costs)  # with what the dashboard changes meanwhile
+        assert max(asks, closes) < whole / 2, (whole, costs)
         seen = len(terminal.text)
         await pilot.press("f5")
         await until(pilot, lambda: len(terminal.text) - seen > 5_000)

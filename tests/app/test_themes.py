@@ -38,7 +38,8 @@ def test_every_colour_of_text_stands_out_from_every_background(theme: object) ->
             assert reached >= READABLE, (name, background, round(reached, 2))
 
 
-async def test_yaml_can_be_read_in_the_light_theme() -> None:
+async def test_yaml_can_be_read_in_the_light_theme(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("textual.constants.COLOR_SYSTEM", "truecolor")  # with sixteen colours a filter chooses them
     async with run_app(FakeServices(), HIGH, first="profile") as pilot:
         screen = pilot.app.screen
         assert isinstance(screen, ProfileScreen)
