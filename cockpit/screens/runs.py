@@ -18,9 +18,9 @@ from cockpit.screens.base import opens_dialog
 from cockpit.screens.run_groups import RunGroupsScreen
 from cockpit.screens.run_overlay import LOSS
 from cockpit.state.app_state import AppState
-from cockpit.state.formatting import STATES, counted
+from cockpit.state.formatting import STATES
 from cockpit.state.run_filter import FilterError, RunFilter, parse_filter
-from cockpit.state.run_groups import RunGroup
+from cockpit.state.run_groups import RunGroup, describe_list
 from cockpit.widgets.chart import Chart
 from cockpit.widgets.run_preview import RunPreview
 from cockpit.widgets.run_table import COLUMNS, USUAL, Look, fit_columns, write_group, write_row
@@ -270,16 +270,11 @@ G shows them by group; Enter or z folds one."""
         self.query_one(RunPreview).show_run(self.current_run)
 
     def _show_summary(self, everything: list[Run], shown: int) -> None:
-        live = sum(run.state in ("preparing", "running", "paused", "stopping") for run in everything)
-        count = counted(len(everything), "run")
-        count = tr("{shown} of {runs}", shown=shown, runs=count) if self._filter.tests else count
-        chosen = tr(" · {chosen} chosen", chosen=len(self.chosen)) if self.chosen else ""
-        groups = tr(" in {groups}", groups=counted(len(self.groups), "group")) if self.groups else ""
-        text = Content(
-            f"{count}{groups} · " + tr("{live} live · sorted by {order}", live=live, order=tr(self._sort)) + chosen
-        )
         if self._wrong:
             text = Content.styled(f"✗ {self._wrong}", "$error")
+        else:
+            of_all = shown if self._filter.tests else None
+            text = Content(describe_list(everything, of_all, len(self.groups), self._sort, len(self.chosen)))
         self.query_one("#summary", Static).update(text, layout=False)
 
     @on(DataTable.RowHighlighted)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from cockpit.language.translate import tr
+from cockpit.state.formatting import counted
 from engine.protocol.messages import Run
 
 
@@ -64,3 +66,17 @@ def shared_group(runs: Sequence[Run]) -> str:
     """The group that all of them are in; empty without one."""
     names = {run.group for run in runs}
     return names.pop() if len(names) == 1 else ""
+
+
+def describe_list(runs: Sequence[Run], shown: int | None, groups: int, sort: str, chosen: int) -> str:
+    """The line above the list. `shown` is how many pass the filter; None without a filter."""
+    count = str(len(runs)) if shown is None else tr("{shown} of {everything}", shown=shown, everything=len(runs))
+    return tr(
+        "{count} run{plural}{groups} · {live} live · sorted by {sort}{chosen}",
+        count=count,
+        plural="" if len(runs) == 1 else "s",
+        groups=tr(" in {groups}", groups=counted(groups, "group")) if groups else "",
+        live=sum(run.state in ("preparing", "running", "paused", "stopping") for run in runs),
+        sort=sort,
+        chosen=tr(" · {chosen} chosen", chosen=chosen) if chosen else "",
+    )
