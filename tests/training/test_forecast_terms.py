@@ -34,7 +34,7 @@ def test_a_gap_is_filled_by_what_fits_and_stays_otherwise() -> None:
     assert held == [(95 * MB, 105 * MB)] and tracker.live == 95 * MB
     del kept, fits
     with tracker:
-        whole = make(41)  # the gaps have grown together
+        whole = make(40)  # the gaps have grown together
         assert tracker.heap.high == 105 * MB
         tracker.recount(whole, 1 * MB)
         large.untyped_storage().resize_(0)

@@ -11,6 +11,9 @@ from bisect import bisect_left, insort
 
 ALIGNMENT = 64
 """Bytes to which torch aligns blocks."""
+SEARCHED = 2 * ALIGNMENT
+"""Bytes beyond a block's own for which glibc searches a gap, to be sure to find an aligned place in it (before glibc
+2.38): a block does not fit into the gap of another one of its size."""
 
 
 class Heap:
@@ -29,7 +32,7 @@ class Heap:
     def allocate(self, size: int) -> int:
         """The address of a new block."""
         size = _round(size)
-        place = bisect_left(self._gaps, (size, 0))
+        place = bisect_left(self._gaps, (size + SEARCHED, 0))
         if place == len(self._gaps):
             address, self._top = self._top, self._top + size
             self.high = max(self.high, self._top)
