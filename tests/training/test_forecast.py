@@ -318,8 +318,8 @@ class Capped(MemoryTracker):
     cap = 0
     refused = False
 
-    def _change(self, before: int, after: int) -> None:
-        super()._change(before, after)
+    def _change(self, by: int) -> None:
+        super()._change(by)
         if self.live > Capped.cap:
             Capped.refused = True
             raise torch.OutOfMemoryError("a cap of the test")
