@@ -13,7 +13,7 @@ from textual.screen import ModalScreen, Screen
 from textual.widgets import Static
 
 from cockpit import app as app_module
-from cockpit import fault_guard
+from cockpit import fault_guard, session
 from cockpit.app import CockpitApp
 from cockpit.screens.dashboard import DashboardScreen
 from cockpit.screens.doctor import DoctorScreen
@@ -229,10 +229,10 @@ def test_an_app_that_has_to_end_exits_with_1(
         def run(self, **_: Any) -> None:
             super().run(headless=True, size=HIGH)
 
-    monkeypatch.setattr(app_module, "CockpitApp", Headless)
+    monkeypatch.setattr(session, "CockpitApp", Headless)
     monkeypatch.setattr(FaultScreen, "compose", fail)
     monkeypatch.setattr(DashboardScreen, "on_mount", fail)
-    assert app_module.run(Home(tmp_path)) == 1
+    assert session.run(Home(tmp_path)) == 1
     assert "The app had to end" in capsys.readouterr().err
     assert "no such row" in (tmp_path / "app.log").read_text()
     faults.clear()
