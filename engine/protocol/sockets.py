@@ -252,7 +252,9 @@ def check_peer(address: str) -> bool:
 
 def _is_refused(connected: socket.socket) -> bool:
     """Whether the supervisor has no room for another connection, which it says instead of ZeroMQ's greeting."""
-    readable, _, _ = select.select([connected], [], [], GREETING_TIMEOUT)
+    poll = select.poll()  # select() refuses descriptors from 1024 on
+    poll.register(connected, select.POLLIN)
+    readable = poll.poll(GREETING_TIMEOUT * 1000)
     if not readable:
         return False
     try:
