@@ -78,6 +78,40 @@ def _without_autocast(kind: str) -> AbstractContextManager[object]:
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
+def _multiply(
+    ctx: Any,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale: float,
+    factors: torch.Tensor | None,
+) -> torch.Tensor:
+    """The layer's output, and in `ctx` what its gradients need."""
+    flat = x.reshape(-1, x.shape[-1])
+    factors = factors if factors is None else factors.reshape(flat.shape)
+    dropped = flat if factors is None else flat * factors
+    low = (dropped @ a.t()).mul_(scale)
+    ctx.save_for_backward(weight, a, b, dropped, low, factors)
+    ctx.scale = scale
+    return torch.nn.functional.linear(flat, weight, bias).addmm_(low, b.t()).view(*x.shape[:-1], -1)
+
+
+def _differentiate(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """The gradients of what `_multiply` was given, from that of its output."""
+    weight, a, b, dropped, low, factors = ctx.saved_tensors
+    flat = gradient.reshape(-1, gradient.shape[-1])
+    into_low = (flat @ b).mul_(ctx.scale)
+    into_x = None
+    if ctx.needs_input_grad[0]:
+        update = into_low @ a
+        into_x = flat @ weight
+        into_x = into_x.add_(update) if factors is None else into_x.addcmul_(update, factors)
+        into_x = into_x.view(*gradient.shape[:-1], -1)
+    return into_x, None, None, into_low.t() @ dropped, flat.t() @ low, None, None
+
+
 class _Fused(torch.autograd.Function):
     """x [..., in] · Wᵀ + bias + s · ((x ⊙ factors) · Aᵀ) · Bᵀ, with gradients of x, A [rank, in] and B [out, rank]. W
     is frozen."""
@@ -94,27 +128,12 @@ class _Fused(torch.autograd.Function):
         scale: float,
         factors: torch.Tensor | None,
     ) -> torch.Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        factors = factors if factors is None else factors.reshape(flat.shape)
-        dropped = flat if factors is None else flat * factors
-        low = (dropped @ a.t()).mul_(scale)
-        ctx.save_for_backward(weight, a, b, dropped, low, factors)
-        ctx.scale = scale
-        return torch.nn.functional.linear(flat, weight, bias).addmm_(low, b.t()).view(*x.shape[:-1], -1)
+        return _multiply(ctx, x, weight, bias, a, b, scale, factors)
 
     @staticmethod
     @custom_bwd(device_type="cpu")
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        weight, a, b, dropped, low, factors = ctx.saved_tensors
-        flat = gradient.reshape(-1, gradient.shape[-1])
-        into_low = (flat @ b).mul_(ctx.scale)
-        into_x = None
-        if ctx.needs_input_grad[0]:
-            update = into_low @ a
-            into_x = flat @ weight
-            into_x = into_x.add_(update) if factors is None else into_x.addcmul_(update, factors)
-            into_x = into_x.view(*gradient.shape[:-1], -1)
-        return into_x, None, None, into_low.t() @ dropped, flat.t() @ low, None, None
+        return _differentiate(ctx, gradient)
 
 
 class _FusedElsewhere(torch.autograd.Function):
@@ -138,24 +157,9 @@ class _FusedElsewhere(torch.autograd.Function):
             x, weight, a, b = (tensor.to(dtype) for tensor in (x, weight, a, b))
             bias, factors = (tensor if tensor is None else tensor.to(dtype) for tensor in (bias, factors))
         with _without_autocast(kind):
-            flat = x.reshape(-1, x.shape[-1])
-            factors = factors if factors is None else factors.reshape(flat.shape)
-            dropped = flat if factors is None else flat * factors
-            low = (dropped @ a.t()).mul_(scale)
-            ctx.save_for_backward(weight, a, b, dropped, low, factors)
-            ctx.scale = scale
-            return torch.nn.functional.linear(flat, weight, bias).addmm_(low, b.t()).view(*x.shape[:-1], -1)
+            return _multiply(ctx, x, weight, bias, a, b, scale, factors)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        weight, a, b, dropped, low, factors = ctx.saved_tensors
         with _without_autocast(gradient.device.type):
-            flat = gradient.reshape(-1, gradient.shape[-1])
-            into_low = (flat @ b).mul_(ctx.scale)
-            into_x = None
-            if ctx.needs_input_grad[0]:
-                update = into_low @ a
-                into_x = flat @ weight
-                into_x = into_x.add_(update) if factors is None else into_x.addcmul_(update, factors)
-                into_x = into_x.view(*gradient.shape[:-1], -1)
-            return into_x, None, None, into_low.t() @ dropped, flat.t() @ low, None, None
+            return _differentiate(ctx, gradient)
