@@ -94,7 +94,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, tr("{prog} --help", prog=self.prog))
+        raise UsageError(message, f"{self.prog} --help")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """For a mistyped verb or choice say which one was probably meant, rather than list them all."""
@@ -139,7 +139,7 @@ class VersionAction(argparse.Action):
     def __call__(self, *_: Any) -> NoReturn:
         from importlib.metadata import version
 
-        print(tr("cockpit {version}", version=version("cockpit")))
+        print(f"cockpit {version('cockpit')}")
         sys.exit(DONE)
 
 

@@ -118,16 +118,10 @@ class FaultTolerantApp(App[None]):
     def _report(self, error: Exception, pump: MessagePump | None) -> str:
         from importlib.metadata import version
 
-        where = f"{type(pump).__name__} on {type(_screen_of(pump)).__name__}" if pump else tr("the app")
+        where = f"{type(pump).__name__} on {type(_screen_of(pump)).__name__}" if pump else "the app"
         trace = "".join(traceback.format_exception(error))
-        facts = tr(
-            "cockpit {version}, textual {version_2}, {width}x{height}",
-            version=version("cockpit"),
-            version_2=version("textual"),
-            width=self.size.width,
-            height=self.size.height,
-        )
-        return show_controls(tr("{facts}, in {where}\n{trace}", facts=facts, where=where, trace=trace))
+        versions = f"cockpit {version('cockpit')}, textual {version('textual')}"
+        return show_controls(f"{versions}, {self.size.width}x{self.size.height}, in {where}\n{trace}")
 
     def _write_report(self, report: str) -> None:
         now = time.monotonic()
@@ -222,6 +216,4 @@ def _is_ours(frame: FrameType) -> bool:
 
 
 def _place(frame: FrameType, line: int) -> str:
-    return tr(
-        "{name}:{line} in {co_name}", name=frame.f_globals.get("__name__"), line=line, co_name=frame.f_code.co_name
-    )
+    return f"{frame.f_globals.get('__name__')}:{line} in {frame.f_code.co_name}"

@@ -107,12 +107,10 @@ def load(home: Home, name: str) -> Grid:
     known = list_grids(home)
     found = known[:1] if name == "last" else [grid for grid in known if grid.name == name]
     if not found:
-        names = ", ".join(grid.name for grid in known[:10]) or tr(
-            "there are none yet: cockpit train PROFILE --grid K=V,V"
-        )
-        raise ValueError(
-            tr("there is no grid {name}; {value}{names}", name=name, value="known are " if known else "", names=names)
-        )
+        if not known:
+            raise ValueError(tr("there are no grids yet: cockpit train PROFILE --grid K=V,V"))
+        names = ", ".join(grid.name for grid in known[:10])
+        raise ValueError(tr("there is no grid {name}; known are {names}", name=name, names=names))
     return found[0]
 
 

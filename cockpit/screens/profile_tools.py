@@ -121,7 +121,7 @@ class ProfileToolsScreen(CockpitScreen):
         if name and theirs is not None:
             found = compare(theirs, text)
             title = tr(
-                "{name} beside {name_2}: {found} settings differ", name=self.file.name, name_2=name, found=len(found)
+                "{name} beside {other}: {found} settings differ", name=self.file.name, other=name, found=len(found)
             )
             await self.app.push_screen_wait(TextDialog(title, describe(found)))
 

@@ -81,9 +81,9 @@ class ChatRepl:
         elif word.startswith("/") and word[1:].isalpha():
             raise ValueError(
                 tr(
-                    "there is no command {word}; the commands are {value}",
+                    "there is no command {word}; the commands are {commands}",
                     word=word,
-                    value=", ".join((*self._commands, "/clear", "/exit")),
+                    commands=", ".join((*self._commands, "/clear", "/exit")),
                 )
             )
         elif text:

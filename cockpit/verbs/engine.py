@@ -69,10 +69,10 @@ def _print_status(engine: Welcome, as_json: bool) -> int:
     for service in engine.services:
         print(
             tr(
-                "  service  {id} ({state}{value})",
+                "  service  {id} ({state}{target})",
                 id=service.id,
                 state=service.state,
-                value=f", {service.target}" if service.target else "",
+                target=f", {service.target}" if service.target else "",
             )
         )
     return 0

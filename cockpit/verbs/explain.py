@@ -60,9 +60,7 @@ def _unknown_error(word: str) -> ProblemError:
         Problem(
             code="request.invalid",
             title=tr("There is no code {word!r}", word=word),
-            cause=tr("did you mean {value}?", value=" or ".join(f"`{code}`" for code in similar)) if similar else "",
-            hint=tr("cockpit explain {similar}", similar=similar[0])
-            if similar
-            else tr("`cockpit explain` lists all codes"),
+            cause=tr("did you mean {codes}?", codes=" or ".join(f"`{code}`" for code in similar)) if similar else "",
+            hint=f"cockpit explain {similar[0]}" if similar else tr("`cockpit explain` lists all codes"),
         )
     )

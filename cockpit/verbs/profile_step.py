@@ -46,9 +46,9 @@ def profile_step(options: argparse.Namespace) -> int:
     if found["steps"] < options.steps:
         say(
             tr(
-                "only {steps} of {steps_2} steps: then the training ended, or began again",
-                steps=found["steps"],
-                steps_2=options.steps,
+                "only {recorded} of {wanted} steps: then the training ended, or began again",
+                recorded=found["steps"],
+                wanted=options.steps,
             ),
             "yellow",
         )

@@ -63,7 +63,7 @@ def _find_move(options: argparse.Namespace) -> str:
     given = [name for name in ("first", "last", "up", "down") if getattr(options, name)]
     given += ["to"] if options.to is not None else []
     if len(given) > 1:
-        raise ValueError(tr("--{given} and --{given_2} do not go together", given=given[0], given_2=given[1]))
+        raise ValueError(tr("--{first} and --{second} do not go together", first=given[0], second=given[1]))
     return given[0] if given else ""
 
 

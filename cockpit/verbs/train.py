@@ -37,7 +37,9 @@ def train(options: argparse.Namespace) -> int:
         overrides.append("training.rehearsal=false")
     if options.grid:
         if options.first or options.output_dir:
-            raise ValueError(tr("--grid does not go with {value}", value="--from" if options.first else "--output-dir"))
+            raise ValueError(
+                tr("--grid does not go with {option}", option="--from" if options.first else "--output-dir")
+            )
         from cockpit.verbs.grid import train_grid  # it needs more than a single run does
 
         return train_grid(options, overrides, exit_status)
@@ -75,7 +77,7 @@ def resume(options: argparse.Namespace) -> int:
     run, at, step = options.run.partition("@")
     if at and not step.isdecimal():
         raise ValueError(
-            tr("{run!r}: write the checkpoint as RUN@STEP, for instance {run_2}@200", run=options.run, run_2=run)
+            tr("{given!r}: write the checkpoint as RUN@STEP, for instance {run}@200", given=options.run, run=run)
         )
     if at and options.from_step is not None:
         raise ValueError(tr("{run!r} names the step already: leave --from-step out", run=options.run))

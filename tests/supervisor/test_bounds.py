@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import resource
 import socket
@@ -135,6 +136,24 @@ def test_more_clients_than_files_may_be_open_end_nothing(bare_home, monkeypatch,
     finally:
         engine.close()
         assert engine.process.returncode == 0
+
+
+def test_a_client_with_more_than_1024_open_files_is_let_in(engine: Engine) -> None:
+    """select() refuses descriptors from 1024 on: an app that shows many runs on many hosts has as many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.skip(f"this process may open {hard} files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
+    held = [os.open(os.devnull, os.O_RDONLY)]
+    try:
+        while held[-1] < 1024:
+            held.append(os.dup(held[0]))
+        with Client(engine.home) as client:
+            assert client.request("hello").pid == engine.process.pid
+    finally:
+        for each in held:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_client_that_does_not_read_costs_a_bounded_number_of_bytes(

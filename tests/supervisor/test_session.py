@@ -1,4 +1,5 @@
-"""The engine outlives the login that started it: every shell, cron job and worker finds it, whatever was removed."""
+"""The engine outlives the login that started it: every shell, cron job and worker finds it, whatever was removed. More
+than 400 lines: all of it is about one set of directories and sockets."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """`launch.strategy: fsdp`: the numbers of one process, with weights, gradients and optimiser states divided among the
-ranks."""
+ranks. More than 400 lines: one table of settings is run by the ranks of one start."""
 
 from __future__ import annotations
 
