@@ -165,7 +165,9 @@ def test_a_chat_worker_is_a_job_that_waits_answers_and_ends_with_the_chat(throug
         )
 
     blocker = cluster.run("sbatch", "--parsable", "--exclusive", "--nodes=2", "--wrap", "sleep 300", "-o", "/dev/null")
-    wait_for(lambda: cluster.run("squeue", "-h", "-t", "RUNNING", "-j", blocker.strip()), 60, "the job that has the nodes")
+    wait_for(
+        lambda: cluster.run("squeue", "-h", "-t", "RUNNING", "-j", blocker.strip()), 60, "the job that has the nodes"
+    )
     chat = start_chat("--slurm", "extra=[--exclusive]", "--prompt", "one two", "--json")
     waits = wait_for(
         lambda: [s for s in engine.client.request("attach").services if "Resources" in s.detail], what="why it waits"
