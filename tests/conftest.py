@@ -76,6 +76,30 @@ def light(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+LAYERS = 6
+"""Of the 30 that the embedded model has: replies mean less, and each token is computed in a third of the time."""
+
+
+@pytest.fixture(scope="session")
+def shallow(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model with its first layers, for tests that compare computations and read no reply."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("shallow") / smollm2.name
+    folder.mkdir()
+    for file in smollm2.iterdir():
+        (folder / file.name).symlink_to(file)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).unlink()
+    config = json.loads((smollm2 / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": LAYERS}), encoding="utf-8")
+    with safe_open(smollm2 / "model.safetensors", "pt") as whole:
+        names = [name for name in whole.keys() if not name.startswith("model.layers.") or int(name.split(".")[2]) < LAYERS]  # noqa: SIM118
+        save_file({name: whole.get_tensor(name) for name in names}, folder / "model.safetensors", whole.metadata())
+    return folder
+
+
 def end_processes_of(home: Home) -> None:
     """Kill every process that belongs to this home: engine, workers, ranks. Looks again until there is none, since an
     engine may have started one in between."""

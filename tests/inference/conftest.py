@@ -1,4 +1,4 @@
-"""The embedded model, loaded once, and adapters that change its replies."""
+"""The embedded model and its first layers, loaded once, and adapters that change its replies."""
 
 from __future__ import annotations
 
@@ -16,8 +16,17 @@ def tokenizer(smollm2: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def model(smollm2: Path) -> Any:
+def model(shallow: Path) -> Any:
     """In float32, where a batch and a single row round alike."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(shallow, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="session")
+def whole_model(smollm2: Path) -> Any:
+    """As `model`, and its replies mean something."""
     import torch
     from transformers import AutoModelForCausalLM
 
