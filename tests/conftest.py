@@ -95,7 +95,8 @@ def shallow(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = json.loads((smollm2 / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": LAYERS}), encoding="utf-8")
     with safe_open(smollm2 / "model.safetensors", "pt") as whole:
-        names = [name for name in whole.keys() if not name.startswith("model.layers.") or int(name.split(".")[2]) < LAYERS]  # noqa: SIM118
+        names = {*whole.keys()}
+        names = {name for name in names if not name.startswith("model.layers.") or int(name.split(".")[2]) < LAYERS}
         save_file({name: whole.get_tensor(name) for name in names}, folder / "model.safetensors", whole.metadata())
     return folder
 

@@ -77,8 +77,8 @@ def open_chat(
 ) -> Iterator[Chat]:
     """A chat worker that ends with the block. With `ask_slurm` it is a Slurm job, which asks for what this returns."""
     with Client(home) as client:
-        slurm = None if ask_slurm is None else ask_slurm(client)
-        opening = OpenService(kind="chat", environment=shell_environment(), slurm=slurm)
+        launch = None if ask_slurm is None else ask_slurm(client)
+        opening = OpenService(kind="chat", environment=shell_environment(), launch=launch)
         service = client.request("service_open", opening).id
         try:
             yield Chat(client, service, settings)

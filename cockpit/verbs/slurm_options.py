@@ -15,7 +15,7 @@ MEANINGLESS = ("nodes", "save_before", "requeue")
 
 
 def read_slurm_options(options: argparse.Namespace) -> Callable[[Client], dict[str, Any]] | None:
-    """The function that finds the settings, with the names of `launch.slurm`; None without `--via slurm`. Raises
+    """The function that finds the settings of `launch` for the job; None without `--via slurm`. Raises
     ValueError for options that do not go together."""
     if options.via is None:
         if options.slurm:
@@ -35,11 +35,16 @@ def read_slurm_options(options: argparse.Namespace) -> Callable[[Client], dict[s
                 tr("--slurm {name} is for runs: a chat worker has one node and is never queued again", name=name)
             )
         given[name] = parse_value(value) if name == "extra" else value
-    return lambda client: _read_run(client, options.target) | given
+
+    def find(client: Client) -> dict[str, Any]:
+        launch = _read_run(client, options.target)
+        return launch | {"slurm": launch.get("slurm", {}) | given}
+
+    return find
 
 
 def _read_run(client: Client, target: str) -> dict[str, Any]:
-    """`launch.slurm` of the run that the target names; nothing where it names none."""
+    """Of `launch` of the run that the target names, what a service's job takes; nothing where it names none."""
     try:
         text = client.request("show", RunRef(run=target.partition("@")[0])).profile_text
     except ProblemError:
@@ -48,6 +53,8 @@ def _read_run(client: Client, target: str) -> dict[str, Any]:
 
     try:
         document = YAML(typ="safe").load(text) or {}
-        return dict((document.get("launch") or {}).get("slurm") or {})
+        launch = document.get("launch") or {}
+        found = {name: value for name in ("slurm", "environment") if (value := dict(launch.get(name) or {}))}
+        return found | ({"python": launch["python"]} if launch.get("python") else {})
     except (YAMLError, AttributeError, TypeError, ValueError):  # a damaged profile
         return {}

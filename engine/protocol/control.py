@@ -254,8 +254,9 @@ class OpenService(Message, kw_only=True):
     kind: str
     options: dict[str, Any] = {}
     environment: dict[str, str] = {}
-    slurm: dict[str, Any] | None = None
-    """Start it as a Slurm job that asks for this, with the names of `launch.slurm`; null: on the engine's host."""
+    launch: dict[str, Any] | None = None
+    """Start it as a Slurm job, with these settings of `launch`: `slurm`, `python`, `environment`; null: on the engine's
+    host."""
 
 
 class ServiceRef(Message, kw_only=True):

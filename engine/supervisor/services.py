@@ -146,7 +146,7 @@ class Services:
                 )
             )
         service = Service(id=f"{message.kind}-{uuid.uuid4().hex[:8]}", kind=message.kind)
-        if message.slurm is not None:
+        if message.launch is not None:
             return self._submit(service, message, client)
         command = [
             f"{self._package}.{message.kind}",

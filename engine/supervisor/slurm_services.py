@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from pydantic import ValidationError
@@ -30,6 +29,8 @@ from engine.supervisor.slurm import KEPT, Slurm, SlurmJob
 
 KINDS = ("chat",)
 """Services whose workers end when no engine is left, so that no job holds a node for nobody."""
+SETTINGS = ("slurm", "python", "environment")
+"""Those of `launch` that a service's job has."""
 FIXED = {"nodes": 1, "save_before": 0, "requeue": False}
 """Settings of a run's job that mean nothing for a service."""
 
@@ -57,17 +58,19 @@ class SlurmServices:
         launch = _read_launch(message)
         folder = make_private(self._folder / service)
         control = folder / "control"
-        environment = build_job_environment(message.environment)
+        environment = build_job_environment(message.environment, launch.environment)
         arguments = ["--home", str(self._home.root), "--job", service, "--address", f"{SCHEME}{control}"]
         arguments += ["--attempt", "1", "--options", json.dumps(message.options)]
         module = f"{self._workers}.{message.kind}"
-        path = {"PYTHONPATH": environment["PYTHONPATH"]} if "PYTHONPATH" in environment else {}
+        given = {key: value for key, value in launch.environment.items() if value}
+        if "PYTHONPATH" in environment:
+            given = {"PYTHONPATH": environment["PYTHONPATH"]} | given
         name = f"cockpit-{service}"
         script = make_service_script(
             launch,
             name=name,
             log=log,
-            environment=processes.WORKER_DEFAULTS | path,
+            environment=processes.WORKER_DEFAULTS | given,
             worker=nodes.build_node_command(module, arguments, node="slurm", count=1, launch=launch, processes=1),
         )
         place = folder / f"{message.kind}.sbatch"
@@ -129,13 +132,15 @@ class SlurmServices:
 
 def _read_launch(message: OpenService) -> LaunchOptions:
     """What a service's job asks Slurm for. Raises ProblemError."""
-    asked: dict[str, Any] = (message.slurm or {}) | FIXED
-    causes: list[str] = []
+    asked = message.launch or {}
+    causes = [f"{key}: is not among {', '.join(SETTINGS)}" for key in asked if key not in SETTINGS]
     launch = LaunchOptions(via="slurm")
     if message.kind not in KINDS:
         causes.append(f"a {message.kind} worker cannot be a Slurm job, only {' or '.join(KINDS)}")
     try:
-        launch = LaunchOptions.model_validate({"via": "slurm", "slurm": asked})
+        job = asked.get("slurm") or {}
+        job = job | FIXED if isinstance(job, dict) else job
+        launch = LaunchOptions.model_validate(asked | {"via": "slurm", "slurm": job})
         causes += [f"{key}: {text}" for key, text in check_launch({"launch": launch}, Path("/"), None)]
     except ValidationError as error:
         causes += [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]

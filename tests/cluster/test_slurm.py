@@ -190,14 +190,15 @@ def test_a_chat_worker_is_a_job_that_waits_answers_and_ends_with_the_chat(throug
     wait_for(lambda: not list_jobs(), 30, "the end of a killed client's job")
     assert chat.wait() == -signal.SIGKILL
     wait_for(lambda: not [*(engine.home.engine / "services").glob("*/")], 15, "the end of its folder")
-    other = OpenService(kind="chat", slurm={"partition": "nowhere"})
+    other = OpenService(kind="chat", launch={"slurm": {"partition": "nowhere"}})
     service = engine.client.request("service_open", other).id
     with pytest.raises(ProblemError) as refused:
         engine.client.request("service_ask", Ask(service=service, question="load", request="r", arguments={}), 20)
     assert refused.value.problem.code == "slurm.refused" and "nowhere" in refused.value.problem.cause
-    for wrong in ({"partition": 1}, {"extra": ["--array=1-3"]}, {"gpus": 1}):
+    jobs = ({"partition": 1}, {"extra": ["--array=1-3"]}, {"gpus": 1}, ["partition"])
+    for wrong in ({"nodes": 2}, {"environment": {"1A": "x"}}, *({"slurm": job} for job in jobs)):
         with pytest.raises(ProblemError, match="Slurm cannot be asked"):
-            engine.client.request("service_open", OpenService(kind="chat", slurm=wrong))
+            engine.client.request("service_open", OpenService(kind="chat", launch=wrong))
 
 
 @long

@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from cockpit.verbs.slurm_options import read_slurm_options
 from engine.config.profile import ProfileError, find, load
 from engine.protocol import attempt_fence
-from engine.protocol.home import RunDirectory
-from engine.protocol.messages import Run
+from engine.protocol.client import Client
+from engine.protocol.home import Home, RunDirectory
+from engine.protocol.messages import OpenService, Run
 from engine.supervisor import slurm
 from engine.supervisor.run_monitor import RunMonitor
 from engine.supervisor.run_record import Job, Record
 from engine.supervisor.slurm import Slurm, SlurmJob, _read_status
+from engine.supervisor.slurm_services import SlurmServices
 from tests.scripted.bench import wait_for
 
 
@@ -161,6 +164,26 @@ def test_the_stage_after_one_that_slurm_queued_again_unseen_has_its_attempt(tmp_
 def test_options_of_a_chat_that_would_do_nothing_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         read_slurm_options(Namespace(**{"hot": False, "slurm": [], "target": "run"} | options))
+
+
+def test_a_chat_has_of_the_runs_job_what_a_service_takes_and_the_command_lines_settings(stub, tmp_path: Path) -> None:
+    text = """launch: {via: slurm, nodes: 2, python: /shared/python, environment: {SEEN: "a b", GONE: ""},
+                       slurm: {partition: all, time: "2:00:00"}}"""
+    client = SimpleNamespace(request=lambda *_: SimpleNamespace(profile_text=text))
+    options = Namespace(via="slurm", hot=False, slurm=["time=0:30:00"], target="run@5")
+    find = read_slurm_options(options)
+    assert find is not None
+    launch = find(cast(Client, client))
+    stub("sbatch", "echo 42")
+    services = SlurmServices(Home(tmp_path / "home").create(), "engine.workers", Slurm())
+    message = OpenService(kind="chat", launch=launch, environment={"PATH": os.environ["PATH"]})
+    services.submit("chat-1", message, tmp_path / "log")
+    (script,) = (tmp_path / "home").glob("engine/**/chat.sbatch")
+    lines = script.read_text().splitlines()
+    assert {"#SBATCH --partition=all", "#SBATCH --time=0:30:00", "#SBATCH --nodes=1", "export SEEN='a b'"} <= {*lines}
+    assert (
+        lines[-1].startswith("exec srun /shared/python -P -m engine.workers.node") and "GONE" not in script.read_text()
+    )
 
 
 def test_a_status_names_a_signal() -> None:
