@@ -48,11 +48,36 @@ def _own_command(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def smollm2() -> Path:
+def whole_smollm2() -> Path:
     """The embedded model's folder, pulled into the user's home on first need (as `make setup` does)."""
     from engine.models.catalogue import pull
 
     return pull("smollm2-135m-instruct", USER_HOME.create(), lambda *_: None)
+
+
+LAYERS = 6
+"""Of the 30 that the embedded model has: replies mean less, and each token is computed in a third of the time."""
+
+
+@pytest.fixture(scope="session")
+def smollm2(whole_smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model with its first layers. What it says means nothing: tests that read it take the whole model."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("models") / whole_smollm2.name
+    folder.mkdir()
+    for file in whole_smollm2.iterdir():
+        (folder / file.name).symlink_to(file)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).unlink()
+    config = json.loads((whole_smollm2 / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": LAYERS}), encoding="utf-8")
+    with safe_open(whole_smollm2 / "model.safetensors", "pt") as whole:
+        names = {*whole.keys()}
+        names = {name for name in names if not name.startswith("model.layers.") or int(name.split(".")[2]) < LAYERS}
+        save_file({name: whole.get_tensor(name) for name in names}, folder / "model.safetensors", whole.metadata())
+    return folder
 
 
 TOKENS = 12_000
@@ -73,31 +98,6 @@ def light(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model["merges"] = [pair for pair in model["merges"] if "".join(pair) in model["vocab"]]
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
-    return folder
-
-
-LAYERS = 6
-"""Of the 30 that the embedded model has: replies mean less, and each token is computed in a third of the time."""
-
-
-@pytest.fixture(scope="session")
-def shallow(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model with its first layers, for tests that compare computations and read no reply."""
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    folder = tmp_path_factory.mktemp("shallow") / smollm2.name
-    folder.mkdir()
-    for file in smollm2.iterdir():
-        (folder / file.name).symlink_to(file)
-    for name in ("config.json", "model.safetensors"):
-        (folder / name).unlink()
-    config = json.loads((smollm2 / "config.json").read_text(encoding="utf-8"))
-    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": LAYERS}), encoding="utf-8")
-    with safe_open(smollm2 / "model.safetensors", "pt") as whole:
-        names = {*whole.keys()}
-        names = {name for name in names if not name.startswith("model.layers.") or int(name.split(".")[2]) < LAYERS}
-        save_file({name: whole.get_tensor(name) for name in names}, folder / "model.safetensors", whole.metadata())
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from engine.protocol import states
 from engine.protocol.messages import Label, Message, Reorder, Run, RunChanged
 from tests.app.fake import FakeEngine, demo_run
 from tests.app.screen import HIGH, LOW, assert_fits, run_app, screen_text, until
-from tests.scripted.bench import Engine
+from tests.scripted.bench import Engine, wait_for
 
 
 def make_runs() -> list[Run]:
@@ -135,9 +136,13 @@ def test_the_queue_by_verbs(engine: Engine, capsys: pytest.CaptureFixture[str]) 
     busy = engine.submit(steps=100_000)
     engine.wait(busy, states.RUNNING)
     a, b, c = (engine.submit(steps=2).id for _ in range(3))
-    waiting = verb("queue")
-    assert isinstance(waiting, list)
-    assert busy.id in waiting[0]["waits_for"] and waiting[0]["holders"]
+
+    def find_reason() -> list[Any] | None:
+        listed = verb("queue")
+        assert isinstance(listed, list)
+        return listed if busy.id in listed[0]["waits_for"] and listed[0]["holders"] else None
+
+    waiting = wait_for(find_reason, what="the run that the first one waits for")
     assert waiting[1]["waits_for"] == f"waits until {a} has started"
     for arguments, expected in (
         (["--first", c], [(c, 0), (a, 0), (b, 0)]),

@@ -189,18 +189,19 @@ def test_what_was_answered_before_an_interruption_is_not_asked_again(
 
 
 def test_two_targets_are_compared_row_by_row_with_intervals(
-    measure: Callable[..., dict[str, Any]], smollm2: Path, tmp_path: Path
+    measure: Callable[..., dict[str, Any]], whole_smollm2: Path, tmp_path: Path
 ) -> None:
     """One that knows the answers, and one whose output layer has been shuffled."""
     from safetensors.torch import load_file, save_file
 
-    broken = shutil.copytree(smollm2, tmp_path / "broken")
+    broken = shutil.copytree(whole_smollm2, tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
     weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"].roll(1, 0)
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     names = ["capitals", "prose"]
     worse, better = (
-        measure(str(each), benchmarks=names, thresholds=["benchmark/capitals/acc > 0.9"]) for each in (broken, smollm2)
+        measure(str(each), benchmarks=names, thresholds=["benchmark/capitals/acc > 0.9"])
+        for each in (broken, whole_smollm2)
     )
     assert better["passed"] and not worse["passed"], (worse["metrics"], better["metrics"])
     found = history.compare_folders(Path(worse["directory"]), Path(better["directory"]))
@@ -211,7 +212,7 @@ def test_two_targets_are_compared_row_by_row_with_intervals(
     )
     assert accuracy["better"] == 1 and 0 < accuracy["low"] <= accuracy["difference"] <= accuracy["high"]
     assert "benchmark/prose/word_perplexity" not in found["differences"], "it is no mean over rows"
-    fewer = measure(str(smollm2), benchmarks=names, rows=2)
+    fewer = measure(str(whole_smollm2), benchmarks=names, rows=2)
     assert fewer["rows"] == 4 and fewer["directory"] != better["directory"]
 
 

@@ -19,6 +19,7 @@ from engine.protocol import wire
 from engine.protocol.home import Home
 from engine.protocol.messages import Answered, CancelInstruction, Instruction, Joined, Said, Status
 from engine.tasks import triples
+from tests.inference.conftest import make_adapters
 
 pytestmark = pytest.mark.slow
 
@@ -69,6 +70,17 @@ class Desk:
 
     def pieces(self, request: str) -> list[dict[str, Any]]:
         return [m.data for _, m in self.said if isinstance(m, Said) and m.request == request and m.kind == "tokens"]
+
+
+@pytest.fixture
+def home(bare_home: Home, whole_smollm2: Path) -> Home:
+    (bare_home.models / whole_smollm2.name).symlink_to(whole_smollm2)
+    return bare_home
+
+
+@pytest.fixture
+def adapters(whole_smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return make_adapters(whole_smollm2, (8, 8), tmp_path_factory)
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ SCHEMA = {
 
 
 @pytest.fixture(scope="module")
-def loaded(smollm2: Path) -> LoadedModel:
-    return load(str(smollm2), home=Home(smollm2.parent.parent), dtype="float32", device="cpu")
+def loaded(whole_smollm2: Path) -> LoadedModel:
+    return load(str(whole_smollm2), home=Home(whole_smollm2.parent.parent), dtype="float32", device="cpu")
 
 
 def fits(text: str) -> bool:

@@ -48,10 +48,10 @@ IDS = torch.tensor(
 
 
 @pytest.fixture(scope="module")
-def base(smollm2: Path) -> Any:
+def base(whole_smollm2: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.bfloat16).eval()
+    return AutoModelForCausalLM.from_pretrained(whole_smollm2, dtype=torch.bfloat16).eval()
 
 
 @pytest.fixture(scope="module")

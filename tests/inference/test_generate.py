@@ -110,11 +110,11 @@ def test_a_prompt_that_fills_the_context_is_refused(model: Any, tokenizer: Any) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_greedy_stream_equals_generate_in_16_bits(shallow: Path, tokenizer: Any, dtype: str) -> None:
+def test_greedy_stream_equals_generate_in_16_bits(smollm2: Path, tokenizer: Any, dtype: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    narrow = AutoModelForCausalLM.from_pretrained(shallow, dtype=getattr(torch, dtype)).eval()
+    narrow = AutoModelForCausalLM.from_pretrained(smollm2, dtype=getattr(torch, dtype)).eval()
     ids = prompt(tokenizer, QUESTIONS[1])
     row = torch.tensor([ids])
     expected = narrow.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=24, do_sample=False)

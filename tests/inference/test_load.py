@@ -109,8 +109,8 @@ def test_a_damaged_adapter_leaves_the_loaded_one_answering(
 
 
 @pytest.mark.slow
-def test_an_embedded_model_answers_and_stops(loaded: LoadedModel, smollm2: Path, home: Home) -> None:
-    loaded.swap(target(smollm2, home))
+def test_an_embedded_model_answers_and_stops(whole_smollm2: Path, home: Home) -> None:
+    loaded = load(str(whole_smollm2), home=home, dtype="float32", device="cpu")
     reply = loaded.generate(QUESTION, Sampling(32))
     assert (reply.text, reply.finish) == ("The capital of France is Paris.", "stop")
     assert [each.text for each in loaded.batch([QUESTION], Sampling(32))] == [reply.text]
@@ -118,8 +118,8 @@ def test_an_embedded_model_answers_and_stops(loaded: LoadedModel, smollm2: Path,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_a_quantised_base_still_talks(smollm2: Path, home: Home, quantization: str) -> None:
-    quantised = load(str(smollm2), home=home, dtype="bfloat16", quantization=quantization, device="cpu")
+def test_a_quantised_base_still_talks(whole_smollm2: Path, home: Home, quantization: str) -> None:
+    quantised = load(str(whole_smollm2), home=home, dtype="bfloat16", quantization=quantization, device="cpu")
     assert "capital of France" in quantised.generate(QUESTION, Sampling(8)).text
 
 

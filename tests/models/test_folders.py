@@ -70,11 +70,11 @@ def test_damage_is_named(folder: Path, kind: str) -> None:
     assert len(found) == 1 and expected in found[0], found
 
 
-def test_the_embedded_model_is_whole_by_hash_and_a_flipped_bit_is_not(smollm2: Path, tmp_path: Path) -> None:
-    assert folders.find_problems(smollm2) == []
-    assert folders.check_hashes(smollm2, lambda *_: None) == (1, [])
-    copy = tmp_path / smollm2.name
-    shutil.copytree(smollm2, copy)
+def test_the_embedded_model_is_whole_by_hash_and_a_flipped_bit_is_not(whole_smollm2: Path, tmp_path: Path) -> None:
+    assert folders.find_problems(whole_smollm2) == []
+    assert folders.check_hashes(whole_smollm2, lambda *_: None) == (1, [])
+    copy = tmp_path / whole_smollm2.name
+    shutil.copytree(whole_smollm2, copy)
     weights = copy / "model.safetensors"
     with weights.open("r+b") as file:
         file.seek(-1, 2)
