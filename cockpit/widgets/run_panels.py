@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.cells import cell_len, set_cell_size
+from textual import events
 from textual.containers import Vertical
+from textual.message import Message
 from textual.widgets import Static
 
 from cockpit.content import Content
@@ -248,6 +250,23 @@ def loss_bounds(history: RunHistory) -> tuple[tuple[float, str], ...]:
         for name, comparison, bound in thresholds(history)
         if name in ("eval/loss", "train/loss")
     )
+
+
+class Side(Vertical):
+    """What stands beside the loss."""
+
+    CHARTED = 17
+    """Lines from which the small charts have three rows each, and the facts some."""
+
+    class Arranged(Message):
+        """It has another size. `charts`: the small charts have room."""
+
+        def __init__(self, charts: bool) -> None:
+            super().__init__()
+            self.charts = charts
+
+    def on_resize(self, event: events.Resize) -> None:
+        self.post_message(self.Arranged(event.size.height >= self.CHARTED))
 
 
 class Notice(Static):

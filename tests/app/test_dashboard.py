@@ -35,6 +35,26 @@ async def test_eight_gpus_fit_on_a_small_screen() -> None:
         assert_fits(pilot)
 
 
+async def test_each_size_of_terminal_has_charts_with_rows_and_whole_figures() -> None:
+    async with run_app(FakeEngine(demo_run(devices=[0]), devices=1), (200, 60)) as pilot:
+        screen = pilot.app.screen
+        for width, height, small in ((40, 12, 0), (60, 20, 0), (80, 24, 0), (100, 30, 2), (100, 32, 0), (120, 40, 2)):
+            await pilot.resize_terminal(width, height)
+            charts = list(screen.query("#rate, #grad").results(Chart))
+
+            def is_arranged(shown: int = small, facts: bool = width >= 80, charts: list[Chart] = charts) -> bool:
+                text = screen_text(pilot)
+                figures = "60.0/140G 60°C 500W " in text  # no graph touches them
+                return (
+                    sum(chart.is_on_screen for chart in charts) == shown and figures and ("8 global" in text) == facts
+                )
+
+            await until(pilot, is_arranged)
+            for chart in [screen.query_one("#loss", Chart), *(chart for chart in charts if chart.is_on_screen)]:
+                assert chart.content_size.height >= 4, (width, height, chart)
+            assert_fits(pilot)
+
+
 async def test_points_and_log_arrive_live_and_a_later_attempt_replaces_the_earlier() -> None:
     run = demo_run()
     engine = FakeEngine(run)
