@@ -59,9 +59,6 @@ def _title(run: Run, place: str, width: int, waiting: Sequence[str] = ()) -> Con
     if run.state == "queued" and run.position:
         priority = tr(", priority {priority}", priority=run.priority) if run.priority else ""
         phase = tr("place {position} in the queue{priority}", position=run.position, priority=priority)
-    left = Content.assemble(format_state(run.state), "  ", (run.name or run.id, "bold $text"))
-    if run.name not in ("", run.id):
-        left = Content.assemble(left, "  ", (run.id, MUTED))
     if run.state == PAUSED:
         phase = ""  # it repeats the reason
     follows = (
@@ -75,10 +72,16 @@ def _title(run: Run, place: str, width: int, waiting: Sequence[str] = ()) -> Con
         else ""
     )
     notes = ((tr_engine(run.reason), "$warning"), ("" if waiting else phase, "$secondary"), (follows, "bold $warning"))
-    for note, colour in notes:
-        left = Content.assemble(left, (f"   {note}" if note else "", colour))
+    told = Content.assemble(*((f"   {note}" if note else "", colour) for note, colour in notes))
     right = Content.styled(place, MUTED)
-    left = left.truncate(max(0, width - right.cell_length - 2), ellipsis=True)
+    room = max(0, width - right.cell_length - 2)
+    left = Content.assemble(format_state(run.state), "  ", (run.name or run.id, "bold $text"))
+    if run.name not in ("", run.id):
+        both = Content.assemble(left, "  ", (run.id, MUTED))
+        if run.id.startswith(run.name) and both.cell_length + told.cell_length > room:  # the id says the name, too
+            both = Content.assemble(format_state(run.state), "  ", (run.id, "bold $text"))
+        left = both
+    left = (left + told).truncate(room, ellipsis=True)
     return Content.assemble(left, " " * (width - left.cell_length - right.cell_length), right)
 
 

@@ -55,6 +55,15 @@ async def test_each_size_of_terminal_has_charts_with_rows_and_whole_figures() ->
             assert_fits(pilot)
 
 
+@pytest.mark.parametrize(("width", "named"), [(80, 1), (200, 2)])
+async def test_the_reason_of_a_run_has_room_beside_its_id(width: int, named: int) -> None:
+    run = demo_run(state="queued", position=2, reason="waits for other-1121-0501-11aa")
+    async with run_app(FakeEngine(run), (width, 24)) as pilot:
+        await until(pilot, lambda: run.reason in screen_text(pilot).splitlines()[1])
+        title = screen_text(pilot).splitlines()[1]
+        assert title.count("triples-qlora") == named and run.id in title
+
+
 async def test_points_and_log_arrive_live_and_a_later_attempt_replaces_the_earlier() -> None:
     run = demo_run()
     engine = FakeEngine(run)
