@@ -122,7 +122,7 @@ class DataScreen(DraftingScreen):
     @work(exclusive=True, group="pick")
     async def action_pick(self) -> None:
         files = await asyncio.to_thread(list_profiles, self.app.home, Path.cwd())
-        choices = [Choice(str(file.path), f"{tr(file.place)} · {file.description}") for file in files]
+        choices = [Choice(str(file.path), f"{tr(file.place)} · {file.description}", file.name) for file in files]
         path = await self.app.push_screen_wait(
             Picker(
                 tr("Open the data of a profile"),
@@ -154,6 +154,7 @@ class DataScreen(DraftingScreen):
             )
             return
         self.data_name, self.summary, self.stats, self.rows = path.stem, {}, {}, {}
+        self.refresh_bindings()
         self.show_status(tr("reading …"))
         directory = str(path.parent) if engine.is_here else engine.directory
         summary = await self.ask("open", {"profile": text, "directory": directory})
@@ -186,6 +187,7 @@ class DataScreen(DraftingScreen):
         self.summary["parts"][REJECTED] = self.totals[REJECTED] = numbers["rejected"]
         self.queries.pop(REJECTED, None)
         self.rows = {key: row for key, row in self.rows.items() if key[0] != REJECTED}
+        self.refresh_bindings()  # there may be a part to go to now
 
     @work(exclusive=True, group="open")
     async def action_count(self) -> None:

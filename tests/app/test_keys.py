@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from textual._xterm_parser import XTermParser
@@ -57,6 +58,25 @@ async def test_the_bar_offers_what_can_be_done_in_each_state(first: str) -> None
             await until(pilot, lambda wanted=wanted: {w for w in STEERING if f" {w} " in bar(pilot)} == wanted, 3)
     async with run_app(engine, (200, 40), first=first, readonly=True) as pilot:
         assert not [word for word in STEERING if f" {word} " in bar(pilot)]
+
+
+async def test_keys_of_rows_are_offered_once_there_are_rows(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text("{}\n")
+    about_rows = ("Row", "View", "Batches", "Part", "Find", "Run stages", "Facts")
+    engine = FakeServices(demo_run())
+    async with run_app(engine, (200, 40), first="data") as pilot:
+        await until(pilot, lambda: "No data open" in screen_text(pilot) and " o Open " in bar(pilot))
+        assert not [word for word in about_rows if f" {word} " in bar(pilot)]
+        pilot.app.screen.open(tmp_path / "x.jsonl")  # type: ignore[attr-defined]
+        await until(pilot, lambda: all(f" {word} " in bar(pilot) for word in about_rows))
+
+
+async def test_profiles_are_picked_by_name() -> None:
+    async with run_app(FakeServices(demo_run()), LOW, first="data") as pilot:
+        await pilot.press("o")
+        await until(pilot, lambda: " sft-lora  built-in" in screen_text(pilot))
+        await pilot.press(*"sft-lora", "enter")
+        await until(pilot, lambda: "sft-lora  train" in screen_text(pilot))
 
 
 async def test_a_paused_run_goes_on_with_the_same_key() -> None:
