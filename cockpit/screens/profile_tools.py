@@ -43,6 +43,9 @@ class ProfileToolsScreen(CockpitScreen):
 
         def _edit(self, change: Callable[[str], str]) -> None: ...
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return action != "launch" or not self.app.readonly
+
     @opens_dialog
     @work(exclusive=True, group="sources")
     async def _edit_sources(self, key: str) -> None:

@@ -70,7 +70,9 @@ class Picker(ModalScreen[str | None]):
         for choice in self.choices:
             if text.lower() in f"{choice.value} {choice.detail}".lower():
                 listing.add_option(
-                    Option(Content.assemble(choice.name or choice.value, (f"  {choice.detail}", "dim")), id=choice.value)
+                    Option(
+                        Content.assemble(choice.name or choice.value, (f"  {choice.detail}", "dim")), id=choice.value
+                    )
                 )
         listing.highlighted = (0 if text else self.start) if listing.option_count else None
 

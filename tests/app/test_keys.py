@@ -60,6 +60,20 @@ async def test_the_bar_offers_what_can_be_done_in_each_state(first: str) -> None
         assert not [word for word in STEERING if f" {word} " in bar(pilot)]
 
 
+async def test_read_only_offers_no_launch_and_no_vote() -> None:
+    async with run_app(FakeServices(demo_run()), readonly=True, first="profile") as pilot:
+        await until(pilot, lambda: "^s" in bar(pilot) and "valid" in screen_text(pilot))
+        assert "Launch" not in bar(pilot)
+        await pilot.press("ctrl+l")
+        assert isinstance(pilot.app.screen, ProfileScreen)
+        await pilot.press("alt+5")
+        await until(pilot, lambda: isinstance(pilot.app.screen, ChatScreen))
+        chat = pilot.app.screen
+        chat.targets[:] = ["one", "two"]  # type: ignore[attr-defined]
+        assert chat.check_action("remove", ()) and not chat.check_action("blind", ())
+        chat.targets.clear()  # type: ignore[attr-defined]
+
+
 async def test_keys_of_rows_are_offered_once_there_are_rows(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text("{}\n")
     about_rows = ("Row", "View", "Batches", "Part", "Find", "Run stages", "Facts")
