@@ -36,6 +36,7 @@ class Picker(ModalScreen[str | None]):
         width: 80; max-width: 96%; height: auto; max-height: 80%; border: round $accent; background: $surface; padding:
         0 1;
     }
+    Picker Input { background: $boost; }
     Picker OptionList {
         height: auto; max-height: 14; border: none; background: $surface; text-wrap: nowrap; text-overflow: ellipsis;
     }
@@ -54,7 +55,7 @@ class Picker(ModalScreen[str | None]):
         with Vertical() as box:
             box.border_title = Content(self.heading)
             box.border_subtitle = tr("↑↓ · Enter · Esc cancels")
-            yield Input(placeholder=self.placeholder, suggester=self._suggester)
+            yield Input(placeholder=self.placeholder, suggester=self._suggester, compact=True)
             yield OptionList(compact=True)
 
     def on_mount(self) -> None:
