@@ -79,11 +79,18 @@ class RowBrowserScreen(CockpitScreen):
         try:
             return await self.worker.ask(question, arguments, request)
         except ProblemError as error:
-            self.show_problem(error.problem)
+            if error.problem.code == "service.nothing_open" and self.summary:
+                self.read_again()  # the worker has ended, and this is the next one
+            else:
+                self.show_problem(error.problem)
             return None
         finally:
             if self.request == request:  # ignore events of it that are still under way
                 self.request = ""
+
+    def read_again(self) -> None:
+        """Open the same data set in a new worker."""
+        raise NotImplementedError
 
     def receive(self, state: AppState, body: object) -> None:
         if isinstance(body, ServiceEvent) and body.request == self.request and body.kind == "progress":
