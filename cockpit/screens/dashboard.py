@@ -46,7 +46,7 @@ from engine.protocol.messages import (
     TelemetryHistory,
     TelemetryQuery,
 )
-from engine.protocol.states import STARTED
+from engine.protocol.states import LIVE, STARTED
 
 CURVES = {
     "train/loss": "loss",
@@ -289,6 +289,10 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
             self.refresh_bindings()
         chart = self.query_one("#loss", Chart)
         chart.limit = run.max_steps
+        if chart.growing != (run.state in LIVE):
+            for each in self.query(Chart):
+                each.growing = run.state in LIVE
+                each.draw()
         chart.annotate(chart_marks(history), loss_bounds(history))
         evaluation = evaluation_rows(history)
         panel = self.query_one("#evaluation", Line)

@@ -6,7 +6,7 @@ import pytest
 
 from cockpit.connection.engine_app import READING
 from cockpit.widgets.chart import Chart
-from engine.protocol.messages import Command, Device, DeviceProcess, Problem, Run, RunChanged, Set, Stop
+from engine.protocol.messages import Command, Device, DeviceProcess, Problem, Run, RunChanged, Series, Set, Stop
 from tests.app.fake import LOG, FakeEngine, demo_run
 from tests.app.screen import HIGH, LOW, assert_fits, run_app, screen_text, until
 
@@ -62,6 +62,18 @@ async def test_the_reason_of_a_run_has_room_beside_its_id(width: int, named: int
         await until(pilot, lambda: run.reason in screen_text(pilot).splitlines()[1])
         title = screen_text(pilot).splitlines()[1]
         assert title.count("triples-qlora") == named and run.id in title
+
+
+async def test_a_run_that_has_ended_expects_no_points() -> None:
+    engine = FakeEngine(demo_run(state="preparing", step=0))
+    engine._series = lambda name, last, lift: Series(  # type: ignore[method-assign]
+        name=name, first_step=[], last_step=[], low=[], high=[], last=[], total=0
+    )
+    async with run_app(engine) as pilot:
+        await until(pilot, lambda: screen_text(pilot).count("no points yet") == 3)
+        engine.say(RunChanged(run=demo_run(state="failed", step=0)))
+        await until(pilot, lambda: "no points yet" not in screen_text(pilot))
+        assert screen_text(pilot).count("no points") == 3
 
 
 async def test_points_and_log_arrive_live_and_a_later_attempt_replaces_the_earlier() -> None:
