@@ -15,7 +15,7 @@ from cockpit.app import CockpitApp
 from cockpit.screens import SCREENS
 from cockpit.screens.chat import ChatScreen
 from cockpit.screens.evaluations import EvaluationsScreen
-from cockpit.screens.help import HelpScreen, own_bindings, sentences_of
+from cockpit.screens.help import HelpScreen, collect, own_bindings, sentences_of
 from cockpit.screens.profile import ProfileScreen
 from cockpit.screens.runs import RunsScreen
 from cockpit.widgets.chat_input import ChatInput
@@ -265,8 +265,12 @@ async def test_help_lists_the_screens_own_keys_first_in_sentences() -> None:
             await pilot.pause(0.1)
             text = screen_text(pilot)
             assert "`" not in text and "Scroll Up" not in text
-            first = next(line for line in text.splitlines() if "Help" in line)
-            assert first
+            screen = pilot.app.screen_stack[-2]
+            _, key, sentence, _ = next(collect(screen))
+            assert any(sentence in group.values() for group in sentences_of(screen).values())
+            top = next(at for at, line in enumerate(text.splitlines()) if "Help" in line)
+            assert f"{key}  {sentence[:30]}" in text.splitlines()[top + 2]
+            assert not [line for line in text.splitlines() if "←→  " in line], "two keys, two sentences"
             await pilot.press("escape")
 
 
