@@ -215,7 +215,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     guard()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        set_language(read_language())
+        # JSON is for programs, and errors are written into it, too.
+        set_language("en" if "--json" in arguments else read_language())
         options = build_parser().parse_args(arguments)
         options.arguments = arguments
         remote_names.read_command(options.home)

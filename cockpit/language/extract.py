@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeGuard
 
 from cockpit.language.loaded_catalogue import ENGINE
+from cockpit.language.translate import count_forms
 from cockpit.language.words import WORDS
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +80,7 @@ def find_own(tree: ast.Module, module: str = "") -> Iterator[tuple[int, str]]:
             if name == "tr":
                 yield from ((each.lineno, each.value) for each in node.args[:1] if is_text(each))
             elif name == "counted" and len(node.args) > 1 and is_text(node.args[1]):
-                yield from ((node.lineno, text) for text in forms(node.args[1].value))
+                yield from ((node.lineno, text) for text in count_forms(node.args[1].value))
             for at in TABLE_CALLS.get(name, ()):
                 yield from ((each.lineno, each.value) for each in node.args[at : at + 1] if is_text(each))
             if name == "option":
@@ -90,11 +91,6 @@ def find_own(tree: ast.Module, module: str = "") -> Iterator[tuple[int, str]]:
         for each in values:
             if isinstance(each, (ast.Assign, ast.AnnAssign)) and each.value is not None:
                 yield from find_in_table(each.value)
-
-
-def forms(noun: str) -> tuple[str, str]:
-    """The messages with which `counted` says one and several of a noun."""
-    return f"{{count}} {noun}", f"{{count}} {noun}s"
 
 
 def find_in_table(value: ast.expr) -> Iterator[tuple[int, str]]:

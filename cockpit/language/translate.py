@@ -34,6 +34,12 @@ def tr_engine(text: str) -> str:
     return _chosen.find_sent(text) if _chosen is not None and text else text
 
 
+def count_forms(noun: str) -> tuple[str, str]:
+    """The messages that say one and several of a noun: `{count} row` and `{count} rows`, `reply` and `replies`."""
+    several = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{{count}} {noun}", f"{{count}} {several}"
+
+
 def tr_all(texts: Mapping[str, str]) -> dict[str, str]:
     """A table of texts with its values in the user's language."""
     return {key: tr(text) for key, text in texts.items()}

@@ -308,7 +308,7 @@ class ChatScreen(ReplyToolsScreen):
             case "stop":
                 return self.busy
             case "blind":
-                return len(self.targets) == 2
+                return len(self.targets) == 2 and not self.app.readonly  # it ends in a vote
             case "remove":
                 return len(self.targets) > 1
         return True

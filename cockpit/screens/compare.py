@@ -24,6 +24,7 @@ from cockpit.content import Content
 from cockpit.language.translate import tr, tr_engine
 from cockpit.screens.base import CockpitScreen
 from cockpit.state.evaluation_results import VERDICTS
+from cockpit.state.formatting import counted
 from cockpit.state.run_comparison import (
     Section,
     Side,
@@ -169,10 +170,10 @@ The difference between two evaluations has a 95 % interval. If it contains 0, th
                 for name, first, second, change, interval, verdict in evaluation_rows(each)
             ]
             note = tr(
-                "steps {step:,} and {first_step:,}, {compared_rows} rows",
+                "steps {step:,} and {first_step:,}, {rows}",
                 step=each["step"],
                 first_step=each["first_step"],
-                compared_rows=each["compared_rows"],
+                rows=counted(each["compared_rows"], "row"),
             )
             head = ("", RUN_MARKS[0], RUN_MARKS[self.runs.index(run)], "change", tr("95 % interval"), "")
             blocks.append(_section(Section(title, rows, note), 0, width, head))

@@ -20,12 +20,13 @@ from cockpit.state.run_history import chart_marks
 from cockpit.widgets.chart import Chart, curve_from_series
 from cockpit.widgets.chart_axes import run_axes
 from cockpit.widgets.chart_raster import Trace
-from cockpit.widgets.devices import Devices
+from cockpit.widgets.devices import SLIM, Devices
 from cockpit.widgets.line import MUTED, Line
 from cockpit.widgets.log_tail import LogTail
 from cockpit.widgets.run_panels import (
     Notice,
     RunHeader,
+    Side,
     evaluation_rows,
     fact_rows,
     format_table,
@@ -45,7 +46,7 @@ from engine.protocol.messages import (
     TelemetryHistory,
     TelemetryQuery,
 )
-from engine.protocol.states import STARTED
+from engine.protocol.states import LIVE, STARTED
 
 CURVES = {
     "train/loss": "loss",
@@ -60,6 +61,8 @@ POINTS = 1000
 SMOOTHING = 0.6
 """The smoothing of noisy curves until the user changes it."""
 LOG_PERIOD = 1.0
+FLAT = 18
+"""Lines below which the log has no room."""
 
 EMPTY = """\
 [bold $accent]No runs yet.[/]
@@ -136,7 +139,7 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
         yield Devices()
         with Horizontal(id="curves"):
             yield Chart(tr("loss"), smoothing=SMOOTHING, id="loss")
-            with Vertical(id="side"):
+            with Side(id="side"):
                 yield Chart(tr("learning rate"), id="rate")
                 yield Chart(tr("gradient norm"), smoothing=SMOOTHING, id="grad")
                 yield Chart(tr("tokens per second"), smoothing=SMOOTHING, id="speed")
@@ -159,7 +162,13 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
             self.query_one(Devices).show(self.app.state, self.app.state.run)
         self._follow_selection()
 
+    def on_side_arranged(self, message: Side.Arranged) -> None:
+        self.set_class(message.charts, "-charts")
+        self._texts.request()
+
     def on_resize(self) -> None:
+        self.set_class(self.size.width < SLIM, "-slim")
+        self.set_class(self.size.height < FLAT, "-flat")
         self._texts.request()
 
     @property
@@ -280,6 +289,10 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
             self.refresh_bindings()
         chart = self.query_one("#loss", Chart)
         chart.limit = run.max_steps
+        if chart.growing != (run.state in LIVE):
+            for each in self.query(Chart):
+                each.growing = run.state in LIVE
+                each.draw()
         chart.annotate(chart_marks(history), loss_bounds(history))
         evaluation = evaluation_rows(history)
         panel = self.query_one("#evaluation", Line)
@@ -291,9 +304,12 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
         if panel.border_title != title:  # setting it repaints the panel
             panel.border_title = title
         panel.show(format_table(evaluation) if evaluation else Content.styled(tr("nothing measured yet"), MUTED))
+        charts = self.has_class("-charts")
         blocks: list[Sequence[tuple[str, str | Content]]] = [fact_rows(run, history)]
-        if self.has_class("-narrow") or self.has_class("-low"):
-            blocks = [metric_rows(run), evaluation_rows(history, short=True), *blocks]
+        if self.has_class("-narrow") or (self.has_class("-low") and not charts):
+            blocks.insert(0, evaluation_rows(history, short=True))
+        if not charts:
+            blocks.insert(0, metric_rows(run))
         self.query_one("#facts", Line).show(Content("\n").join(format_table(rows) for rows in blocks if rows))
 
     def _show_empty(self, state: AppState) -> None:

@@ -102,6 +102,9 @@ class DataScreen(DraftingScreen):
         Binding("escape", "stop", "Back", show=False),
     ]
 
+    _typed = Path()
+    """The profile or the data as it was named."""
+
     def compose_body(self) -> ComposeResult:
         yield Static(id="place")
         with Horizontal(id="body"):
@@ -122,7 +125,7 @@ class DataScreen(DraftingScreen):
     @work(exclusive=True, group="pick")
     async def action_pick(self) -> None:
         files = await asyncio.to_thread(list_profiles, self.app.home, Path.cwd())
-        choices = [Choice(str(file.path), f"{tr(file.place)} · {file.description}") for file in files]
+        choices = [Choice(str(file.path), f"{tr(file.place)} · {file.description}", file.name) for file in files]
         path = await self.app.push_screen_wait(
             Picker(
                 tr("Open the data of a profile"),
@@ -134,9 +137,15 @@ class DataScreen(DraftingScreen):
         if path:
             self.open(Path(path))
 
+    def read_again(self) -> None:
+        self.notify(tr("The worker had ended: the data are read again."))
+        self.open(self._typed, (self.part, self.index))
+
     @work(exclusive=True, group="open")
-    async def open(self, typed: Path) -> None:
-        """Have the worker read the profile's sources, then show the first row and count tokens."""
+    async def open(self, typed: Path, at: tuple[str, int] = ("train", 0)) -> None:
+        """Have the worker read the profile's sources, then show a row, given by its part and index, and count
+        tokens."""
+        self._typed = typed
         engine = self.app.engine
         path = typed.expanduser().absolute()
         try:
@@ -154,6 +163,7 @@ class DataScreen(DraftingScreen):
             )
             return
         self.data_name, self.summary, self.stats, self.rows = path.stem, {}, {}, {}
+        self.refresh_bindings()
         self.show_status(tr("reading …"))
         directory = str(path.parent) if engine.is_here else engine.directory
         summary = await self.ask("open", {"profile": text, "directory": directory})
@@ -163,7 +173,9 @@ class DataScreen(DraftingScreen):
         self.summary, self.index, self.step = summary, 0, 1
         self.totals, self.queries = dict(summary["parts"]), {}
         # Whoever opens the folder of an expansion, and not a profile, wants to review its rows.
-        self.select_part(EXPANDED if is_data and EXPANDED in summary["parts"] else "train")
+        part, index = at
+        self.select_part(EXPANDED if is_data and EXPANDED in summary["parts"] else part)
+        self.index = index if index < self.totals.get(self.part, 0) else 0
         await self.show_current()
         # While the worker counts it cannot store decisions.
         if summary["rows"] <= MAX_COUNTED and self.part != EXPANDED:
@@ -186,6 +198,7 @@ class DataScreen(DraftingScreen):
         self.summary["parts"][REJECTED] = self.totals[REJECTED] = numbers["rejected"]
         self.queries.pop(REJECTED, None)
         self.rows = {key: row for key, row in self.rows.items() if key[0] != REJECTED}
+        self.refresh_bindings()  # there may be a part to go to now
 
     @work(exclusive=True, group="open")
     async def action_count(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
@@ -17,7 +18,7 @@ from cockpit.content import Content
 from cockpit.language.translate import tr
 from cockpit.screens.base import CockpitScreen
 from cockpit.state.app_state import RunHistory
-from cockpit.state.device_history import HELD, HOST, QUANTITIES, Track, add_sample, make_tracks
+from cockpit.state.device_history import HELD, HOST, QUANTITIES, Asked, Track, add_sample, make_tracks, needed_step
 from cockpit.widgets.chart import Chart, curve_from_series
 from cockpit.widgets.chart_axes import STEPS, Mapping, elapsed, run_axes
 from cockpit.widgets.chart_raster import GUTTER, Trace
@@ -33,7 +34,11 @@ LOSS = "train/loss"
 POINTS = 600
 """Buckets requested of the loss."""
 SAMPLES = 300
-"""Samples requested of the past: about one for each cell of a wide terminal."""
+"""Samples requested of the whole past: about one for each cell of a wide terminal."""
+MOST_SAMPLES = 1000
+"""Samples requested of a part at most."""
+SETTLE = 0.15
+"""Seconds that a part is looked at before its samples are requested: + is pressed several times."""
 APART = 10.0
 """Seconds between two moments of the clock that arrive while the screen is open."""
 LEAST_CHART = 8
@@ -48,8 +53,8 @@ class DeviceHistoryScreen(CockpitScreen):
     HELP_TEXT = """\
 What each device of the run has done since the run began, below the loss and on the same axis: move the crosshair, zoom
 and pan as in any chart. A row is as high as the device is busy, full, hot or powered; ▼ marks one that is far less busy
-than the others, red one that is hot or full. The samples are one a second of the last hour and one a minute of before,
-and of the host of the engine."""
+than the others, red one that is hot or full. Zooming in loads finer samples. There is one a second of the last hour and
+one a minute of before, of the host of the engine."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("t", "quantity", "Quantity"),
         Binding("plus,equals_sign", "zoom(1)", "Zoom in", key_display="+", show=False),
@@ -74,6 +79,9 @@ and of the host of the engine."""
         self._tracks: dict[str, list[Track]] = {}
         self._clock: Mapping = STEPS
         """Moments as steps, and back."""
+        self._asked = Asked()
+        self._wanted: tuple[float, float, float] | None = None
+        """The span whose samples are being requested, and the seconds between two."""
         self._first = 0
         """The first device that has a row."""
         self._visible = 0
@@ -115,8 +123,8 @@ and of the host of the engine."""
         history = await self.app.ask("telemetry", TelemetryQuery(first=first, last=last, points=SAMPLES))
         samples = [sample for sample in history.samples if self._is_of(run, sample)] if history is not None else []
         names = [each.name for each in QUANTITIES] if any(sample.devices for sample in samples) else []
-        held = max(HELD, 2 * ((last or time.time()) - first) / SAMPLES)
-        self._tracks = {name: make_tracks(samples, name, run.devices, held) for name in [*names, HOST]}
+        self._asked.add(first, last or math.inf, ((last or time.time()) - first) / SAMPLES)
+        self._tracks = {name: make_tracks(samples, name, run.devices) for name in [*names, HOST]}
         if history is not None and len(samples) < len(history.samples):
             self._say(tr("The run is of the host {host}: this engine has sampled its own host.", host=run.host))
         elif not samples:
@@ -127,6 +135,36 @@ and of the host of the engine."""
         chart.load(traces, run.max_steps, {LOSS: run_axes(start, clock.last_step, clock.last)})
         self.quantity = self.quantity or next(iter(self._tracks))
         self._arrange()
+
+    def _refine(self, moments: list[float]) -> float:
+        """Request finer samples where there are too few for the cells between `moments`. Returns how many seconds
+        apart those are that are there."""
+        first, last, apart = self._asked.spans[0]
+        first, last, step = max(moments[0], first), min(moments[-1], last), needed_step(moments)
+        apart = min(apart, self._asked.step(first, last))
+        run = self.app.state.runs.get(self.run_id)
+        if run is not None and first < last and step < apart and self._wanted != (first, last, step):
+            self._wanted = (first, last, step)
+            self._load_part(run, first, last, step)
+        return apart
+
+    @work(exclusive=True, group="part")
+    async def _load_part(self, run: Run, first: float, last: float, step: float) -> None:
+        await asyncio.sleep(SETTLE)
+        growing = run.state in LIVE and last >= time.time() - HELD  # what follows arrives by itself
+        points = min(MOST_SAMPLES, math.ceil((last - first) / step))
+        query = TelemetryQuery(first=first, last=None if growing else last, points=points)
+        history = await self.app.ask("telemetry", query)
+        # What could not be had is not requested again for each frame.
+        self._asked.add(first, math.inf if growing else last, step)
+        self._wanted = None
+        samples = [sample for sample in history.samples if self._is_of(run, sample)] if history is not None else []
+        for name, tracks in self._tracks.items():
+            known = {track.label: track for track in tracks}
+            for part in make_tracks(samples, name, run.devices):
+                if part.label in known:
+                    known[part.label].merge(part)
+        self._draw()
 
     def _say(self, text: str) -> None:
         self.query_one("#nothing", Static).update(Content(text))
@@ -191,6 +229,7 @@ and of the host of the engine."""
         first, last = chart.span()
         edges = [first + (last - first) * at / width for at in range(width + 1)]
         moments = [self._moment(edge) for edge in edges]
+        held = max(HELD, 2 * self._refine(moments))
         cross = None if chart.cross is None else self._moment(chart.cross)
         for strip in self.query(DeviceStrips):
             tracks = self._tracks[strip.quantity]
@@ -205,6 +244,8 @@ and of the host of the engine."""
                 if len(shown) < len(tracks)
                 else ""
             )
+            for track in shown:
+                track.held = held
             strip.show(shown, moments, cross, note)
 
     def _moment(self, position: float) -> float:

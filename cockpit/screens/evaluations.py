@@ -16,6 +16,7 @@ from cockpit.connection.service_client import ServiceClient
 from cockpit.content import Content
 from cockpit.language.translate import tr
 from cockpit.screens.base import CockpitScreen, opens_dialog
+from cockpit.screens.measuring import ask_settings
 from cockpit.state.app_state import RunHistory
 from cockpit.state.evaluation_results import (
     BEST,
@@ -26,20 +27,16 @@ from cockpit.state.evaluation_results import (
     evaluation_title,
     metric_names,
     origin_name,
-    parse_settings,
     pass_mark,
 )
 from cockpit.state.formatting import counted, format_number
 from cockpit.widgets.evaluation_replies import EvaluationReplies
 from cockpit.widgets.picker import Choice, Picker
-from cockpit.widgets.prompt import Prompt
 from engine.protocol.messages import ProblemError, ServiceEvent
 
 if TYPE_CHECKING:
     from cockpit.state.app_state import AppState
 
-DEFAULT_SETTINGS = "samples=32"
-"""The settings that are offered for a new evaluation."""
 NOTHING = """\
 This run has no evaluations yet.
 
@@ -56,8 +53,8 @@ class EvaluationsScreen(CockpitScreen):
 The evaluations of one run, from its training and from `cockpit eval`. ★ marks the best on the same rows.
 Enter shows the replies, the worst first; t sorts them by another score, f shows those that passed or failed.
 Mark two evaluations with o to see whether their difference is beyond noise.
-n measures a checkpoint, with settings as NAME=VALUE (data, task, rows, samples, max_new_tokens, constrained); without
-data it uses the rows that the run held out. Leaving this screen stops the measurement; what it has finished is kept."""
+n measures a checkpoint, on the rows that the run held out or on a file. Leaving this screen stops the measurement; what
+it has finished is kept."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "Replies"),
         Binding("o", "mark", "Compare"),
@@ -321,22 +318,9 @@ data it uses the rows that the run held out. Leaving this screen stops the measu
         target = await self.app.push_screen_wait(Picker(tr("Measure which checkpoint"), tr("type to filter"), choices))
         if target is None:
             return
-        settings = await self._ask_settings()
+        settings = await ask_settings(self.app, target)
         if settings is not None:
             await self._measure(target, settings)
-
-    async def _ask_settings(self) -> dict[str, Any] | None:
-        text, problem = DEFAULT_SETTINGS, ""
-        while True:
-            question = tr("Settings as NAME=VALUE; without data, the rows that the run held out are used")
-            answer = await self.app.push_screen_wait(Prompt(tr("Measure"), problem + question, text))
-            if answer is None:
-                return None
-            text = answer
-            try:
-                return parse_settings(answer)
-            except ValueError as error:
-                problem = f"✗ {error}\n"
 
     async def _measure(self, target: str, settings: dict[str, Any]) -> None:
         self._request = uuid.uuid4().hex

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from textual.app import ComposeResult
@@ -23,6 +24,8 @@ from cockpit.screens.key_help import HELP
 
 KEY_WIDTH = 12
 """Cells of the column of keys."""
+BOTH = "←→"
+"""How the bar shows two keys in the place of one; help names each with its own sentence."""
 
 
 class HelpScreen(ModalScreen[None]):
@@ -77,6 +80,8 @@ def collect(screen: Screen[Any]) -> Iterator[tuple[str, str, str, bool]]:
     for node in nodes:
         keys: dict[str, list[str]] = {}
         for binding in own_bindings(node):
+            if binding.key_display == BOTH:
+                binding = replace(binding, key_display=None)
             keys.setdefault(binding.action, []).append(screen.app.get_key_display(binding))
         for action, name in names_of(node).items():
             if action in keys and (chosen := screen.app._keymap.get(name)):

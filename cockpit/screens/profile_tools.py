@@ -19,6 +19,7 @@ from cockpit.profiles.differences import Difference, compare, find_parent
 from cockpit.profiles.files import ProfileFile
 from cockpit.profiles.yaml_edit import read_yaml, set_value, to_flow_yaml, value_at
 from cockpit.screens.base import CockpitScreen, opens_dialog
+from cockpit.state.formatting import counted
 from cockpit.widgets.form import Form
 from cockpit.widgets.picker import Choice, Picker
 from cockpit.widgets.sources_dialog import SourcesDialog
@@ -42,6 +43,9 @@ class ProfileToolsScreen(CockpitScreen):
         def editor(self) -> YamlEditor: ...
 
         def _edit(self, change: Callable[[str], str]) -> None: ...
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return action != "launch" or not self.app.readonly
 
     @opens_dialog
     @work(exclusive=True, group="sources")
@@ -121,7 +125,10 @@ class ProfileToolsScreen(CockpitScreen):
         if name and theirs is not None:
             found = compare(theirs, text)
             title = tr(
-                "{name} beside {other}: {found} settings differ", name=self.file.name, other=name, found=len(found)
+                "{name} beside {other}: {settings} with another value",
+                name=self.file.name,
+                other=name,
+                settings=counted(len(found), "setting"),
             )
             await self.app.push_screen_wait(TextDialog(title, describe(found)))
 

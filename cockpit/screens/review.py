@@ -31,7 +31,7 @@ class ReviewScreen(RowBrowserScreen):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action not in REVIEW_ACTIONS:
-            return True
+            return super().check_action(action, parameters)
         if self.part != EXPANDED:
             return False
         return action == "undecided" or not self.app.readonly

@@ -29,6 +29,8 @@ REJECTED = "rejected"
 """The part with the bad rows."""
 UNDECIDED = "is:undecided"
 """The search condition for expanded rows without a decision."""
+NEEDING_ROWS = frozenset({"move", "go_to", "tokens", "batch", "part", "find", "run", "facts", "count"})
+"""Actions that are not offered before data are open."""
 VIEWS = ("conversation", "tokens", "text", "raw")
 """Ways to show a row, in the order in which `t` goes through them."""
 QUESTIONS = {"tokens": "tokens", "text": "rendered"}
@@ -61,6 +63,11 @@ class RowBrowserScreen(CockpitScreen):
         self.step, self.batches = 1, 1
         """The number of the batch on the screen, and how many there are."""
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "part" and len(self._list_parts()) < 2:
+            return False
+        return action not in NEEDING_ROWS or bool(self.summary)
+
     async def on_unmount(self) -> None:
         await self.worker.close()
 
@@ -72,11 +79,18 @@ class RowBrowserScreen(CockpitScreen):
         try:
             return await self.worker.ask(question, arguments, request)
         except ProblemError as error:
-            self.show_problem(error.problem)
+            if error.problem.code == "service.nothing_open" and self.summary:
+                self.read_again()  # the worker has ended, and this is the next one
+            else:
+                self.show_problem(error.problem)
             return None
         finally:
             if self.request == request:  # ignore events of it that are still under way
                 self.request = ""
+
+    def read_again(self) -> None:
+        """Open the same data set in a new worker."""
+        raise NotImplementedError
 
     def receive(self, state: AppState, body: object) -> None:
         if isinstance(body, ServiceEvent) and body.request == self.request and body.kind == "progress":
@@ -281,10 +295,13 @@ class RowBrowserScreen(CockpitScreen):
             self.query_one("#row").scroll_home(animate=False)
             self.show_row()
 
+    def _list_parts(self) -> list[str]:
+        """The parts that have rows, and the current one."""
+        return [part for part in self.summary.get("parts", ()) if self.summary["parts"][part] or part == self.part]
+
     def action_part(self) -> None:
         """Go to the next part that has rows."""
-        parts = [part for part in self.summary.get("parts", ()) if self.summary["parts"][part] or part == self.part]
-        if parts:
+        if parts := self._list_parts():
             self.select_part(parts[(parts.index(self.part) + 1) % len(parts)])
             self.view = "conversation" if self.view == "batch" else self.view
             self.action_go_to(0)

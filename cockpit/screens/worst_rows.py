@@ -19,7 +19,7 @@ from cockpit.connection.service_client import ServiceClient
 from cockpit.content import Content
 from cockpit.language.translate import tr
 from cockpit.screens.base import CockpitScreen, opens_dialog
-from cockpit.state.formatting import format_number
+from cockpit.state.formatting import counted, format_number
 from cockpit.widgets.prompt import Prompt
 from engine.protocol.messages import ProblemError
 
@@ -141,11 +141,11 @@ added to a list, which data.exclude of a profile names."""
                 answer,
             )
         said = tr(
-            "{run_id} · {ORDERS} first · {rows:,} rows, {epochs} epochs",
+            "{run_id} · {ORDERS} first · {rows}, {epochs}",
             run_id=self.run_id,
             ORDERS=tr(ORDERS[self.by]),
-            rows=self.facts["rows"],
-            epochs=self.facts["epochs"],
+            rows=counted(self.facts["rows"], "row"),
+            epochs=counted(self.facts["epochs"], "epoch"),
         )
         if not self.facts["places"]:
             said += tr(" · files unknown: prepared by an older version")
@@ -234,7 +234,7 @@ added to a list, which data.exclude of a profile names."""
         self.listed[row["file"], row["line"]] = float(weight)
         self._fill()
         self.notify(
-            tr("{listed:,} rows in {list}: set data.exclude to it", listed=answer["listed"], list=self._list),
+            tr("{rows} in {list}: set data.exclude to it", rows=counted(answer["listed"], "row"), list=self._list),
             title=tr("Listed"),
         )
 

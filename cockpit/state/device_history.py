@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -95,26 +96,60 @@ class Track:
             each[:recent] = [each[at] for at in kept]
         self._full = len(self.moments) + int(HOUR)
 
+    def merge(self, other: Track) -> None:
+        """Take in another track's samples of the same row."""
+        if not other.moments:
+            return
+        first, last = bisect_left(self.moments, other.moments[0]), bisect_right(self.moments, other.moments[-1])
+        known = {
+            moment: (value, share)
+            for track, part in ((self, slice(first, last)), (other, slice(None)))
+            for moment, value, share in zip(track.moments[part], track.values[part], track.shares[part], strict=True)
+        }
+        moments = sorted(known)
+        self.moments[first:last] = moments
+        self.values[first:last] = [known[moment][0] for moment in moments]
+        self.shares[first:last] = [known[moment][1] for moment in moments]
+
     def at(self, moment: float) -> float | None:
         """The value of the newest sample that stands for this moment."""
         place = bisect_right(self.moments, moment) - 1
         return self.values[place] if place >= 0 and moment - self.moments[place] <= self.held else None
 
 
-def make_tracks(
-    samples: Iterable[Telemetry], quantity: str, own: Sequence[int] = (), held: float = HELD
-) -> list[Track]:
+@dataclass
+class Asked:
+    """The spans of time that the engine has been asked for: first and last moment, and the seconds of which it has
+    returned the last sample."""
+
+    spans: list[tuple[float, float, float]] = field(default_factory=list)
+
+    def add(self, first: float, last: float, step: float) -> None:
+        self.spans.append((first, last, step))
+
+    def step(self, first: float, last: float) -> float:
+        """Seconds between two samples of this span; infinite if it has not been asked for as a whole."""
+        return min((step for start, end, step in self.spans if start <= first and last <= end), default=math.inf)
+
+
+def needed_step(moments: Sequence[float]) -> float:
+    """Seconds between two samples with which each cell of a row has one. `moments` are the edges of the cells. The
+    engine keeps no more than a sample a second."""
+    return max(1.0, median(end - start for start, end in pairwise(moments)))
+
+
+def make_tracks(samples: Iterable[Telemetry], quantity: str, own: Sequence[int] = ()) -> list[Track]:
     """A track for each device, of the `own` ones where any of these are sampled; for `HOST`, those of the host."""
     tracks: dict[object, Track] = {}
     if quantity == HOST:
-        tracks = {label: Track(label, held=held) for label in HOST_ROWS}
+        tracks = {label: Track(label) for label in HOST_ROWS}
         for sample in samples:
             add_sample(list(tracks.values()), sample, quantity)
         return list(tracks.values())
     samples = list(samples)
     known = sorted({device.index for sample in samples for device in sample.devices})
     chosen = [index for index in known if index in own] or known
-    found = [Track(str(index), held=held) for index in chosen]
+    found = [Track(str(index)) for index in chosen]
     for sample in samples:
         add_sample(found, sample, quantity)
     return found

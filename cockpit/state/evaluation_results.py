@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from cockpit.content import Content
 from cockpit.language.translate import tr
-from cockpit.state.formatting import format_number
+from cockpit.state.formatting import counted, format_number
 
 MUTED = "$text-muted"
 BEST = "★"
@@ -65,7 +65,7 @@ def evaluation_title(evaluation: Evaluation) -> str:
 
 def describe_evaluation(evaluation: Evaluation, width: int) -> Content:
     """An evaluation's details below the table: its rows, thresholds, notes and all metrics."""
-    source = tr("{data} · {replies} replies", data=evaluation["data"], replies=evaluation["replies"])
+    source = f"{evaluation['data']} · {counted(evaluation['replies'], 'reply')}"
     source += tr(" of {rows} rows", rows=evaluation["rows"]) if evaluation["rows"] > evaluation["replies"] else ""
     source += tr(" · task {task}", task=evaluation["task"]) if evaluation["task"] else ""
     head = Content.assemble((evaluation_title(evaluation), "bold $accent"), (f"  {source}", MUTED))

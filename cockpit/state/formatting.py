@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from cockpit.language.translate import tr
+from cockpit.language.translate import count_forms, tr
 
 if TYPE_CHECKING:
     from cockpit.content import Content
@@ -92,7 +92,8 @@ def format_epochs(count: float) -> str:
 def counted(number: float, noun: str) -> str:
     """A number with its noun: 1 epoch, 0.5 epochs, 1,200 rows."""
     amount = f"{number:,}" if isinstance(number, int) else format_epochs(number)
-    return tr("{count} " + noun if number == 1 else "{count} " + noun + "s", count=amount)
+    one, several = count_forms(noun)
+    return tr(one if number == 1 else several, count=amount)
 
 
 def pad_left(text: str, cells: int) -> str:

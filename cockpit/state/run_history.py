@@ -10,7 +10,7 @@ from typing import Any
 
 from cockpit.language.translate import tr, tr_engine
 from cockpit.state.app_state import Entry, RunHistory
-from cockpit.state.formatting import format_number
+from cockpit.state.formatting import counted, format_number
 from engine.protocol.codes import PASSING
 from engine.protocol.messages import Run
 from engine.protocol.states import PAUSED
@@ -71,7 +71,7 @@ def format_value(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, list):
-        return tr("{count} rows", count=len(value))
+        return counted(len(value), "row")
     return str(value)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from cockpit.connection.run_sides import read_side
 from cockpit.language.translate import tr
+from cockpit.state.formatting import counted
 from cockpit.state.run_comparison import Side, compare_sides, energy_requests, evaluation_rows, measure_energy
 from cockpit.verbs import run_files
 from cockpit.verbs.output import emit, say, table
@@ -68,7 +69,7 @@ def _print(sides: list[Side], compared: dict[str, Any]) -> None:
         if each is None:
             print(tr("{title}: none on the same rows with stored replies", title=title))
             continue
-        rows = tr("{compared_rows} rows of {data}", compared_rows=each["compared_rows"], data=each["data"])
+        rows = tr("{rows} of {data}", rows=counted(each["compared_rows"], "row"), data=each["data"])
         print(
             show_controls(
                 tr(

@@ -9,7 +9,7 @@ import time
 
 from cockpit import remote_names
 from cockpit.language.translate import tr
-from cockpit.state.formatting import format_duration, format_size
+from cockpit.state.formatting import counted, format_duration, format_size
 from cockpit.verbs.output import emit, say, say_warning
 from engine.protocol.client import LOST, Client, find_engine
 from engine.protocol.home import Home
@@ -175,5 +175,5 @@ def reindex(options: argparse.Namespace) -> int:
     if options.json:
         emit({"runs": len(found.runs)})
     else:
-        say(tr("{runs} runs are indexed again.", runs=len(found.runs)))
+        say(tr("Indexed {runs} again.", runs=counted(len(found.runs), "run")))
     return 0

@@ -38,14 +38,16 @@ def console() -> GuardedConsole:
     return GuardedConsole(stderr=True)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a result as a table. The first column names each row and is never cut; where the terminal is too narrow
-    for it, lines run on. When stdout is not a terminal, each row is one line."""
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, names: int = 0) -> None:
+    """Print a result as a table. The column with the index `names` names each row and is on one line; where the
+    terminal is too narrow for it, lines run on. In the others words are wrapped, and long ones broken: nothing is cut.
+    When stdout is not a terminal, each row is one line."""
     listed = [tuple(map(text, row)) for row in rows]
-    name = max((row[0].cell_len for row in listed if row), default=0)
+    name = max((row[names].cell_len for row in listed if row), default=0)
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     for at, column in enumerate(columns):
-        drawn.add_column(show_controls(tr(column)), no_wrap=at == 0, min_width=None if at else name)
+        named = at == names
+        drawn.add_column(show_controls(tr(column)), no_wrap=named, min_width=name if named else None, overflow="fold")
     for row in listed:
         drawn.add_row(*row)
     console = GuardedConsole(width=None if sys.stdout.isatty() else PIPE_WIDTH)

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from cockpit.language.translate import tr
+from cockpit.state.formatting import counted
 from cockpit.verbs import run_files
 from cockpit.verbs.output import emit, say, table
 from engine.protocol import states
@@ -28,7 +29,8 @@ def profile_step(options: argparse.Namespace) -> int:
     with Client(home) as client:
         taken: Taken = client.request("trace", Trace(run=options.run, steps=options.steps), BOUNDARY)
     run = home.run(taken.run)
-    say(tr("recording {steps} steps of {id} from step {step}", steps=options.steps, id=run.id, step=taken.step), "dim")
+    steps = counted(options.steps, "step")
+    say(tr("recording {steps} of {id} from step {step}", steps=steps, id=run.id, step=taken.step), "dim")
     found = _wait(run, run.traces / f"step-{taken.step:08d}.json")
     trace = run.traces / f"step-{taken.step:08d}.trace.json"
     if failed := found.get("failed"):

@@ -30,7 +30,7 @@ def queue(options: argparse.Namespace) -> int:
             (str(run.position), run.id, str(run.priority), run.group or "–", describe_wait(run, waiting))
             for run in waiting
         ]
-        table(("PLACE", "RUN", "PRIORITY", "GROUP", tr("WAITS FOR")), rows)
+        table(("PLACE", "RUN", "PRIORITY", "GROUP", tr("WAITS FOR")), rows, names=1)
     else:
         say(tr("No run is waiting."))
     return 0

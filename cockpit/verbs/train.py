@@ -12,6 +12,7 @@ import msgspec
 from cockpit import remote_names
 from cockpit.connection.submission import build_submission, resume_environment
 from cockpit.language.translate import tr
+from cockpit.state.formatting import counted
 from cockpit.verbs.follow import follow
 from cockpit.verbs.output import emit, format_metric, say, say_warning, show_problem
 from cockpit.verbs.profile import load_profile
@@ -195,10 +196,14 @@ def _stage_result(stage: str, document: dict[str, Any]) -> str:
     """The result of a stage in a few words."""
     match stage:
         case stages.TRAIN:
-            return tr("{step} steps", step=document["step"])
+            return counted(document["step"], "step")
         case stages.EVALUATE:
             parts = {"data.test": document.get("test"), "benchmarks": document.get("benchmarks")}
-            found = [tr("{rows} rows of {name}", rows=part["rows"], name=name) for name, part in parts.items() if part]
+            found = [
+                tr("{rows} of {name}", rows=counted(part["rows"], "row"), name=name)
+                for name, part in parts.items()
+                if part
+            ]
             step = next(part["step"] for part in parts.values() if part)
             return tr("{found}, checkpoint of step {step}", found=", ".join(found), step=step)
         case stages.EXPORT:

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from cockpit.language.translate import tr, tr_engine
-from cockpit.state.formatting import format_number
+from cockpit.state.formatting import counted, format_number
 from cockpit.verbs import run_files
 from cockpit.verbs.output import emit, say
 from engine.config import diagnosis
@@ -30,7 +30,7 @@ def why(options: argparse.Namespace) -> int:
         print(f"   → {tr_engine(each.hint)}")
     if not found:
         print(
-            tr("{id}: nothing stands out in {steps:,} steps", id=run.id, steps=evidence.steps)
+            tr("{id}: nothing stands out in {steps}", id=run.id, steps=counted(evidence.steps, "step"))
             if evidence.steps
             else tr("{id}: no steps yet", id=run.id)
         )

@@ -91,8 +91,8 @@ class Chart(Canvas, can_focus=True):
         self.window = Window()
         self.cross: float | None = None
         """The position of the crosshair."""
-        self.limit = 0
-        """The last step of the run; 0 while it is not known."""
+        self.limit, self.growing = 0, True
+        """The last step of the run, 0 while it is not known; whether points may still come."""
         self._anchor: float | None = None
         """Where the user has begun to choose a range."""
         self._title, self._subtitle = Content(""), ""
@@ -317,7 +317,7 @@ class Chart(Canvas, can_focus=True):
         plot = max(1, width - raster.GUTTER)
         value_range = raster.extremes(self.traces.values(), marks, first, last, self.logarithmic, plot)
         if value_range is None:
-            words = tr("no points yet") if self.window.range is None else tr("no points here: Home shows all")
+            words = notes.say_nothing(part=self.window.range is not None, growing=self.growing)
             waiting = words.center(width)[:width]
             blank = (" " * width, bytes(width))
             line = (waiting, bytes([raster.LABEL]) * width)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.cells import cell_len, set_cell_size
 
+from cockpit.language.translate import tr
 from cockpit.widgets.chart_axes import View, scale
 from cockpit.widgets.chart_raster import BLANK, BOUND, CROSS, EVENT, READOUT, SHADED, Row
 
@@ -108,3 +109,10 @@ def draw_crosshair(rows: Sequence[Row], x: int, lines: Sequence[str]) -> list[Ro
                 each[at : at + inner + 2] = bytes([READOUT]) * (inner + 2)
         found.append(("".join(characters), bytes(each)))
     return found
+
+
+def say_nothing(*, part: bool, growing: bool) -> str:
+    """What stands in a chart without points. `part`: not all of it is shown; `growing`: points may still come."""
+    if part:
+        return tr("no points here: Home shows all")
+    return tr("no points yet") if growing else tr("no points")

@@ -216,10 +216,10 @@ class Conversation(VerticalScroll):
                 return isinstance(row, Question) or complete
             case "raw":
                 return complete
+            case "case" | "rate" if getattr(self.app, "readonly", False):
+                return False
             case "rate":
                 return complete and isinstance(row, Answer) and not row.hidden
-            case "case" if getattr(self.app, "readonly", False):
-                return False
             case "tokens" | "case":
                 return complete and isinstance(row, Answer) and not row.hidden and self._has_text()
             case "open":

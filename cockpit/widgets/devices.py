@@ -45,7 +45,9 @@ class DevicePanel(Widget):
             yield self._figures
         yield self._graph
 
-    def show(self, figures: Content, values: Sequence[float], subtitle: str = "") -> None:
+    def show(self, figures: Content, values: Sequence[float], subtitle: str = "", *, bar: bool = False) -> None:
+        """`bar`: there is a bar among the figures, which needs room."""
+        self.set_class(bar, "-bar")
         self._figures.show(figures)
         self._graph.show(values)
         if subtitle != self._subtitle:
@@ -63,13 +65,13 @@ class RankPanel(Line):
         self.border_title = tr("Ranks")
         self._ranks: Sequence[Rank] = ()
 
-    def on_reformat_size(self) -> None:
+    def on_resize(self) -> None:
         self.show_ranks(self._ranks)
 
     def show_ranks(self, ranks: Sequence[Rank]) -> None:
         self._ranks = ranks
         if not ranks:
-            self.show(Content.styled(tr("no run is live"), "$text-muted"))
+            self.show(Content.styled(tr("this run has no process"), "$text-muted"))
             return
         if self.content_size.height <= 1:
             self.show(Content.assemble(("Ranks ", "$accent"), "  ".join(format_size(rank.resident) for rank in ranks)))
@@ -91,6 +93,8 @@ class RankPanel(Line):
 
 HOST = ("CPU", "Memory")
 OWN = "this run"
+SLIM = 66
+"""Columns of the terminal below which panels stand below each other."""
 MAX_BESIDE_HOST = 2
 """Accelerators up to which there is room for the host's panels too."""
 
@@ -130,13 +134,14 @@ class Devices(Widget):
             user = tr(OWN) if mine else _heaviest_process(device)
             faults = card_health.describe_flags(card_health.encode(device))
             line = _device_line(device, forecast if mine else 0.0)
-            self._panels[_title(device)].show(line, values, " · ".join(filter(None, (faults, user))))
+            subtitle = " · ".join(filter(None, (faults, user)))
+            self._panels[_title(device)].show(line, values, subtitle, bar=mine and forecast > 0)
         if "CPU" in self._panels:
             self._show_host(sample, state)
         if self._ranks:
             self._ranks.show_ranks(state.ranks.get(live.id, ()) if live else ())
 
-    def on_reformat_size(self) -> None:
+    def on_resize(self) -> None:
         self._arrange()
 
     def _show_table(self, sample: Telemetry, live: Run | None, forecast: float) -> None:
@@ -166,7 +171,8 @@ class Devices(Widget):
         self.set_class(self._table is not None, "-table")
         panels = len(self._panels) + (self._ranks is not None)
         narrow = self.screen.has_class("-narrow") and self._ranks is None
-        self.styles.grid_size_columns = max(1, min(panels, 2 if narrow else 4))
+        most = 1 if self.screen.size.width < SLIM else 2 if narrow else 4
+        self.styles.grid_size_columns = max(1, min(panels, most))
 
     def _show_host(self, sample: Telemetry, state: AppState) -> None:
         host, history = sample.host, state.device_history

@@ -14,7 +14,7 @@ from textual.widgets import DataTable, Static
 from cockpit.content import Content
 from cockpit.language.translate import tr
 from cockpit.state.evaluation_results import MUTED, common_prefix_length, evaluation_title
-from cockpit.state.formatting import format_number
+from cockpit.state.formatting import counted, format_number
 from cockpit.state.reply_format import parse_reply
 from cockpit.widgets.reply_views import views
 
@@ -60,7 +60,7 @@ class EvaluationReplies(Horizontal):
     def headline(self) -> str:
         page = self._page
         cut = tr(", the first {PAGE}", PAGE=PAGE) if page["total"] > PAGE else ""
-        title, replies = evaluation_title(self._evaluation), tr("{total} replies{cut}", total=page["total"], cut=cut)
+        title, replies = evaluation_title(self._evaluation), f"{counted(page['total'], 'reply')}{cut}"
         return tr(
             "{title}  ·  {replies}  ·  {FILTERS}  ·  worst {by} first",
             title=title,
@@ -156,6 +156,6 @@ def _side(name: str, note: str, text: str) -> Vertical:
 
 def _reply_facts(reply: dict[str, Any]) -> str:
     """Facts about a reply, for its heading."""
-    parts = [tr("{tokens} tokens", tokens=reply["tokens"]) if reply.get("tokens") is not None else ""]
+    parts = [counted(reply["tokens"], "token") if reply.get("tokens") is not None else ""]
     parts += [tr("did not end") if reply.get("stopped") is False else "", VERDICTS.get(reply.get("passed"), "")]
     return " · ".join(filter(None, parts))

@@ -43,7 +43,7 @@ class Form(Vertical):
     Form OptionList, Form OptionList:focus { height: 1fr; border: none; padding: 0; background: $background; }
     Form OptionList { text-wrap: nowrap; text-overflow: ellipsis; scrollbar-size-vertical: 1; }
     Form #help { height: auto; max-height: 5; padding: 0 1; color: $text-muted; border-top: solid $primary; }
-    Form #value { display: none; height: 3; }
+    Form #value { display: none; background: $boost; }
     Form.editing #value { display: block; }
     Form #search { display: none; height: 1; border: none; padding: 0 1; background: $panel; }
     Form.searching #search { display: block; }
@@ -94,7 +94,7 @@ class Form(Vertical):
         yield SettingsList(id="settings")
         yield Input(id="search", placeholder=tr("words of a setting or of its help; Esc shows all"), compact=True)
         yield Static(id="help")
-        yield Input(id="value", select_on_focus=False)
+        yield Input(id="value", select_on_focus=False, compact=True)
 
     @property
     def settings(self) -> OptionList:

@@ -20,8 +20,11 @@ from cockpit.widgets.completion import LineSuggester
 
 @dataclass(frozen=True)
 class Choice:
+    """`name` is shown in place of the value."""
+
     value: str
     detail: str
+    name: str = ""
 
 
 class Picker(ModalScreen[str | None]):
@@ -33,6 +36,7 @@ class Picker(ModalScreen[str | None]):
         width: 80; max-width: 96%; height: auto; max-height: 80%; border: round $accent; background: $surface; padding:
         0 1;
     }
+    Picker Input { background: $boost; }
     Picker OptionList {
         height: auto; max-height: 14; border: none; background: $surface; text-wrap: nowrap; text-overflow: ellipsis;
     }
@@ -51,7 +55,7 @@ class Picker(ModalScreen[str | None]):
         with Vertical() as box:
             box.border_title = Content(self.heading)
             box.border_subtitle = tr("↑↓ · Enter · Esc cancels")
-            yield Input(placeholder=self.placeholder, suggester=self._suggester)
+            yield Input(placeholder=self.placeholder, suggester=self._suggester, compact=True)
             yield OptionList(compact=True)
 
     def on_mount(self) -> None:
@@ -67,7 +71,9 @@ class Picker(ModalScreen[str | None]):
         for choice in self.choices:
             if text.lower() in f"{choice.value} {choice.detail}".lower():
                 listing.add_option(
-                    Option(Content.assemble(choice.value, (f"  {choice.detail}", "dim")), id=choice.value)
+                    Option(
+                        Content.assemble(choice.name or choice.value, (f"  {choice.detail}", "dim")), id=choice.value
+                    )
                 )
         listing.highlighted = (0 if text else self.start) if listing.option_count else None
 

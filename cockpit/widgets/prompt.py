@@ -24,6 +24,7 @@ class Prompt(ModalScreen[str | None]):
         width: 76; max-width: 96%; height: auto; border: round $accent; background: $surface; padding: 0 1;
     }
     Prompt #text { height: auto; }
+    Prompt Input { margin-top: 1; background: $boost; }
     """
     BINDINGS = [("escape", "dismiss(None)", "Cancel")]
 
@@ -38,7 +39,7 @@ class Prompt(ModalScreen[str | None]):
             box.border_title = Content(self.heading)
             box.border_subtitle = tr("Enter · Esc cancels")
             yield Static(Content(self.text), id="text")
-            yield Input(self.value, select_on_focus=False, suggester=self._suggester)
+            yield Input(self.value, select_on_focus=False, suggester=self._suggester, compact=True)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()

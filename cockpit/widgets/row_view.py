@@ -213,7 +213,7 @@ def facts(summary: Mapping[str, Any], stats: Mapping[str, Mapping[str, Any]]) ->
         if source.get("left_out"):
             lines.append(
                 Content.styled(
-                    tr("  {left_out:,} files of other splits not read", left_out=source["left_out"]), "$text-warning"
+                    tr("  {files} of other splits not read", files=counted(source["left_out"], "file")), "$text-warning"
                 )
             )
     if summary.get("decisions"):

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.cells import cell_len, set_cell_size
+from textual import events
 from textual.containers import Vertical
+from textual.message import Message
 from textual.widgets import Static
 
 from cockpit.content import Content
@@ -57,9 +59,6 @@ def _title(run: Run, place: str, width: int, waiting: Sequence[str] = ()) -> Con
     if run.state == "queued" and run.position:
         priority = tr(", priority {priority}", priority=run.priority) if run.priority else ""
         phase = tr("place {position} in the queue{priority}", position=run.position, priority=priority)
-    left = Content.assemble(format_state(run.state), "  ", (run.name or run.id, "bold $text"))
-    if run.name not in ("", run.id):
-        left = Content.assemble(left, "  ", (run.id, MUTED))
     if run.state == PAUSED:
         phase = ""  # it repeats the reason
     follows = (
@@ -73,10 +72,16 @@ def _title(run: Run, place: str, width: int, waiting: Sequence[str] = ()) -> Con
         else ""
     )
     notes = ((tr_engine(run.reason), "$warning"), ("" if waiting else phase, "$secondary"), (follows, "bold $warning"))
-    for note, colour in notes:
-        left = Content.assemble(left, (f"   {note}" if note else "", colour))
+    told = Content.assemble(*((f"   {note}" if note else "", colour) for note, colour in notes))
     right = Content.styled(place, MUTED)
-    left = left.truncate(max(0, width - right.cell_length - 2), ellipsis=True)
+    room = max(0, width - right.cell_length - 2)
+    left = Content.assemble(format_state(run.state), "  ", (run.name or run.id, "bold $text"))
+    if run.name not in ("", run.id):
+        both = Content.assemble(left, "  ", (run.id, MUTED))
+        if run.id.startswith(run.name) and both.cell_length + told.cell_length > room:  # the id says the name, too
+            both = Content.assemble(format_state(run.state), "  ", (run.id, "bold $text"))
+        left = both
+    left = (left + told).truncate(room, ellipsis=True)
     return Content.assemble(left, " " * (width - left.cell_length - right.cell_length), right)
 
 
@@ -248,6 +253,23 @@ def loss_bounds(history: RunHistory) -> tuple[tuple[float, str], ...]:
         for name, comparison, bound in thresholds(history)
         if name in ("eval/loss", "train/loss")
     )
+
+
+class Side(Vertical):
+    """What stands beside the loss."""
+
+    CHARTED = 17
+    """Lines from which the small charts have three rows each, and the facts some."""
+
+    class Arranged(Message):
+        """It has another size. `charts`: the small charts have room."""
+
+        def __init__(self, charts: bool) -> None:
+            super().__init__()
+            self.charts = charts
+
+    def on_resize(self, event: events.Resize) -> None:
+        self.post_message(self.Arranged(event.size.height >= self.CHARTED))
 
 
 class Notice(Static):

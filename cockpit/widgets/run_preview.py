@@ -23,6 +23,7 @@ from cockpit.widgets.chart import Chart, curve_from_series
 from cockpit.widgets.chart_raster import Trace
 from cockpit.widgets.line import MUTED, Line
 from engine.protocol.messages import Run, RunDetail, RunRef, SeriesQuery, SeriesReply
+from engine.protocol.states import LIVE
 
 if TYPE_CHECKING:
     from cockpit.connection.engine_app import EngineApp
@@ -132,6 +133,7 @@ class RunPreview(Vertical):
         chart = self.query_one(Chart)
         self._curve = bool(len(curve))
         self._arrange()
+        chart.growing = run.state in LIVE
         chart.load({LOSS: Trace(curve)} if len(curve) else {}, run.max_steps)
         lines = describe_queued(run, list_queue(self.app.state.runs.values())) if run.position else []
         self._write(Content("\n").join([*lines, *describe(detail, parent, differences)]))

@@ -90,7 +90,7 @@ def _spent(run: Run) -> str:
 
 COLUMNS: dict[str, Column] = {
     "state": Column(11, _state, "state, and the place in the queue", "state"),
-    "run": Column(0, lambda run, look: Content(cut(run.id, look.room)), "id", "name"),
+    "run": Column(0, lambda run, look: Content(cut_middle(run.id, look.room)), "id", "name"),
     "progress": Column(20, _progress, "steps done, of how many"),
     "loss": Column(6, _metric("train/loss"), "latest training loss", "loss"),
     "eval": Column(6, _metric("eval/loss"), "latest loss of the held-out rows", "eval"),
@@ -137,7 +137,7 @@ def write_row(run: Run, names: Iterable[str], look: Look, *, indent: bool = Fals
     cells = [_mark(run, look), *(COLUMNS[name].write(run, look) for name in names)]
     if indent and "run" in names:
         at = list(names).index("run") + 1
-        cells[at] = Content(" " * INDENT + cut(run.id, look.room - INDENT))
+        cells[at] = Content(" " * INDENT + cut_middle(run.id, look.room - INDENT))
     return cells
 
 
@@ -180,3 +180,16 @@ def cut(text: str, cells: int) -> str:
     while cell_len(text) > cells:
         text = text[:-2] + "…"
     return text
+
+
+def cut_middle(text: str, cells: int) -> str:
+    """The text with its beginning and its end in at most `cells` cells. Ids of the runs of one profile differ at the
+    end."""
+    if cell_len(text) <= cells:
+        return text
+    end = ""
+    for character in reversed(text[-cells:]):
+        if cell_len(character + end) > cells // 2:
+            break
+        end = character + end
+    return f"{cut(text, cells - cell_len(end)).removesuffix('…')}…{end}"

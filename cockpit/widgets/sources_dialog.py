@@ -35,7 +35,7 @@ class SourcesDialog(ModalScreen[list[Any] | None]):
     SourcesDialog OptionList, SourcesDialog OptionList:focus {
         height: auto; max-height: 14; border: none; background: $surface; text-wrap: nowrap; text-overflow: ellipsis;
     }
-    SourcesDialog Input { display: none; }
+    SourcesDialog Input { display: none; background: $boost; }
     SourcesDialog.-editing Input { display: block; }
     """
     BINDINGS = [
@@ -66,6 +66,7 @@ class SourcesDialog(ModalScreen[list[Any] | None]):
                 placeholder="a path, or {source: PATH, format: …, weight: …}; → completes",
                 suggester=LineSuggester(OPTIONS, self._directory),
                 select_on_focus=False,
+                compact=True,
             )
 
     def on_mount(self) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from cockpit.connection.engine_app import READING
 from cockpit.widgets.chart import Chart
-from engine.protocol.messages import Command, Device, DeviceProcess, Problem, Run, RunChanged, Set, Stop
+from engine.protocol.messages import Command, Device, DeviceProcess, Problem, Run, RunChanged, Series, Set, Stop
 from tests.app.fake import LOG, FakeEngine, demo_run
 from tests.app.screen import HIGH, LOW, assert_fits, run_app, screen_text, until
 
@@ -33,6 +33,47 @@ async def test_eight_gpus_fit_on_a_small_screen() -> None:
         for index in range(8):
             assert f"{60 + index}.0/140G {60 + index}°" in text
         assert_fits(pilot)
+
+
+async def test_each_size_of_terminal_has_charts_with_rows_and_whole_figures() -> None:
+    async with run_app(FakeEngine(demo_run(devices=[0]), devices=1), (200, 60)) as pilot:
+        screen = pilot.app.screen
+        for width, height, small in ((40, 12, 0), (60, 20, 0), (80, 24, 0), (100, 30, 2), (100, 32, 0), (120, 40, 2)):
+            await pilot.resize_terminal(width, height)
+            charts = list(screen.query("#rate, #grad").results(Chart))
+
+            def is_arranged(shown: int = small, facts: bool = width >= 80, charts: list[Chart] = charts) -> bool:
+                text = screen_text(pilot)
+                figures = "60.0/140G 60°C 500W " in text  # no graph touches them
+                return (
+                    sum(chart.is_on_screen for chart in charts) == shown and figures and ("8 global" in text) == facts
+                )
+
+            await until(pilot, is_arranged)
+            for chart in [screen.query_one("#loss", Chart), *(chart for chart in charts if chart.is_on_screen)]:
+                assert chart.content_size.height >= 4, (width, height, chart)
+            assert_fits(pilot)
+
+
+@pytest.mark.parametrize(("width", "named"), [(80, 1), (200, 2)])
+async def test_the_reason_of_a_run_has_room_beside_its_id(width: int, named: int) -> None:
+    run = demo_run(state="queued", position=2, reason="waits for other-1121-0501-11aa")
+    async with run_app(FakeEngine(run), (width, 24)) as pilot:
+        await until(pilot, lambda: run.reason in screen_text(pilot).splitlines()[1])
+        title = screen_text(pilot).splitlines()[1]
+        assert title.count("triples-qlora") == named and run.id in title
+
+
+async def test_a_run_that_has_ended_expects_no_points() -> None:
+    engine = FakeEngine(demo_run(state="preparing", step=0))
+    engine._series = lambda name, last, lift: Series(  # type: ignore[method-assign]
+        name=name, first_step=[], last_step=[], low=[], high=[], last=[], total=0
+    )
+    async with run_app(engine) as pilot:
+        await until(pilot, lambda: screen_text(pilot).count("no points yet") == 3)
+        engine.say(RunChanged(run=demo_run(state="failed", step=0)))
+        await until(pilot, lambda: "no points yet" not in screen_text(pilot))
+        assert screen_text(pilot).count("no points") == 3
 
 
 async def test_points_and_log_arrive_live_and_a_later_attempt_replaces_the_earlier() -> None:

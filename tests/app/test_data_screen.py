@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,8 +16,10 @@ from engine.options.data import ExpandOptions, SourceOptions
 from engine.prep import read_rows
 from engine.prep.expand.expand import expand
 from engine.protocol.home import Home
+from engine.protocol.messages import Problem, ProblemError
 from tests.app.fake import FakeEngine
 from tests.app.screen import HIGH, LOW, RealEngine, assert_fits, run_app, screen_text, until
+from tests.app.services import FakeServices
 from tests.prep.service import LoopbackService
 from tests.scripted.bench import Engine
 
@@ -60,6 +63,36 @@ async def test_without_a_profile_it_says_what_to_do(size: tuple[int, int]) -> No
     async with run_app(FakeEngine(), size, first="data") as pilot:
         assert "No data open" in screen_text(pilot) and "o picks a profile" in screen_text(pilot)
         assert_fits(pilot)
+
+
+class Forgetful(FakeServices):
+    """Its worker can be killed: the next one knows of no data."""
+
+    killed = False
+
+    async def request(self, operation: str, message: Any = None, timeout: float = 30.0) -> Any:
+        if operation == "service_ask":
+            self.killed = self.killed and message.question != "open"
+            if self.killed:
+                raise ProblemError(Problem(code="service.nothing_open", title="No profile is open"))
+        return await super().request(operation, message, timeout)
+
+
+async def test_after_its_worker_was_killed_the_same_row_is_read_again(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text("{}\n")
+    engine = Forgetful()
+    async with run_app(engine, HIGH, first="data") as pilot:
+        screen = pilot.app.screen
+        assert isinstance(screen, DataScreen)
+        screen.open(tmp_path / "x.jsonl")
+        await until(pilot, lambda: "row 1 of 5" in screen_text(pilot) and "train" in screen.stats)
+        await pilot.press("v", "right")
+        await until(pilot, lambda: "validation · row 2 of 2" in screen_text(pilot))
+        engine.killed = True
+        await pilot.press("t")
+        await until(pilot, lambda: "the data are read again" in screen_text(pilot))
+        await until(pilot, lambda: "validation · row 2 of 2" in screen_text(pilot) and screen.view == "tokens")
+        assert "No profile is open" not in screen_text(pilot)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from textual.pilot import Pilot
 from textual.widgets import DataTable, Static
 
 from cockpit.screens.evaluations import EvaluationsScreen
+from cockpit.screens.measuring import ask_settings
 from cockpit.state.evaluation_results import (
     best_values,
     common_prefix_length,
@@ -20,8 +21,10 @@ from cockpit.state.evaluation_results import (
     metric_names,
     parse_settings,
 )
+from cockpit.widgets.prompt import Prompt
 from engine.protocol.home import Home, RunDirectory
 from tests.app.screen import HIGH, LOW, RealEngine, assert_fits, run_app, screen_text, until
+from tests.app.services import FakeServices
 from tests.conftest import end_processes_of
 from tests.scripted.bench import Engine
 
@@ -186,14 +189,10 @@ async def test_a_checkpoint_is_measured_from_the_screen(engine_of: Trained) -> N
         await pilot.press("n")
         await until(pilot, lambda: "Measure which checkpoint" in screen_text(pilot), 10)
         await pilot.press("enter")
-        await until(pilot, lambda: "Settings as NAME=VALUE" in screen_text(pilot))
-        for _ in range(len("samples=32")):
-            await pilot.press("backspace")
-        await pilot.press(*"samples=two", "enter")
-        await until(pilot, lambda: "samples must be a number" in screen_text(pilot))
-        for _ in range(3):
-            await pilot.press("backspace")
-        await pilot.press("2", "enter")
+        await until(pilot, lambda: "samples  32 · of these" in screen_text(pilot))
+        await pilot.press(*"samples=2", "enter")
+        await until(pilot, lambda: "samples  2 · of these" in screen_text(pilot))
+        await pilot.press("enter")
         await until(pilot, lambda: pilot.app.screen.query_one("#progress", Static).has_class("-shown"))
         await until(pilot, lambda: pilot.app.screen.query_one("#list", DataTable).row_count == before + 1, 90)
         await pilot.pause(0.2)
@@ -201,6 +200,30 @@ async def test_a_checkpoint_is_measured_from_the_screen(engine_of: Trained) -> N
         made = [json.loads(path.read_text()) for path in run.evaluations.glob("step-*/evaluation.json")]
         assert [each["replies"] for each in made if each["identity"].get("samples") == 2] == [2]
         assert not pilot.app.screen.query_one("#progress", Static).has_class("-shown")
+
+
+async def test_a_measurement_is_set_up_from_a_list() -> None:
+    async with run_app(FakeServices(), LOW) as pilot:
+
+        async def ask() -> list[Any]:
+            return [await ask_settings(pilot.app, "run@50")]
+
+        asking = pilot.app.run_worker(ask())
+        await until(pilot, lambda: "samples  32 · of these" in screen_text(pilot))
+        await pilot.press("down", "down", "enter")
+        await until(pilot, lambda: isinstance(pilot.app.screen, Prompt))
+        await pilot.press("backspace", "backspace", *"two", "enter")
+        await until(pilot, lambda: "samples must be a number" in screen_text(pilot))
+        await pilot.press("backspace", "backspace", "backspace", "4", "enter")
+        await until(pilot, lambda: "samples  4 · of these" in screen_text(pilot))
+        await pilot.press(*"constrained", "enter")
+        await until(pilot, lambda: "constrained  true · whether" in screen_text(pilot))
+        await pilot.press(*"data=my.jsonl", "enter")
+        await until(pilot, lambda: "data  my.jsonl · a file" in screen_text(pilot))
+        await pilot.press(*"nonsense=1", "enter")
+        await until(pilot, lambda: "nonsense=1: write NAME=VALUE" in screen_text(pilot))
+        await pilot.press("enter")
+        assert await asking.wait() == [{"samples": 4, "constrained": True, "data": "my.jsonl"}]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from textual._xterm_parser import XTermParser
@@ -14,7 +15,7 @@ from cockpit.app import CockpitApp
 from cockpit.screens import SCREENS
 from cockpit.screens.chat import ChatScreen
 from cockpit.screens.evaluations import EvaluationsScreen
-from cockpit.screens.help import HelpScreen, own_bindings, sentences_of
+from cockpit.screens.help import HelpScreen, collect, own_bindings, sentences_of
 from cockpit.screens.profile import ProfileScreen
 from cockpit.screens.runs import RunsScreen
 from cockpit.widgets.chat_input import ChatInput
@@ -57,6 +58,39 @@ async def test_the_bar_offers_what_can_be_done_in_each_state(first: str) -> None
             await until(pilot, lambda wanted=wanted: {w for w in STEERING if f" {w} " in bar(pilot)} == wanted, 3)
     async with run_app(engine, (200, 40), first=first, readonly=True) as pilot:
         assert not [word for word in STEERING if f" {word} " in bar(pilot)]
+
+
+async def test_read_only_offers_no_launch_and_no_vote() -> None:
+    async with run_app(FakeServices(demo_run()), readonly=True, first="profile") as pilot:
+        await until(pilot, lambda: "^s" in bar(pilot) and "valid" in screen_text(pilot))
+        assert "Launch" not in bar(pilot)
+        await pilot.press("ctrl+l")
+        assert isinstance(pilot.app.screen, ProfileScreen)
+        await pilot.press("alt+5")
+        await until(pilot, lambda: isinstance(pilot.app.screen, ChatScreen))
+        chat = pilot.app.screen
+        chat.targets[:] = ["one", "two"]  # type: ignore[attr-defined]
+        assert chat.check_action("remove", ()) and not chat.check_action("blind", ())
+        chat.targets.clear()  # type: ignore[attr-defined]
+
+
+async def test_keys_of_rows_are_offered_once_there_are_rows(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text("{}\n")
+    about_rows = ("Row", "View", "Batches", "Part", "Find", "Run stages", "Facts")
+    engine = FakeServices(demo_run())
+    async with run_app(engine, (200, 40), first="data") as pilot:
+        await until(pilot, lambda: "No data open" in screen_text(pilot) and " o Open " in bar(pilot))
+        assert not [word for word in about_rows if f" {word} " in bar(pilot)]
+        pilot.app.screen.open(tmp_path / "x.jsonl")  # type: ignore[attr-defined]
+        await until(pilot, lambda: all(f" {word} " in bar(pilot) for word in about_rows))
+
+
+async def test_profiles_are_picked_by_name() -> None:
+    async with run_app(FakeServices(demo_run()), LOW, first="data") as pilot:
+        await pilot.press("o")
+        await until(pilot, lambda: " sft-lora  built-in" in screen_text(pilot))
+        await pilot.press(*"sft-lora", "enter")
+        await until(pilot, lambda: "sft-lora  train" in screen_text(pilot))
 
 
 async def test_a_paused_run_goes_on_with_the_same_key() -> None:
@@ -231,8 +265,12 @@ async def test_help_lists_the_screens_own_keys_first_in_sentences() -> None:
             await pilot.pause(0.1)
             text = screen_text(pilot)
             assert "`" not in text and "Scroll Up" not in text
-            first = next(line for line in text.splitlines() if "Help" in line)
-            assert first
+            screen = pilot.app.screen_stack[-2]
+            _, key, sentence, _ = next(collect(screen))
+            assert any(sentence in group.values() for group in sentences_of(screen).values())
+            top = next(at for at, line in enumerate(text.splitlines()) if "Help" in line)
+            assert f"{key}  {sentence[:30]}" in text.splitlines()[top + 2]
+            assert not [line for line in text.splitlines() if "←→  " in line], "two keys, two sentences"
             await pilot.press("escape")
 
 

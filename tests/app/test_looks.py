@@ -105,6 +105,16 @@ def test_a_plain_character_is_as_wide_as_what_it_stands_for() -> None:
     assert not [chr(mark) for mark, plain in TABLE.items() if cell_len(chr(mark)) != len(plain) or not plain.isascii()]
 
 
+def test_no_line_to_type_in_has_a_frame_in_a_frame() -> None:
+    found = [
+        ast.unparse(node)
+        for path in COCKPIT.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Input"
+    ]
+    assert len(found) >= 8 and not [each for each in found if "compact=True" not in each]
+
+
 def test_there_is_ascii_for_every_mark_in_the_sources() -> None:
     drawn: dict[str, str] = {}
     for path in (file for part in ("screens", "state", "widgets") for file in (COCKPIT / part).rglob("*.py")):

@@ -6,8 +6,10 @@ import re
 
 import msgspec
 import pytest
+from rich.cells import cell_len
 
 from cockpit.widgets.chart import Chart
+from cockpit.widgets.run_table import cut_middle
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, Resume, RunChanged, RunRef, RunRemoved, Service, ServiceChanged
 from tests.app.fake import FakeEngine, demo_run
@@ -39,6 +41,21 @@ async def test_all_runs_are_listed_and_wide_names_align(size: tuple[int, int]) -
         assert ("31/50" in text) == (size == HIGH)
         assert ("62 %" in text) == (size == LOW)
         assert_fits(pilot)
+
+
+async def test_long_ids_of_one_profile_differ_in_the_list() -> None:
+    name = "triples-extraction-with-a-long-name"
+    runs = [demo_run(id=f"{name}-1121-0526-000{at}", name=name, created=float(at)) for at in range(3)]
+    async with run_app(FakeEngine(*runs), LOW, first="runs") as pilot:
+        await until(pilot, lambda: all(f"…-1121-0526-000{at} " in screen_text(pilot) for at in range(3)))
+
+
+def test_the_middle_of_a_text_is_left_out() -> None:
+    assert cut_middle("abcdefghijklm", 13) == "abcdefghijklm"
+    assert cut_middle("abcdefghijklm", 8) == "abc…jklm"
+    for cells in range(4, 30):
+        short = cut_middle("三元组抽取-triples-抽取-0526-一二三四", cells)
+        assert cells - 2 < cell_len(short) <= cells and short.count("…") == (cells < 38)
 
 
 async def test_sort_filter_and_open() -> None:

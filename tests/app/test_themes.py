@@ -7,6 +7,7 @@ from textual.color import Color
 
 from cockpit.screens.profile import ProfileScreen
 from cockpit.state.formatting import counted, format_epochs
+from cockpit.state.run_history import format_value
 from cockpit.theme import COCKPIT, COCKPIT_LIGHT
 from tests.app.fake import demo_run
 from tests.app.screen import HIGH, run_app, screen_text, until
@@ -66,6 +67,8 @@ def test_counts_agree_with_their_nouns() -> None:
         "1 epoch",
         "0.5 epochs",
     ]
+    assert (counted(1, "reply"), counted(2, "reply")) == ("1 reply", "2 replies")
+    assert format_value([{"source": "a"}]) == "1 row"
     assert [format_epochs(each) for each in (1.0, 8.69565, 0.62, 12.0, 33.333)] == ["1", "8.7", "0.62", "12", "33.3"]
 
 

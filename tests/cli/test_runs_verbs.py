@@ -155,6 +155,9 @@ def test_ids_are_never_cut(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         output.table(("RUN", "STATE", "STEP", "BASE"), [(run, "completed", "12/12", "smollm2" * 6) for run in ids])
         written = capsys.readouterr().out
         assert all(run in written for run in ids)
+        output.table(("PLACE", "RUN", "WAITS FOR"), [("1", run, f"waits for {ids[0]}") for run in ids], names=1)
+        written = capsys.readouterr().out
+        assert all(run in written for run in ids) and "…" not in written
 
 
 class Typed(io.StringIO):
