@@ -6,13 +6,11 @@ kept: they are detached while the base answers alone, and resized for an adapter
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from engine.models import files, folders
+from engine.models.libraries import collecting_no_garbage
 
 _SIZES = ("r", "lora_alpha")
 """Settings of a LoRA that may differ for its layers to be resized."""
@@ -58,7 +56,7 @@ class Adapters:
         """Without `low_cpu_mem_usage`: peft 0.21 would round the float32 weights to a 16-bit base's dtype."""
         from peft import PeftModel
 
-        with _without_garbage_collection():
+        with collecting_no_garbage():  # else thousands of new objects would have it start again and again
             self._wrapped = PeftModel.from_pretrained(self.base, adapter, torch_device=str(self.base.device)).eval()
         self.model, self._adapter = self._wrapped, adapter
 
@@ -84,10 +82,10 @@ class Adapters:
         return not any(f".{name}." in key for key in left)
 
     def _detach(self) -> None:
-        from peft.utils import ModulesToSaveWrapper
-
         if self.model is self.base:
             return
+        from peft.utils import ModulesToSaveWrapper
+
         if not self._wrapped.active_peft_config.is_prompt_learning:  # it leaves the base itself unchanged
             self._out = self._bare()
             if any(isinstance(layer, ModulesToSaveWrapper) for _, _, layer in self._out):
@@ -122,20 +120,6 @@ class Adapters:
         if hasattr(self.base, "peft_config"):
             del self.base.peft_config  # else peft warns of two adapters on one model
         self.model, self._wrapped, self._adapter, self._out = self.base, None, None, []
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Thousands of new objects would trigger garbage collection, each time over all objects of torch and
-    transformers."""
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def _layer_config(adapter: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from engine.models import accelerator
+from engine.models.libraries import is_adapted
 from engine.models.memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -35,9 +36,7 @@ _SHARE_ELSEWHERE = 0.5
 
 def make_decoder(model: Any) -> Any:
     """A faster model that decodes like `model`, which must be in evaluation mode; `model` itself if none is faster."""
-    from peft import PeftModel
-
-    if not isinstance(model, PeftModel) or not _is_plain_lora(model):
+    if not is_adapted(model) or not _is_plain_lora(model):
         return model
     base = model.get_base_model()
     layers = [module for module in base.modules() if _is_replaceable(module)]

@@ -327,7 +327,6 @@ class LoadedModel:
 
 
 def _load_base(target: Target, dtype: str | None, quantization: str, spread: placement.Spread, needed: int) -> Any:
-    import peft  # noqa: F401 - takes a second, which the first adapter would have to wait for
     import torch
 
     try:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.models.libraries import is_adapted
+
 
 def start_cache(model: Any) -> tuple[Any, Any, int]:
     """The model to decode with, the cache to start from (of one row), and the number of positions in it.
 
     Without prefix or prompt tuning, or while it is off, that is `(model, None, 0)`. Call without gradients.
     """
-    from peft import PeftModel
-
-    if not isinstance(model, PeftModel) or not model.active_peft_config.is_prompt_learning:
+    if not is_adapted(model) or not model.active_peft_config.is_prompt_learning:
         return model, None, 0
     if model._adapters_disabled:
         return model.get_base_model(), None, 0

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from engine.models import template_guard
+from engine.models import libraries, template_guard
 from engine.models.files import find_special_files, read_json
 from engine.models.glm.generations import Generation, Unsupported, recognise
 from engine.models.weights import DamagedFile
@@ -39,6 +39,7 @@ def _import_without_torch() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would warn that there are no models
     sys.modules["torch"] = None  # type: ignore[assignment]  # Python's own way to say that there is no such module
     try:
+        libraries.import_transformers()
         from transformers.utils import is_torch_available
 
         is_torch_available()

@@ -85,11 +85,11 @@ class TrainingOptions(Options):
         None, help="Keep an exponential average of the trained weights, which is what is evaluated and saved."
     )
     seed: int = option(42, help="Seed of the data order, dropout and adapter initialisation.", ge=0, lt=1 << 32)
-    rehearsal: bool = option(
-        True,
+    rehearsal: bool | Literal["auto"] = option(
+        "auto",
         help=(
             "Before the first step, try a step, evaluation, saving and reloading with the longest batch, "
-            "so that errors show at once."
+            "so that errors show at once; auto: without the step where memory is certain to suffice."
         ),
     )
     threads: int | None = option(None, help="CPU threads per process; none: the cores shared by the processes.", ge=1)

@@ -261,6 +261,9 @@ CODES: dict[str, str] = {
     "memory.batch_found": (
         "The message names the micro-batch that was chosen for `training.micro_batch: auto`. Nothing to do."
     ),
+    "memory.batch_not_tried": (
+        "The longest batch was not tried before the first step, because it certainly fits. Nothing to do."
+    ),
     "memory.batch_cut": (
         "A micro-batch did not fit in memory, so the run goes on with smaller ones and the same global batch. Nothing "
         "to do."

@@ -153,7 +153,8 @@ class Warn(Entry, tag="warning", kw_only=True):
 
 
 class Memory(Entry, tag="memory", kw_only=True):
-    """What the run takes: as `forecast`, as `rehearsed` before the first step, and as it was (`actual`) in the end.
+    """What the run takes: as `forecast`, as `rehearsed` before the first step, or `estimated` where the longest batch
+    was not tried, and as it was (`actual`) in the end.
 
     `device_bytes` is the peak of the fullest card, in a forecast with what torch does not count, or null without cards;
     `host_bytes` the memory of all the job's processes together. The other fields are the forecast's.
@@ -168,6 +169,10 @@ class Memory(Entry, tag="memory", kw_only=True):
     strategy: str = ""
     verdict: str = ""
     """`fits`, `near`, `too_large`, or `unknown` where a card does not tell its memory."""
+    code: str = ""
+    """`memory.batch_not_tried` with `estimated`, which is a bound; else empty."""
+    room_bytes: int | None = None
+    """With `estimated`: the memory that the job could get, of the card or of the host."""
 
 
 class End(Entry, tag="end", kw_only=True):

@@ -15,6 +15,7 @@ import uvicorn
 
 from engine.config.sampling import find_preset
 from engine.inference.merged_decode import computes_on_cpu, merge_weights
+from engine.models import libraries
 from engine.models.targets import Target
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
@@ -129,6 +130,7 @@ class TransformersServer:
 
 
 def _load(target: Target, settings: Settings, home: Home, progress: Callable[[str, int, int], None]) -> LoadedModel:
+    libraries.import_all()
     from engine.inference.loaded_model import load
 
     loaded = load(target, home=home, dtype=settings.dtype, quantization=settings.quantization, progress=progress)

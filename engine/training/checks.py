@@ -147,7 +147,7 @@ def _check_training(training: Any, adapter: Any, data: Any, method: Any) -> Iter
     if training.micro_batch == AUTO and not training.rehearsal:
         yield (
             "training.rehearsal",
-            "must be true with training.micro_batch auto: that is when the number of rows that fit is found out",
+            "must not be false with training.micro_batch auto: that is when the number of rows that fit is found out",
         )
     if method and method.rows != "tokens":
         for name in ("label_smoothing", "neftune", "router_aux_loss"):

@@ -32,6 +32,7 @@ def make_trials(job: Job) -> Trials:
     """The trials of this rank's device. Failures of new trials are journaled."""
 
     def report(verdict: Verdict) -> None:
+        job.has_tried_paths = True
         if verdict.failed:
             job.reporter.warn(
                 code="trial.failed",

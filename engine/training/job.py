@@ -65,6 +65,8 @@ class Job:
     """What the run takes, by `engine.training.memory_report`'s names."""
     grows: bool = False
     """Whether the rehearsal looks for the largest micro-batch that fits."""
+    has_tried_paths: bool = False
+    """Whether this process was the first on its device to try a fast path that the run may use."""
     simulated: bool = False
     """Whether this is a forecast: nothing is tried on a device then, as nothing is computed."""
 

@@ -47,6 +47,8 @@ def format_line(entry: AnyEntry) -> str:
         case Memory():
             sizes = (entry.device_bytes, "a card"), (entry.host_bytes, "host")
             text = f"memory {entry.source}: " + ", ".join(f"{size / 1e9:.2f} GB {of}" for size, of in sizes if size)
+            if entry.room_bytes:
+                text += f" at most, of {entry.room_bytes / 1e9:.2f} GB, so the longest batch is not tried first"
         case End():
             text = f"step {entry.step:,}  {entry.status}{f': {entry.problem.title}' if entry.problem else ''}"
         case _:

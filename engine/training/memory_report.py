@@ -78,9 +78,18 @@ def _is_changed(job: Job) -> bool:
 
 def read_resident_peak() -> int | None:
     """The largest resident memory of this process so far, in bytes; None where the system does not tell."""
+    return _read_status("VmHWM:")
+
+
+def read_resident() -> int | None:
+    """The resident memory of this process, in bytes; None where the system does not tell."""
+    return _read_status("VmRSS:")
+
+
+def _read_status(name: str) -> int | None:
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-            return next((int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:")), None)
+            return next((int(line.split()[1]) * 1024 for line in file if line.startswith(name)), None)
     except OSError:
         return None
 

@@ -3,7 +3,8 @@
 The longest rows go through a step, an evaluation, a save and a reload, without a trace: the step has a learning rate
 of 0 (every optimiser here multiplies by it, weight decay included), its optimiser state is dropped, generators and sums
 are restored, and the checkpoint is removed. A resumed run has its optimiser state already, and its checkpoint has just
-been read, so only the forward and backward passes are tried.
+been read, so only the forward and backward passes are tried. They are left out where they certainly fit (see
+`engine.training.certain_fit`).
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from typing import TYPE_CHECKING
 from engine.models import accelerator
 from engine.protocol.codes import Pause
 from engine.storage.atomic import write_folder
-from engine.training import checkpoints, growth, memory_report, optimizer_factory
+from engine.training import certain_fit, checkpoints, growth, memory_report, optimizer_factory
 from engine.training.checkpointer import describe_failed_write
 
 if TYPE_CHECKING:
     from engine.training.checkpointer import GatheredState
     from engine.training.loop import TrainingLoop
+    from engine.training.methods.base import Batch
 
 FOLDER = ".step-rehearsal"
 """Folder of the trial checkpoint, removed afterwards; one of a killed worker is removed with its other partial
@@ -39,8 +41,11 @@ def rehearse(loop: TrainingLoop, *, fresh: bool) -> None:
     optimizer = loop.optimizer.state_dict() if fresh else None
     rates = [group["lr"] for group in loop.optimizer.param_groups]
     try:
-        _step(loop, update=fresh)
-        growth.grow(loop)
+        batch = _make_longest(loop)
+        fits = certain_fit.is_certain(loop, batch)
+        if not fits:
+            _step(loop, batch, update=fresh)
+            growth.grow(loop)
         if fresh:
             _evaluate(loop)
             _save(loop)
@@ -53,22 +58,26 @@ def rehearse(loop: TrainingLoop, *, fresh: bool) -> None:
         if scaler is not None:
             loop.accelerator.scaler.load_state_dict(scaler)
         loop.checkpointer.restore(before)
-    memory_report.record_peak(loop.job, memory_report.REHEARSED)
+    if not fits:
+        memory_report.record_peak(loop.job, memory_report.REHEARSED)
     accelerator.release()
 
 
-def _step(loop: TrainingLoop, *, update: bool) -> None:
-    """Run forward and backward passes of the longest possible micro-batch, and with `update` the optimiser's step,
-    which creates its state."""
+def _make_longest(loop: TrainingLoop) -> Batch:
+    """The longest possible micro-batch."""
+    return loop.method.longest_batch([loop.method.rows[row] for row in loop.batches.pick_longest()])
+
+
+def _step(loop: TrainingLoop, batch: Batch, *, update: bool) -> None:
+    """Run forward and backward passes of the longest micro-batch, and with `update` the optimiser's step, which creates
+    its state."""
     import torch
 
     batches, method = loop.batches, loop.method
-    longest = batches.pick_longest()
     loop.memory.reset()
     # With accumulation the second pass finds the first one's gradients in memory.
     for _ in range(min(batches.accumulation, 2)):
         with loop.memory.catch():
-            batch = method.longest_batch([method.rows[row] for row in longest])
             loop.compute_gradients([batch], max(method.units(batch) * loop.ranks.world, 1.0))
         loop.reporter.link.report_progress()
     loop.guard.vote(0.0, rehearsed=True)

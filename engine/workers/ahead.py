@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import ctypes
 import gc
-import importlib
 import os
 import runpy
 import select
@@ -26,14 +25,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from engine.models import bitsandbytes_import, libraries
 from engine.protocol import handover
 from engine.protocol.handover import Handover
 
 MODULES: tuple[str, ...] = (
-    "torch",
-    "engine.training.session",
+    *libraries.LOADING,
     "engine.inference.loaded_model",
-    "transformers",
+    "engine.training.session",
     "transformers.models.llama.modeling_llama",
 )
 PATIENCE = 30.0
@@ -156,7 +155,7 @@ def _refuse_further(channel: socket.socket, status: int) -> tuple[Handover, int]
 def _import_until_asked(channel: socket.socket) -> tuple[Handover, int] | None:
     """Import one module after the other. A job that comes meanwhile imports the rest itself."""
     for name in MODULES:
-        importlib.import_module(name)
+        libraries.import_all((name,))
         if select.select([channel], [], [], 0)[0]:
             return _receive(channel)
     for prepare in FURTHER:
@@ -169,7 +168,8 @@ def _import_adapters() -> None:
     import torch
 
     if not any((torch.version.cuda, torch.version.hip, getattr(torch.version, "xpu", None))):
-        importlib.import_module("peft")
+        bitsandbytes_import.import_lightly()
+        libraries.import_all(("peft",))
 
 
 def _compile_patterns() -> None:

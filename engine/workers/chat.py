@@ -22,7 +22,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.models import accelerator, targets
+from engine.models import accelerator, libraries, targets
 from engine.models.memory import is_out_of_memory
 from engine.protocol.home import Home
 from engine.protocol.messages import Instruction, Problem, ProblemError
@@ -65,6 +65,7 @@ class Chat:
             self.loaded.swap(target)
         else:
             self.release()
+            libraries.import_all()
             from engine.inference.loaded_model import load
 
             self.loaded = load(

@@ -16,7 +16,7 @@ import msgspec
 from engine.evaluation import forgetting, history
 from engine.evaluation import run as examine
 from engine.evaluation.request import EvaluationRequest
-from engine.models import targets
+from engine.models import libraries, targets
 from engine.models.targets import Target
 from engine.protocol.home import Home
 from engine.protocol.worker_link import Link
@@ -59,6 +59,7 @@ class Models:
 
     def language_model(self, target: Target, dtype: str | None, quantization: str | None) -> LoadedModel:
         """Raises ProblemError."""
+        libraries.import_all()
         from engine.inference.loaded_model import load
 
         if self._loaded is not None and self._loaded.serves(target, dtype, quantization):

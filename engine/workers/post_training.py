@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.config import stage_plan
 from engine.config.profile import Profile, ProfileError, parse
-from engine.models import targets
+from engine.models import libraries, targets
 from engine.models.targets import Target
 from engine.protocol import attempt_fence, stages
 from engine.protocol.home import Home, RunDirectory, write_private
@@ -152,6 +152,7 @@ class _Models:
         self._home, self._watch = home, watch
 
     def language_model(self, target: Target, dtype: str | None, quantization: str | None) -> LoadedModel:
+        libraries.import_all()
         from engine.inference.loaded_model import load
 
         return load(target, home=self._home, dtype=dtype, quantization=quantization, progress=self._watch)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from engine.config.memory_savings import list_memory_savings
 from engine.config.profile import Profile, parse
-from engine.models import accelerator
+from engine.models import accelerator, libraries
 from engine.models.memory import is_out_of_memory
 from engine.protocol import attempt_fence
 from engine.protocol.file_channel import SCHEME
@@ -70,6 +70,7 @@ def main() -> int:
     try:
         directory = Path(json.loads((run.path / "job.json").read_text())["directory"])
         profile = parse(run.profile.read_text(), str(run.profile), directory, home=home, prepared=True)
+        libraries.import_all()
         from engine.training.session import train
 
         outcome, step = train(run, arguments.attempt, profile, directory, arguments.from_step, reporter, inbox)

@@ -38,7 +38,7 @@ def test_two_hosts_train_over_a_bad_link_and_a_cut_one_is_named(network, bare_ho
     cables, hosts = network
     launch = {"via": "ssh", "hosts": ["alpha", "beta"], "ssh_options": hosts.options}
     text = PROFILE.format(base=make_model(tmp_path / "tiny")).replace("epochs: 1", "max_steps: 1000000")
-    text = text.replace("threads: 1", "threads: 1, rehearsal: false")
+    text = text.replace("rehearsal: true", "rehearsal: false")
     text += f"launch: {json.dumps(launch)}\n"
     engine = Engine(bare_home, "engine.workers", warm=True)
     try:

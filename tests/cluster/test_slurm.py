@@ -248,7 +248,7 @@ def test_a_run_that_slurm_queues_again_goes_on_exactly(cluster: Cluster, bare_ho
     base = make_model(tmp_path / "tiny")
     text = (
         PROFILE.format(base=base)
-        .replace("threads: 1", "threads: 1, rehearsal: false")
+        .replace("rehearsal: true", "rehearsal: false")
         .replace("epochs: 1", "max_steps: 1000000")
         .replace("every_steps: 100", "every_steps: 100000")
     )

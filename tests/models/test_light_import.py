@@ -39,10 +39,45 @@ print("the same")
 """
 
 
+BASE = """
+import sys
+opened = []
+sys.addaudithook(lambda event, given: opened.append(str(given[0])) if event == "open" else None)
+import gc
+from engine.models import libraries
+libraries.import_all()
+assert gc.isenabled() and gc.get_freeze_count() > 100_000
+from engine.inference.loaded_model import load
+loaded = load(sys.argv[1])
+next(iter(loaded.stream("a b", max_new_tokens=1)))
+sources = [file for file in opened if "/transformers/models/" in file and file.endswith(".py")]
+print(sorted({"peft", "torch._inductor.compile_fx", "datasets", "pandas"} & sys.modules.keys()))
+print(len(set(sources)) > 100, len(sources) < 1.1 * len(set(sources)))
+"""
+TOKENIZER = """
+import sys
+opened = []
+sys.addaudithook(lambda event, given: opened.append(str(given[0])) if event == "open" else None)
+from engine.models import tokenizers
+tokenizers.leave_out_torch()
+tokenizers.load(sys.argv[1])
+sources = [file for file in opened if "/transformers/models/" in file and file.endswith(".py")]
+print("torch" in sys.modules, len(set(sources)) > 100, len(sources) < 1.1 * len(set(sources)))
+"""
+
+
+def run(program: str, model: Path) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", program, str(model)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_base_alone_answers_without_peft_and_its_sources_are_looked_through_once(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "tiny")
+    assert run(BASE, model) == ["[]", "True True"]
+    assert run(TOKENIZER, model) == ["False True True"]
+
+
 def test_a_model_with_an_adapter_starts_without_the_compiler_and_computes(tmp_path: Path) -> None:
     model = make_model(tmp_path / "tiny")
-    done = subprocess.run(
-        [sys.executable, "-c", LOADED + COMPUTED, str(model)], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n") == ["[]", "the same", ""]
+    assert run(LOADED + COMPUTED, model) == ["[]", "the same"]

@@ -95,7 +95,7 @@ PROFILE = """
 model: {{base: {base}, dtype: float32}}
 adapter: {{kind: lora, rank: 4, alpha: 8}}
 data: {{train: [{{source: triples/train.jsonl}}], max_length: 64}}
-training: {{epochs: 1, micro_batch: 4, learning_rate: 1.0e-2, warmup: 2, threads: 1}}
+training: {{epochs: 1, micro_batch: 4, learning_rate: 1.0e-2, warmup: 2, threads: 1, rehearsal: true}}
 checkpoint: {{every_steps: 100}}
 evaluation: {{every_steps: 100, at_start: false}}
 logging: {{tensorboard: false, plots: false}}

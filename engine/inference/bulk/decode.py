@@ -18,7 +18,7 @@ import msgspec
 
 from engine.hardware.listing import measure_free
 from engine.inference.request import Prompt, read_sampling
-from engine.models import placement, targets
+from engine.models import libraries, placement, targets
 from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 
@@ -178,6 +178,7 @@ def _start_processes(names: Sequence[str], home: Home, arguments: Mapping[str, A
 
 def run_process(home: Home, arguments: Mapping[str, Any], device: str) -> None:
     """The work of one process: read batches from stdin, a line each, and write rows to stdout."""
+    libraries.import_all()
     from engine.inference.loaded_model import load
 
     # What libraries print must not come between the rows.

@@ -19,7 +19,7 @@ from engine.inference.bulk.decode import Batch
 from engine.inference.bulk.progress import Record
 from engine.inference.generate import BATCH, describe_no_room, room
 from engine.inference.request import parse_reply, read_sampling
-from engine.models import targets
+from engine.models import libraries, targets
 from engine.models.placement import estimate_bytes
 from engine.protocol.home import Home
 
@@ -40,6 +40,7 @@ def generate(
     quantization` and the settings of sampling. `progress` is called with (stage, done, total). When it is `cancelled`,
     finished rows are kept for the next call. Raises ProblemError and ValueError.
     """
+    libraries.import_all()
     from engine.inference.loaded_model import load
 
     began = time.perf_counter()
