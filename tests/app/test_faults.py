@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textual import events
 from textual.app import ComposeResult
 from textual.css.query import NoMatches
 from textual.pilot import Pilot
@@ -237,3 +238,15 @@ def test_an_app_that_has_to_end_exits_with_1(
     assert "The app had to end" in capsys.readouterr().err
     assert "no such row" in (tmp_path / "app.log").read_text()
     faults.clear()
+
+
+async def test_a_click_on_what_was_just_removed_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with run_app(FakeEngine(demo_run()), LOW) as pilot:
+        chart = pilot.app.screen.query_one(Chart)
+        await until(pilot, lambda: pilot.app.screen.get_widget_at(*(chart.region.offset + (4, 4)))[0] is chart)
+        x, y = chart.region.offset + (4, 4)
+        pointer = {"widget": None, "x": x, "y": y, "delta_x": 0, "delta_y": 0, "button": 1}
+        with monkeypatch.context() as removed:
+            removed.setattr(chart, "_parent", None)  # the last layout still has it
+            for event in (events.MouseDown, events.MouseMove):
+                await pilot.app.on_event(event(**pointer, shift=False, meta=False, ctrl=False))
