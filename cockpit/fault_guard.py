@@ -22,6 +22,7 @@ from textual import events
 from textual._context import active_message_pump
 from textual.app import App
 from textual.css.query import NoMatches
+from textual.errors import NoWidget
 from textual.message import Message
 from textual.message_pump import MessagePump
 from textual.screen import Screen
@@ -180,6 +181,15 @@ def guard_handlers() -> None:
 
     guarded.guarded = True  # type: ignore[attr-defined]
     MessagePump._dispatch_message = guarded  # type: ignore[method-assign]
+
+
+def is_on_removed(screen: Screen[Any], event: events.MouseEvent) -> bool:
+    """Whether the pointer is on a widget that has left its screen, although the last layout still has it."""
+    try:
+        widget, _ = screen.get_widget_at(event.x, event.y)
+    except NoWidget:
+        return False
+    return widget is not screen and widget.parent is None
 
 
 def _screen_of(pump: MessagePump | None) -> Screen[Any] | None:

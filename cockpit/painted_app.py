@@ -9,9 +9,7 @@ from typing import Any
 
 from textual import events, on, work
 from textual._compositor import ChopsUpdate, LayoutUpdate
-from textual.app import ScreenStackError
 from textual.driver import Driver
-from textual.errors import NoWidget
 from textual.screen import Screen
 
 from cockpit.connection.attachment import Attachment
@@ -84,17 +82,7 @@ class PaintedApp(EngineApp):
     async def on_event(self, event: events.Event) -> None:
         if isinstance(event, events.Resize):
             self.frame.forget()  # a terminal that was attached again has the old size, perhaps, but other contents
-        if isinstance(event, (events.MouseDown, events.MouseMove)) and self._is_on_removed(event):
-            return  # Textual would look for the place of a text that is selected
         await super().on_event(event)
-
-    def _is_on_removed(self, event: events.MouseEvent) -> bool:
-        """Whether the pointer is on a widget that has been removed since the last layout."""
-        try:
-            widget, _ = self.screen.get_widget_at(event.x, event.y)
-        except (NoWidget, ScreenStackError):
-            return False
-        return widget.parent is None
 
     def _resume_signal(self) -> None:
         self.frame.forget()  # an editor has had the terminal

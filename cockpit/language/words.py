@@ -45,6 +45,7 @@ WORDS = (
         "tags",
         "note",
     ),
-    *("age", "group", "newest", "oldest", "name", "run", "greedy", "stop", "seed", "temperature", "repetition"),
+    *("age", "group", "newest", "oldest", "name", "state", "loss", "lr", "run", "greedy", "stop", "seed", "temperature", "repetition"),
+    *("step", "by", "ok", "replies"),
     *("CHANGES", "BEFORE", "AFTER", "METRIC", "VALUE", "SIZE", "FILE", "ROWS", "CHECK", "RESULT"),
 )

@@ -243,8 +243,8 @@ def test_an_app_that_has_to_end_exits_with_1(
 async def test_a_click_on_what_was_just_removed_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     async with run_app(FakeEngine(demo_run()), LOW) as pilot:
         chart = pilot.app.screen.query_one(Chart)
-        await until(pilot, lambda: pilot.app.screen.get_widget_at(*(chart.region.offset + (4, 4)))[0] is chart)
-        x, y = chart.region.offset + (4, 4)
+        await until(pilot, lambda: pilot.app.screen.get_widget_at(chart.region.x + 4, chart.region.y + 4)[0] is chart)
+        x, y = chart.region.x + 4, chart.region.y + 4
         pointer = {"widget": None, "x": x, "y": y, "delta_x": 0, "delta_y": 0, "button": 1}
         with monkeypatch.context() as removed:
             removed.setattr(chart, "_parent", None)  # the last layout still has it

@@ -9,7 +9,8 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from textual.app import App
 from textual.keys import _character_to_key
 
 from cockpit.app import CockpitApp
+from cockpit.connection.attachment import Attachment
 from cockpit.screens import chat_targets, profile, save
 from cockpit.screens.chat import ChatScreen
 from cockpit.screens.doctor import DoctorScreen
@@ -26,8 +28,21 @@ from cockpit.screens.profile import ProfileScreen
 from cockpit.widgets.chat_input import ChatInput
 from engine.protocol import states
 from engine.protocol.home import Home
-from engine.protocol.messages import Points, Problem, RunChanged, RunRemoved, Service, ServiceChanged
-from tests.app.fake import demo_run, telemetry
+from engine.protocol.messages import (
+    Closing,
+    Points,
+    Problem,
+    ProblemError,
+    Ranks,
+    RunChanged,
+    RunRemoved,
+    Service,
+    ServiceChanged,
+    ServiceEvent,
+    Snapshot,
+    Told,
+)
+from tests.app.fake import RANKS, bad_batch, demo_run, entries, ledger, telemetry
 from tests.app.screen import run_app
 from tests.app.services import FakeServices
 from tests.hostile import EVIL
@@ -49,6 +64,20 @@ TEXTS = ["words", EVIL, "[/x]", "抽取三元组 " * 9, "# heading\n\n- a\n- b",
 SIZES = [(20, 8), (34, 24), (60, 18), (80, 24), (100, 30), (120, 40), (200, 50)]
 
 
+LEAVING = ("detach", "interrupt", "language")
+"""Actions that end the app."""
+
+
+class Breaking(FakeServices):
+    """An engine whose connection breaks when an exception is said."""
+
+    async def follow(self) -> AsyncIterator[Any]:
+        async for body in super().follow():
+            if isinstance(body, Exception):
+                raise body
+            yield body
+
+
 class Fuzz:
     """One app after the other in one home, until all actions are done."""
 
@@ -62,21 +91,26 @@ class Fuzz:
     async def run(self) -> None:
         while self.left > 0:
             self.apps += 1
-            text = self.random.choice(TEXTS)
-            engine = FakeServices(*self._runs(), text=text, devices=self.random.choice((0, 1, 8)))
+            engines = [self._make_engine() for _ in range(2 if self.apps % 4 == 0 else 1)]
+            hosts = [Attachment(partial(each.connect, self.home), f"host-{at}") for at, each in enumerate(engines)]
             first = FIRST[self.apps % len(FIRST)]
             self.trail.append(f"--- {first}")
             end = self.left - SESSION
-            async with run_app(engine, self.random.choice(SIZES), self.home, first=first) as pilot:
+            options: dict[str, Any] = {"first": first, "engines": hosts if len(engines) > 1 else ()}
+            async with run_app(engines[0], self.random.choice(SIZES), self.home, **options) as pilot:
                 app = pilot.app
                 assert isinstance(app, CockpitApp)
                 self.seen.add(app.current_mode)
                 while app.is_running and self.left > max(0, end):
                     for _ in range(BURST):
                         self.left -= 1
-                        self._act(app, engine)
+                        self._act(app, self.random.choice(engines))
                     await self._settle(app)
                     self._check(app)
+
+    def _make_engine(self) -> Breaking:
+        text = self.random.choice(TEXTS)
+        return Breaking(*self._runs(), text=text, devices=self.random.choice((0, 1, 8)))
 
     def _runs(self) -> list[Any]:
         each = [self.random.choice(states.STATES) for _ in range(self.random.randrange(4))]
@@ -87,18 +121,22 @@ class Fuzz:
             for at, state in enumerate(each)
         ]
 
-    def _act(self, app: CockpitApp, engine: FakeServices) -> None:
+    def _act(self, app: CockpitApp, engine: Breaking) -> None:
         kind = self.random.random()
         width, height = app.size
-        if kind < 0.35:
+        if kind < 0.2:
             self._press(app, self.random.choice(NAMED))
+        elif kind < 0.45:
+            self._press_own(app)
         elif kind < 0.8:
             character = self.random.choice(CHARACTERS)
             self._press(app, character if character.isalnum() else _character_to_key(character), character)
         elif kind < 0.88:
-            self._click(
-                app, self.random.randrange(width), self.random.choice((0, height - 1, self.random.randrange(height)))
-            )
+            y = self.random.choice((0, height - 1, self.random.randrange(height)))
+            self._point(app, self.random.randrange(width), y, turn=self.random.choice((0, 0, 0, 1, -1)))
+        elif kind < 0.89:
+            self.trail.append("paste")
+            app.post_message(events.Paste(self.random.choice(TEXTS)))
         elif kind < 0.92:
             self._resize(app, *self.random.choice(SIZES))
         else:
@@ -108,11 +146,22 @@ class Fuzz:
         self.trail.append(key)
         app.post_message(events.Key(key, character))
 
-    def _click(self, app: App[Any], x: int, y: int) -> None:
-        self.trail.append(f"click {x},{y}")
-        where: dict[str, Any] = {"x": x, "y": y, "delta_x": 0, "delta_y": 0, "button": 1, "shift": False, "meta": False}
-        where |= {"ctrl": False, "screen_x": x, "screen_y": y}
-        for event in (events.MouseMove, events.MouseDown, events.MouseUp):
+    def _press_own(self, app: App[Any]) -> None:
+        """Press a key that means something where the app is now: so every dialog comes up sooner or later."""
+        keys: dict[Any, list[str]] = {}
+        for key, active in app.screen.active_bindings.items():
+            if active.binding.action not in LEAVING:
+                keys.setdefault(active.node, []).append(key)
+        own = self.random.choice([keys[node] for node in keys if node is not app] or [["escape"]])
+        self._press(app, self.random.choice(own))
+
+    def _point(self, app: App[Any], x: int, y: int, turn: int) -> None:
+        """Click there, or turn the wheel."""
+        self.trail.append(f"{'wheel' if turn else 'click'} {x},{y}")
+        where: dict[str, Any] = {"x": x, "y": y, "delta_x": 0, "delta_y": turn, "button": 1, "shift": False}
+        where |= {"meta": False, "ctrl": False, "screen_x": x, "screen_y": y}
+        wheel = (events.MouseScrollDown if turn > 0 else events.MouseScrollUp,)
+        for event in wheel if turn else (events.MouseMove, events.MouseDown, events.MouseUp):
             app.post_message(event(None, **where))
 
     def _resize(self, app: App[Any], width: int, height: int) -> None:
@@ -123,7 +172,7 @@ class Fuzz:
         app._driver._size = Size(width, height)  # type: ignore[attr-defined]
         app.post_message(events.Resize(Size(width, height), Size(width, height)))
 
-    def _event(self, engine: FakeServices) -> None:
+    def _event(self, engine: Breaking) -> None:
         self.trail.append("event")
         name = f"run-{self.random.randrange(5)}"
         text = self.random.choice(TEXTS)
@@ -133,7 +182,7 @@ class Fuzz:
         run = demo_run(id=name, name=text, state=state, reason=text, problem=problem, step=step, phase=text)
         run.group, run.position = self.random.choice(("", "a", text)), int(state == "queued") * (step + 1)
         service = Service(id="service-1", kind="chat", state=self.random.choice(("ready", "busy", "ended")))
-        event = self.random.randrange(5)
+        event = self.random.randrange(11)
         if event == 0 and name in engine.runs:
             engine.runs.pop(name)
             engine.say(RunRemoved(run=name))
@@ -144,6 +193,16 @@ class Fuzz:
             engine.say(telemetry(self.random.choice((0, 1, 8))))
         elif event == 3:
             engine.say(ServiceChanged(service=service))
+        elif event == 4 and name in engine.runs:
+            told = [bad_batch(), ledger(step, text, text, 1), *entries()[1:]]
+            engine.say(Told(run=name, entry=self.random.choice(told)), Ranks(run=name, ranks=RANKS))
+        elif event == 5:
+            engine.say(ServiceEvent(service="service-1", request="gone", kind="progress", data={"text": text}))
+        elif event == 6:
+            engine.say(Snapshot(session=text, seq=step, runs=list(engine.runs.values())))
+        elif event == 7 and self.random.random() < 0.2:
+            broken = ProblemError(Problem(code="engine.gone", title=text, cause=text))
+            engine.say(Closing(), broken)
         else:
             engine.runs[name] = run
             engine.say(RunChanged(run=run))
