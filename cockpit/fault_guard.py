@@ -16,7 +16,7 @@ from functools import wraps
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from textual import events
 from textual._context import active_message_pump
@@ -27,6 +27,7 @@ from textual.message import Message
 from textual.message_pump import MessagePump
 from textual.screen import Screen
 from textual.widget import Widget
+from textual.widgets import OptionList
 from textual.worker import WorkerFailed
 
 from cockpit.language.translate import tr
@@ -181,6 +182,22 @@ def guard_handlers() -> None:
 
     guarded.guarded = True  # type: ignore[attr-defined]
     MessagePump._dispatch_message = guarded  # type: ignore[method-assign]
+
+
+def guard_lists() -> None:
+    """Have a list that has no room for a line ignore the keys that move by a page. Textual fails to find the cursor's
+    line."""
+    move = OptionList._move_page
+    if getattr(move, "guarded", False):
+        return
+
+    @wraps(move)
+    def guarded(self: OptionList, direction: Literal[-1, 1]) -> None:
+        if self.scrollable_content_region:
+            move(self, direction)
+
+    guarded.guarded = True  # type: ignore[attr-defined]
+    OptionList._move_page = guarded  # type: ignore[method-assign]
 
 
 def is_on_removed(screen: Screen[Any], event: events.MouseEvent) -> bool:

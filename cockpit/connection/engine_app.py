@@ -34,7 +34,7 @@ from cockpit.connection.attachment import Attachment
 from cockpit.connection.drafts import Drafts
 from cockpit.connection.settings import Settings
 from cockpit.control_filter import SHOW_CONTROLS
-from cockpit.fault_guard import FaultTolerantApp, guard_handlers, is_on_removed
+from cockpit.fault_guard import FaultTolerantApp, guard_handlers, guard_lists, is_on_removed
 from cockpit.key_queue import KeyQueue
 from cockpit.language.translate import tr, tr_engine
 from cockpit.looks import choose_filters, has_colour
@@ -86,6 +86,7 @@ class EngineApp(FaultTolerantApp):
         engines: Sequence[Attachment] = (),
     ) -> None:
         guard_handlers()
+        guard_lists()
         super().__init__()
         self.error_console = GuardedConsole(stderr=True)  # a traceback shows variables
         self.home, self.readonly = home, readonly

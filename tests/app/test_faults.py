@@ -11,7 +11,7 @@ from textual.app import ComposeResult
 from textual.css.query import NoMatches
 from textual.pilot import Pilot
 from textual.screen import ModalScreen, Screen
-from textual.widgets import Static
+from textual.widgets import OptionList, Static
 
 from cockpit import app as app_module
 from cockpit import fault_guard, session
@@ -22,6 +22,7 @@ from cockpit.screens.fault import FaultScreen
 from cockpit.screens.runs import RunsScreen
 from cockpit.widgets.chart import Chart
 from cockpit.widgets.key_bar import KeyBar
+from cockpit.widgets.picker import Choice, Picker
 from engine.protocol.home import Home
 from tests.app.fake import FakeEngine, demo_run
 from tests.app.screen import HIGH, LOW, run_app, screen_text, until
@@ -250,3 +251,14 @@ async def test_a_click_on_what_was_just_removed_does_nothing(monkeypatch: pytest
             removed.setattr(chart, "_parent", None)  # the last layout still has it
             for event in (events.MouseDown, events.MouseMove):
                 await pilot.app.on_event(event(**pointer, shift=False, meta=False, ctrl=False))
+
+
+async def test_a_page_key_in_a_list_without_room_does_nothing() -> None:
+    async with run_app(FakeEngine()) as pilot:
+        pilot.app.push_screen(Picker("title", "filter", [Choice(each, "") for each in "abc"], start=1))
+        await until(pilot, lambda: isinstance(pilot.app.screen, Picker) and pilot.app.screen.query(OptionList))
+        listing = pilot.app.screen.query_one(OptionList)
+        listing.styles.height = 0
+        await until(pilot, lambda: listing.option_count == 3 and not listing.scrollable_content_region)
+        listing.action_page_down()
+        assert listing.highlighted == 1
