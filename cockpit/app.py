@@ -225,7 +225,7 @@ class CockpitApp(PaintedApp):
             return
         if mode == self.current_mode:
             while len(self.screen_stack) > 1:
-                await self.pop_screen()
+                self.pop_screen()  # not awaited: a click on the bar of what is removed would wait for itself
             return
         self._visited.append(self.current_mode)
         await self.switch_mode(mode)

@@ -45,6 +45,7 @@ from engine.protocol.messages import (
 from tests.app.fake import RANKS, bad_batch, demo_run, entries, ledger, telemetry
 from tests.app.screen import run_app
 from tests.app.services import FakeServices
+from tests.app.test_grids import make_grid
 from tests.hostile import EVIL
 
 ACTIONS = int(os.environ.get("COCKPIT_FUZZ", "240"))
@@ -66,6 +67,30 @@ SIZES = [(20, 8), (34, 24), (60, 18), (80, 24), (100, 30), (120, 40), (200, 50)]
 
 LEAVING = ("detach", "interrupt", "language")
 """Actions that end the app."""
+
+
+TALK = (("alt+5", "ctrl+t"), (*"m-1", "enter"), (*"why", "enter"), ("escape",))
+TOURS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "BadBatchDialog": (("alt+1", "b"),),
+    "ColumnsDialog": (("alt+4", "c"),),
+    "CompareScreen": (("alt+4",), ("up", "up", "space", "space", "C")),
+    "DeviceHistoryScreen": (("alt+1", "D"),),
+    "DraftDialog": (("alt+2", "o"), (*"rows.jsonl", "enter"), ("T",)),
+    "EvaluationsScreen": (("alt+1", "E"), ("enter",)),
+    "ExportDialog": (("alt+1", "X"), ("enter",)),
+    "GridDialog": (("alt+4", "g"),),
+    "HistoryDialog": (("alt+1", "w"),),
+    "HostsDialog": (("alt+1", "H"),),
+    "LogViewer": (("alt+1", "L"),),
+    "MetricsScreen": (("alt+4", "m"),),
+    "RatingDialog": (*TALK, ("s",)),
+    "SamplesDialog": (("alt+1", "v"),),
+    "SourcesDialog": (("alt+3",), ("tab", "slash", *"data.train", "enter"), ("enter",)),
+    "TokenDialog": (*TALK, ("p",)),
+    "WhyDialog": (("alt+1", "d"),),
+    "WorstRowsScreen": (("alt+2", "w"),),
+}
+"""Screen that random keys seldom open -> the keys that open it, in bursts."""
 
 
 class Breaking(FakeServices):
@@ -91,7 +116,8 @@ class Fuzz:
     async def run(self) -> None:
         while self.left > 0:
             self.apps += 1
-            engines = [self._make_engine() for _ in range(2 if self.apps % 4 == 0 else 1)]
+            tour = list(TOURS)[(SEED + self.apps) % len(TOURS)]
+            engines = [self._make_engine() for _ in range(2 if tour == "HostsDialog" else 1)]
             hosts = [Attachment(partial(each.connect, self.home), f"host-{at}") for at, each in enumerate(engines)]
             first = FIRST[self.apps % len(FIRST)]
             self.trail.append(f"--- {first}")
@@ -101,12 +127,27 @@ class Fuzz:
                 app = pilot.app
                 assert isinstance(app, CockpitApp)
                 self.seen.add(app.current_mode)
+                await self._tour(app, engines, tour)
                 while app.is_running and self.left > max(0, end):
                     for _ in range(BURST):
                         self.left -= 1
                         self._act(app, self.random.choice(engines))
                     await self._settle(app)
                     self._check(app)
+
+    async def _tour(self, app: CockpitApp, engines: list[Breaking], tour: str) -> None:
+        """Open a screen on which the random keys begin."""
+        for engine in engines:
+            for at in range(2):
+                engine.runs[f"run-{at}"] = demo_run(id=f"run-{at}", state="paused", name=engine.text)
+                engine.say(RunChanged(run=engine.runs[f"run-{at}"]), Told(run=f"run-{at}", entry=bad_batch()))
+        for keys in TOURS[tour]:
+            for key in keys:
+                self._type(app, key) if len(key) == 1 else self._press(app, key)
+            await self._settle(app)
+            await asyncio.sleep(0.2)  # for what is asked of the engine
+        await self._settle(app)
+        self._check(app)
 
     def _make_engine(self) -> Breaking:
         text = self.random.choice(TEXTS)
@@ -129,8 +170,7 @@ class Fuzz:
         elif kind < 0.45:
             self._press_own(app)
         elif kind < 0.8:
-            character = self.random.choice(CHARACTERS)
-            self._press(app, character if character.isalnum() else _character_to_key(character), character)
+            self._type(app, self.random.choice(CHARACTERS))
         elif kind < 0.88:
             y = self.random.choice((0, height - 1, self.random.randrange(height)))
             self._point(app, self.random.randrange(width), y, turn=self.random.choice((0, 0, 0, 1, -1)))
@@ -145,6 +185,9 @@ class Fuzz:
     def _press(self, app: App[Any], key: str, character: str | None = None) -> None:
         self.trail.append(key)
         app.post_message(events.Key(key, character))
+
+    def _type(self, app: App[Any], character: str) -> None:
+        self._press(app, character if character.isalnum() else _character_to_key(character), character)
 
     def _press_own(self, app: App[Any]) -> None:
         """Press a key that means something where the app is now: so every dialog comes up sooner or later."""
@@ -260,6 +303,8 @@ async def test_random_actions_end_in_no_exception_and_no_lost_draft(
     (home.root / "profiles" / "mine.yaml").write_text(
         "name: mine\nmodel: {base: smollm2-135m-instruct}\ndata: {train: [{source: rows.jsonl}]}\n"
     )
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 9)
+    make_grid(home)
     monkeypatch.setattr(profile, "write_profile", only_below(tmp_path, profile.write_profile))
     monkeypatch.setattr(save, "write_private", only_below(tmp_path, save.write_private))
     monkeypatch.setattr(save, "make_private", only_below(tmp_path, save.make_private))
