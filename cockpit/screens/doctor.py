@@ -39,7 +39,8 @@ def describe(check: Found, *, chosen: bool = False) -> Content:
     name = f"{check['name']:<{NAME}} "
     parts: list[Any] = [(mark, "" if chosen else style), " ", (name, "bold"), tr_engine(check["detail"])]
     if check.get("mend"):
-        parts += ["\n  ", " " * (NAME + 1), (f"→ {tr_engine(check['mend'])}", "bold" if chosen else "bold $text-warning")]
+        colour = "bold" if chosen else "bold $text-warning"
+        parts += ["\n  ", " " * (NAME + 1), (f"→ {tr_engine(check['mend'])}", colour)]
     return Content.assemble(*parts)
 
 
