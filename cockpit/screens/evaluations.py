@@ -39,8 +39,7 @@ from engine.protocol.messages import ProblemError, ServiceEvent
 if TYPE_CHECKING:
     from cockpit.state.app_state import AppState
 
-DEFAULT_SETTINGS = "samples=32"
-"""The settings that are offered for a new evaluation."""
+DEFAULT_SETTINGS = "samples=32"  # offered for a new evaluation
 NOTHING = """\
 This run has no evaluations yet.
 
@@ -170,8 +169,7 @@ data it uses the rows that the run held out. Leaving this screen stops the measu
         best = best_values(self.evaluations)
         listing.clear(columns=True)
         for heading, width in LEADING.items():
-            title = tr(heading) if heading else ""
-            listing.add_column(title, width=max(width, cell_len(title)), key=heading or "mark")
+            listing.add_column(tr(heading), width=max(width, cell_len(tr(heading))), key=heading or "mark")
         for name in names:
             listing.add_column(Text(name), width=max(len(name), 8), key=name)
         listing.fixed_columns = len(LEADING) - 1
