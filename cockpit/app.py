@@ -30,7 +30,6 @@ from cockpit.language.translate import tr
 from cockpit.painted_app import PaintedApp
 from cockpit.screens import SCREENS
 from cockpit.screens.base import CockpitScreen, opens_dialog
-from cockpit.widgets.chat_input import ChatInput
 from cockpit.widgets.confirm import LeaveDialog
 from cockpit.widgets.top_bar import TopBar
 from engine.protocol.home import Home
@@ -225,7 +224,7 @@ class CockpitApp(PaintedApp):
             return
         if mode == self.current_mode:
             while len(self.screen_stack) > 1:
-                await self.pop_screen()
+                self.pop_screen()  # not awaited: a click on the bar of what is removed would wait for itself
             return
         self._visited.append(self.current_mode)
         await self.switch_mode(mode)
@@ -267,6 +266,8 @@ class CockpitApp(PaintedApp):
     def action_interrupt(self) -> None:
         """ctrl+c copies the selected text, else stops what is going on, else clears the line, else asks whether to
         leave; a second one leaves."""
+        from cockpit.widgets.chat_input import ChatInput
+
         selected = getattr(self.focused, "selected_text", "") or self.screen.get_selected_text()
         line = self.focused
         if selected:

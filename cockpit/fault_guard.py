@@ -16,16 +16,18 @@ from functools import wraps
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from textual import events
 from textual._context import active_message_pump
 from textual.app import App
 from textual.css.query import NoMatches
+from textual.errors import NoWidget
 from textual.message import Message
 from textual.message_pump import MessagePump
 from textual.screen import Screen
 from textual.widget import Widget
+from textual.widgets import OptionList
 from textual.worker import WorkerFailed
 
 from cockpit.language.translate import tr
@@ -180,6 +182,31 @@ def guard_handlers() -> None:
 
     guarded.guarded = True  # type: ignore[attr-defined]
     MessagePump._dispatch_message = guarded  # type: ignore[method-assign]
+
+
+def guard_lists() -> None:
+    """Have a list that has no room for a line ignore the keys that move by a page. Textual fails to find the cursor's
+    line."""
+    move = OptionList._move_page
+    if getattr(move, "guarded", False):
+        return
+
+    @wraps(move)
+    def guarded(self: OptionList, direction: Literal[-1, 1]) -> None:
+        if self.scrollable_content_region:
+            move(self, direction)
+
+    guarded.guarded = True  # type: ignore[attr-defined]
+    OptionList._move_page = guarded  # type: ignore[method-assign]
+
+
+def is_on_removed(screen: Screen[Any], event: events.MouseEvent) -> bool:
+    """Whether the pointer is on a widget that has left its screen, although the last layout still has it."""
+    try:
+        widget, _ = screen.get_widget_at(event.x, event.y)
+    except NoWidget:
+        return False
+    return widget is not screen and widget.parent is None
 
 
 def _screen_of(pump: MessagePump | None) -> Screen[Any] | None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cockpit import remote_names
-from cockpit.connection.submission import resume_environment
 from cockpit.state.app_state import AppState
 from engine.protocol.messages import Problem
 
@@ -77,6 +76,8 @@ class Attachment:
 
     def resume_environment(self, directory: str) -> dict[str, str]:
         """The variables for resuming the run in `directory`. Blocks. Raises ProblemError."""
+        from cockpit.connection.submission import resume_environment
+
         return self.link.resume_environment(directory) if self.link else resume_environment(directory)
 
     async def close(self) -> None:

@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 from textual._context import active_message_pump
 from textual.app import ScreenStackError
 from textual.dom import DOMNode, NoScreen
-from textual.events import Event, InputEvent, Paste
+from textual.events import Event, InputEvent, MouseDown, MouseMove, Paste
 from textual.filter import LineFilter, Monochrome
 from textual.screen import Screen
 from textual.worker import NoActiveWorker, get_current_worker
@@ -34,7 +34,7 @@ from cockpit.connection.attachment import Attachment
 from cockpit.connection.drafts import Drafts
 from cockpit.connection.settings import Settings
 from cockpit.control_filter import SHOW_CONTROLS
-from cockpit.fault_guard import FaultTolerantApp, guard_handlers
+from cockpit.fault_guard import FaultTolerantApp, guard_handlers, guard_lists, is_on_removed
 from cockpit.key_queue import KeyQueue
 from cockpit.language.translate import tr, tr_engine
 from cockpit.looks import choose_filters, has_colour
@@ -86,6 +86,7 @@ class EngineApp(FaultTolerantApp):
         engines: Sequence[Attachment] = (),
     ) -> None:
         guard_handlers()
+        guard_lists()
         super().__init__()
         self.error_console = GuardedConsole(stderr=True)  # a traceback shows variables
         self.home, self.readonly = home, readonly
@@ -108,7 +109,7 @@ class EngineApp(FaultTolerantApp):
         self.alerts = Alerts(self.settings)
         self.waiting: list[tuple[str, str]] = []
         """Commands of this app that have not been taken yet: run and name."""
-        self.keys = KeyQueue(self, super().on_event)
+        self.keys = KeyQueue(self, self._deliver)
         self._owners: WeakKeyDictionary[Screen[Any], Attachment] = WeakKeyDictionary()
 
     @property
@@ -183,6 +184,11 @@ class EngineApp(FaultTolerantApp):
         if self.keys.takes(event):
             self.keys.put(event)
         else:
+            await self._deliver(event)
+
+    async def _deliver(self, event: Event) -> None:
+        """Have Textual handle an event. It has no place for a pointer on what was removed since the last layout."""
+        if not isinstance(event, (MouseDown, MouseMove)) or not is_on_removed(self.screen, event):
             await super().on_event(event)
 
     async def push_screen_wait(self, screen: Screen[Answer], *, mode: str | None = None) -> Answer:  # type: ignore[override]

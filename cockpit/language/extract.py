@@ -118,8 +118,8 @@ def is_shown(text: str) -> bool:
     return " " in text.strip() and bool(words) and not STYLE.fullmatch(text.strip()) and not CSS.search(text)
 
 
-CHECKING = {"checks", "complaints", "first_rows", "issues"}
-"""Modules of the engine that yield or return what is wrong with a profile: (setting, message)."""
+CHECKING = {"checks", "complaints", "first_rows", "issues", "text"}
+"""Modules of the engine that yield or return what is wrong with a profile: (setting, message), or a part of it."""
 
 
 def find_engine(tree: ast.Module, module: str = "") -> Iterator[tuple[int, str]]:

@@ -16,6 +16,9 @@ ENGINE = "engine"
 SEPARATOR = "\x04"
 """Between context and message in a compiled catalogue (GNU gettext)."""
 FIELD = re.compile(r"\{(\d+)\}")
+BARE = len(" is ")
+"""Fixed characters of a message such as `{0} is {1}`, which many a sentence looks like: its first field has to be one
+word."""
 
 
 class Template(NamedTuple):
@@ -73,7 +76,10 @@ def build_templates(messages: dict[str, str]) -> list[Template]:
 def compile_template(message: str) -> re.Pattern[str]:
     """The pattern that finds the fields {0}, {1}, … of a message, each a text that may be empty."""
     parts = FIELD.split(message)
-    return re.compile("".join("(.*?)" if at % 2 else re.escape(part) for at, part in enumerate(parts)), re.DOTALL)
+    found = ["(.*?)" if at % 2 else re.escape(part) for at, part in enumerate(parts)]
+    if not parts[0] and sum(map(len, parts[::2])) <= BARE:
+        found[1] = r"(\S*?)"
+    return re.compile("".join(found), re.DOTALL)
 
 
 def read_messages(compiled: bytes) -> dict[str, str]:

@@ -45,6 +45,8 @@ WORDS = (
         "tags",
         "note",
     ),
+    *("state", "loss", "lr"),
     *("age", "group", "newest", "oldest", "name", "run", "greedy", "stop", "seed", "temperature", "repetition"),
+    *("step", "by", "ok", "replies"),
     *("CHANGES", "BEFORE", "AFTER", "METRIC", "VALUE", "SIZE", "FILE", "ROWS", "CHECK", "RESULT"),
 )

@@ -32,13 +32,15 @@ NAME = 11
 """Cells of a check's name."""
 
 
-def describe(check: Found) -> Content:
-    """Mark, name and result of a check, and below it how to fix the problem."""
+def describe(check: Found, *, chosen: bool = False) -> Content:
+    """Mark, name and result of a check, and below it how to fix the problem. Where it is `chosen`, all of it has the
+    colour of the cursor's text."""
     mark, style = MARKS[check["ok"]]
     name = f"{check['name']:<{NAME}} "
-    parts: list[Any] = [(mark, style), " ", (name, "bold"), tr_engine(check["detail"])]
+    parts: list[Any] = [(mark, "" if chosen else style), " ", (name, "bold"), tr_engine(check["detail"])]
     if check.get("mend"):
-        parts += ["\n  ", " " * (NAME + 1), (f"→ {tr_engine(check['mend'])}", "bold $text-warning")]
+        colour = "bold" if chosen else "bold $text-warning"
+        parts += ["\n  ", " " * (NAME + 1), (f"→ {tr_engine(check['mend'])}", colour)]
     return Content.assemble(*parts)
 
 
@@ -63,7 +65,9 @@ class DoctorScreen(CockpitScreen):
     """
     DEFAULT_CSS = """
     DoctorScreen #verdict { height: 1; padding: 0 1; background: $surface; }
-    DoctorScreen OptionList { height: 1fr; border: none; padding: 1; }
+    DoctorScreen OptionList, DoctorScreen OptionList:focus {
+        height: 1fr; border: none; padding: 1; background: $background;
+    }
     """
     BINDINGS = [
         Binding("enter", "examine_one", "Run this again", priority=True),
@@ -77,6 +81,8 @@ class DoctorScreen(CockpitScreen):
     def __init__(self) -> None:
         super().__init__()
         self.checks: list[Found] = []
+        self._under = 0
+        """The place of the check that the cursor was on last."""
 
     def compose_body(self) -> ComposeResult:
         yield Static(id="verdict")
@@ -102,8 +108,13 @@ class DoctorScreen(CockpitScreen):
         self.listing.action_cursor_down() if by > 0 else self.listing.action_cursor_up()
 
     @on(OptionList.OptionHighlighted)
-    def _moved(self) -> None:
+    def _moved(self, event: OptionList.OptionHighlighted) -> None:
         self.refresh_bindings()
+        for at in {self._under, event.option_index}:
+            if at < min(len(self.checks), self.listing.option_count):
+                chosen = at == self.listing.highlighted
+                self.listing.replace_option_prompt_at_index(at, describe(self.checks[at], chosen=chosen))
+        self._under = event.option_index
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "examine_one":

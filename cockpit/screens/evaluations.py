@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rich.cells import cell_len
 from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
@@ -166,7 +167,7 @@ it has finished is kept."""
         best = best_values(self.evaluations)
         listing.clear(columns=True)
         for heading, width in LEADING.items():
-            listing.add_column(heading, width=width, key=heading or "mark")
+            listing.add_column(tr(heading), width=max(width, cell_len(tr(heading))), key=heading or "mark")
         for name in names:
             listing.add_column(Text(name), width=max(len(name), 8), key=name)
         listing.fixed_columns = len(LEADING) - 1

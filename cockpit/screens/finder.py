@@ -62,7 +62,7 @@ class Finder(Provider):
         actions = {entry.name for entry in self._actions()}
         rest = [entry for name, entry in found.items() if name in actions]
         for at, entry in enumerate((*recent, *rest)):
-            yield Hit(1.0 - at / 1000, Content(entry.name), partial(self._choose, entry), entry.name, entry.help)
+            yield self._hit(1.0 - at / 1000, Content(entry.name), entry)
 
     async def search(self, query: str) -> Hits:
         await self._wait_for_files()
@@ -79,7 +79,11 @@ class Finder(Provider):
             shown = Content(entry.name)
             for at in find_letters(query, entry.name):
                 shown = shown.stylize(style, at, at + 1)
-            yield Hit(score, shown, partial(self._choose, entry), entry.name, entry.help)
+            yield self._hit(score, shown, entry)
+
+    def _hit(self, score: float, shown: Content, entry: Entry) -> Hit:
+        about = cast(str, Content(entry.help))  # as plain text: Textual would read a run's name as markup
+        return Hit(score, shown, partial(self._choose, entry), entry.name, about)
 
     async def _choose(self, entry: Entry) -> None:
         recent = [entry.name, *(name for name in self._recent if name != entry.name)]

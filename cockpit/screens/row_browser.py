@@ -245,7 +245,7 @@ class RowBrowserScreen(CockpitScreen):
 
     def show_status(self, *facts: str) -> None:
         line = Content.assemble(
-            (self.data_name or "Data", "bold"), (f"  {' · '.join(filter(None, facts))}", "$text-muted")
+            (self.data_name or tr("Data"), "bold"), (f"  {' · '.join(filter(None, facts))}", "$text-muted")
         )
         self._update("#place", line, layout=False)
 

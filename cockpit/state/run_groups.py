@@ -77,6 +77,6 @@ def describe_list(runs: Sequence[Run], shown: int | None, groups: int, sort: str
         plural="" if len(runs) == 1 else "s",
         groups=tr(" in {groups}", groups=counted(groups, "group")) if groups else "",
         live=sum(run.state in ("preparing", "running", "paused", "stopping") for run in runs),
-        sort=sort,
+        sort=tr(sort),
         chosen=tr(" · {chosen} chosen", chosen=chosen) if chosen else "",
     )

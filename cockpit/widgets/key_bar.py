@@ -16,7 +16,7 @@ from cockpit.widgets.line import Line
 
 
 class KeyBar(Line):
-    """Keys can be clicked. The app's own keys come last, and are left out last."""
+    """Keys can be clicked. The app's own keys come last, and are left out last. Help has F1 where `?` is typed."""
 
     DEFAULT_CSS = """
     KeyBar { dock: bottom; height: 1; background: $panel; text-wrap: nowrap; }
@@ -41,21 +41,23 @@ class KeyBar(Line):
         everywhere: list[Content] = []
         here: list[Content] = []
         shown: set[tuple[str, str]] = set()
-        for active in self.screen.active_bindings.values():
+        bindings = self.screen.active_bindings.values()
+        helped = any(active.binding.action == "help" and active.binding.show for active in bindings)
+        for active in bindings:
             binding = active.binding
-            said = (binding.key, binding.description)  # a dialog and what lies under it may both have Esc
-            if binding.show and binding.description and active.enabled and said not in shown:
+            key = self.app.get_key_display(binding)
+            said = (key, binding.description)  # a dialog and what lies under it may both have Esc
+            wanted = binding.show or (binding.action == "help" and not helped)
+            if wanted and binding.description and active.enabled and said not in shown:
                 shown.add(said)
-                key = Content.assemble(
-                    (f" {self.app.get_key_display(binding)} ", "bold $accent"), f"{tr(binding.description)} "
-                )
+                name = Content.assemble((f" {key} ", "bold $accent"), f"{tr(binding.description)} ")
                 click = Style.from_meta({"key": binding.key})  # a link would have one colour for key and word
-                (everywhere if active.node is self.app else here).append(key.stylize(click))
-        room = self.size.width - sum(key.cell_length for key in everywhere)
+                (everywhere if active.node is self.app else here).append(name.stylize(click))
+        room = self.size.width - sum(each.cell_length for each in everywhere)
         fitting: list[Content] = []
-        for key in here:
-            room -= key.cell_length
+        for each in here:
+            room -= each.cell_length
             if room < 0:
                 break
-            fitting.append(key)
+            fitting.append(each)
         self.show(Content("").join(fitting + everywhere))

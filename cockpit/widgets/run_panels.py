@@ -26,7 +26,6 @@ from cockpit.state.formatting import (
 from cockpit.state.remaining import list_following, remaining_seconds
 from cockpit.state.run_history import Threshold, active_warnings, meets_threshold, pause_advice, thresholds
 from cockpit.widgets.line import MUTED, Line, join_fitting, labelled
-from engine.config.diagnosis import list_advice
 from engine.protocol.messages import Problem, Run
 from engine.protocol.states import LIVE, PAUSED
 
@@ -324,6 +323,8 @@ class Notice(Static):
 
 def _advice(run: Run) -> list[Content]:
     """What stands out in the split of a step's time."""
+    from engine.config.diagnosis import list_advice
+
     found = list_advice(run.metrics) if run.state == "running" else []
     if not found:
         return []

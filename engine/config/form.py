@@ -33,7 +33,7 @@ class Field:
 def list_fields(method: str | None = None, adapter: str | None = None) -> list[Field]:
     """All settings in the order of the file, for a kind of method and of adapter (by default the first of their
     tables)."""
-    fields = [Field("name", "text", "", "What the run is called; letters, digits, dashes.")]
+    fields = [Field("name", "text", "", help="What the run is called; letters, digits, dashes.")]
     chosen = {"method": method, "adapter": adapter}
     for name, owner in SECTIONS.items():
         if isinstance(owner, dict):

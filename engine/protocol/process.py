@@ -11,8 +11,6 @@ import ctypes
 import sys
 from pathlib import Path
 
-import psutil
-
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 STARTED = 22 - 3
 """The start time's place among the fields after the command, which is the second and may itself hold blanks."""
@@ -39,6 +37,8 @@ def read_identity(pid: int) -> str:
 
 def read_start_time(pid: int) -> float:
     """The start time of a process in seconds since the epoch, by the clock as it is now. Raises psutil.Error."""
+    import psutil
+
     started: float = psutil.Process(pid).create_time()
     return started
 
@@ -49,6 +49,8 @@ def is_alive(pid: int, start_time: float, identity: str = "", argument: str = ""
     Records of older versions have no `identity`. For them the start time decides, or, since the clock may have been set
     meanwhile, that `argument` is on the process's command line.
     """
+    import psutil
+
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
@@ -64,6 +66,8 @@ def is_alive(pid: int, start_time: float, identity: str = "", argument: str = ""
 
 def is_stopped(pid: int) -> bool:
     """Whether the process is stopped by a signal or held by a debugger, so that it answers nobody."""
+    import psutil
+
     try:
         return psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
     except psutil.Error:

@@ -143,6 +143,8 @@ CURVES = {
         3e-4 * (step / 5 if step < 5 else 0.5 + 0.5 * math.cos(math.pi * (step - 5) / 45))
     ),
     "train/grad_norm": lambda step: 0.8 + 3 * math.exp(-step / 6) + random.Random(step).random() * 0.3,
+    "train/tokens_per_second": lambda step: 412 * (1 - math.exp(-step)) + random.Random(step).gauss(0, 6),
+    "train/samples_per_second": lambda step: 3.1 * (1 - math.exp(-step)) + random.Random(step).gauss(0, 0.05),
 }
 LIFTS = {"completed": 0.8, "failed": 1.3}
 """So that the curves of two runs differ."""

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -21,11 +22,15 @@ from textual.geometry import Size
 from textual.pilot import Pilot
 
 from cockpit.app import CockpitApp
+from cockpit.language.translate import tr
 from cockpit.screens import chat_targets
 from cockpit.screens.chat import ChatScreen
 from cockpit.screens.data import DataScreen
 from cockpit.screens.doctor import DoctorScreen
+from cockpit.screens.evaluations import EvaluationsScreen
 from cockpit.screens.profile import ProfileScreen
+from cockpit.widgets.chart import Chart
+from cockpit.widgets.run_preview import RunPreview
 from engine.protocol.home import Home
 from tests.app.fake import demo_run
 from tests.app.screen import run_app, screen_text
@@ -86,15 +91,20 @@ async def until(pilot: Pilot[None], condition: Callable[[], Any]) -> None:
 
 
 class Shot(NamedTuple):
-    """A screen, how one comes to it, and what it says at any size."""
+    """A screen, how one comes to it, what it says at any size, and whether all of it is there after a new size."""
 
     name: str
     open: Callable[[Pilot[None]], Awaitable[None]]
     says: tuple[str, ...]
+    is_there: Callable[[Pilot[None]], bool] = lambda pilot: True
 
 
 async def _dashboard(pilot: Pilot[None]) -> None:
-    await until(pilot, lambda: "loss" in screen_text(pilot))
+    def is_complete() -> bool:
+        charts = [each for each in pilot.app.screen.query(Chart) if each.region.area]
+        return len(charts) > 1 and all(each.traces for each in charts) and "step 31" in screen_text(pilot)
+
+    await until(pilot, is_complete)
 
 
 async def _data(pilot: Pilot[None]) -> None:
@@ -114,6 +124,10 @@ async def _runs(pilot: Pilot[None]) -> None:
     await until(pilot, lambda: "poems" in screen_text(pilot))
 
 
+def _preview_is_there(pilot: Pilot[None]) -> bool:
+    return all(each.run_id for each in pilot.app.screen.query(RunPreview) if each.display)
+
+
 async def _chat(pilot: Pilot[None]) -> None:
     await _go(pilot, "chat")
     assert isinstance(pilot.app.screen, ChatScreen)
@@ -122,6 +136,7 @@ async def _chat(pilot: Pilot[None]) -> None:
 async def _doctor(pilot: Pilot[None]) -> None:
     await _go(pilot, "doctor")
     await until(pilot, lambda: "bitsandbytes" in screen_text(pilot))
+    await pilot.press("j", "j")  # to what fails
 
 
 async def _metrics(pilot: Pilot[None]) -> None:
@@ -133,13 +148,13 @@ async def _metrics(pilot: Pilot[None]) -> None:
 async def _results(pilot: Pilot[None]) -> None:
     await _go(pilot, "dashboard")
     await pilot.press("E")
-    await until(pilot, lambda: "Results" in screen_text(pilot))
+    await until(pilot, lambda: isinstance(pilot.app.screen, EvaluationsScreen) and pilot.app.screen.view == "list")
 
 
 async def _help(pilot: Pilot[None]) -> None:
     await _go(pilot, "dashboard")
     await pilot.press("f1")
-    await until(pilot, lambda: "Esc closes" in screen_text(pilot))
+    await until(pilot, lambda: tr("Esc closes") in screen_text(pilot))
 
 
 async def _go(pilot: Pilot[None], name: str) -> None:
@@ -153,8 +168,8 @@ SHOTS = (
     Shot("dashboard", _dashboard, ("triples-qlora", "loss")),
     Shot("data", _data, ("rows",)),
     Shot("profile", _profile, ("model",)),
-    Shot("runs", _runs, ("poems", "loss")),
-    Shot("chat", _chat, ("model",)),
+    Shot("runs", _runs, ("poems", "loss"), _preview_is_there),
+    Shot("chat", _chat, ("model", "f1 Help")),
     Shot("doctor", _doctor, ("Doctor",)),
     Shot("metrics", _metrics, ("loss",)),
     Shot("results", _results, ("Results",)),
@@ -197,8 +212,9 @@ async def capture(
     take: Callable[[Shot, tuple[int, int], Pilot[None]], object],
     sizes: tuple[tuple[int, int], ...] = SIZES,
     shots: tuple[Shot, ...] = SHOTS,
+    themes: tuple[str, ...] = (),
 ) -> None:
-    """Call `take` at every screen in every size, in one app."""
+    """Call `take` at every screen in every size, in one app; in each of the themes, by default in the look's own."""
     runs = [
         demo_run(),
         demo_run(id="poems-1120-2210-77aa", name="poems", state="completed", step=50),
@@ -211,10 +227,19 @@ async def capture(
                 assert isinstance(pilot.app, CockpitApp)
                 for shot in shots:
                     await shot.open(pilot)
-                    for size in sizes:
-                        await resize(pilot, size)
-                        take(shot, size, pilot)
+                    for theme in themes or (pilot.app.theme,):
+                        pilot.app.theme = theme
+                        for size in sizes:
+                            await resize(pilot, size)
+                            await until(pilot, partial(is_whole, pilot, shot))
+                            take(shot, size, pilot)
                     await resize(pilot, sizes[0])
+
+
+def is_whole(pilot: Pilot[None], shot: Shot) -> bool:
+    """Whether all of a screen is there, and the engine has not been silent because the machine is busy."""
+    assert isinstance(pilot.app, CockpitApp)
+    return pilot.app.state.connection == "attached" and shot.is_there(pilot)
 
 
 async def resize(pilot: Pilot[None], size: tuple[int, int]) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textual import events
 from textual.app import ComposeResult
 from textual.css.query import NoMatches
 from textual.pilot import Pilot
 from textual.screen import ModalScreen, Screen
-from textual.widgets import Static
+from textual.widgets import OptionList, Static
 
 from cockpit import app as app_module
 from cockpit import fault_guard, session
@@ -21,6 +22,7 @@ from cockpit.screens.fault import FaultScreen
 from cockpit.screens.runs import RunsScreen
 from cockpit.widgets.chart import Chart
 from cockpit.widgets.key_bar import KeyBar
+from cockpit.widgets.picker import Choice, Picker
 from engine.protocol.home import Home
 from tests.app.fake import FakeEngine, demo_run
 from tests.app.screen import HIGH, LOW, run_app, screen_text, until
@@ -237,3 +239,26 @@ def test_an_app_that_has_to_end_exits_with_1(
     assert "The app had to end" in capsys.readouterr().err
     assert "no such row" in (tmp_path / "app.log").read_text()
     faults.clear()
+
+
+async def test_a_click_on_what_was_just_removed_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with run_app(FakeEngine(demo_run()), LOW) as pilot:
+        chart = pilot.app.screen.query_one(Chart)
+        await until(pilot, lambda: pilot.app.screen.get_widget_at(chart.region.x + 4, chart.region.y + 4)[0] is chart)
+        x, y = chart.region.x + 4, chart.region.y + 4
+        pointer = {"widget": None, "x": x, "y": y, "delta_x": 0, "delta_y": 0, "button": 1}
+        with monkeypatch.context() as removed:
+            removed.setattr(chart, "_parent", None)  # the last layout still has it
+            for event in (events.MouseDown, events.MouseMove):
+                await pilot.app.on_event(event(**pointer, shift=False, meta=False, ctrl=False))
+
+
+async def test_a_page_key_in_a_list_without_room_does_nothing() -> None:
+    async with run_app(FakeEngine()) as pilot:
+        pilot.app.push_screen(Picker("title", "filter", [Choice(each, "") for each in "abc"], start=1))
+        await until(pilot, lambda: isinstance(pilot.app.screen, Picker) and pilot.app.screen.query(OptionList))
+        listing = pilot.app.screen.query_one(OptionList)
+        listing.styles.height = 0
+        await until(pilot, lambda: listing.option_count == 3 and not listing.scrollable_content_region)
+        listing.action_page_down()
+        assert listing.highlighted == 1

@@ -64,6 +64,12 @@ async def test_things_are_found_and_recent_ones_come_first(home: Home, monkeypat
         assert listed == sorted(listed)
 
 
+async def test_a_run_with_markup_in_its_name_is_found_as_it_is_written(home: Home) -> None:
+    async with run_app(FakeServices(demo_run(id="run-1", name="[/x] [b]poems[/b]")), home=home) as pilot:
+        await pilot.press("ctrl+p", *"run1")
+        await until(pilot, lambda: "[/x] [b]poems[/b]" in screen_text(pilot))
+
+
 async def test_the_user_chooses_keys_and_is_told_of_conflicts(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr(CockpitApp, "notify", lambda app, message, **options: told.append(message))

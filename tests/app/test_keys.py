@@ -93,6 +93,16 @@ async def test_profiles_are_picked_by_name() -> None:
         await until(pilot, lambda: "sft-lora  train" in screen_text(pilot))
 
 
+async def test_a_click_on_the_screens_own_tab_closes_what_lies_on_it() -> None:
+    async with run_app(FakeServices(demo_run())) as pilot:
+        await pilot.press("m")
+        await until(pilot, lambda: "› Metrics" in screen_text(pilot))
+        await pilot.click("TopBar", offset=(screen_text(pilot).splitlines()[0].index("Dashboard"), 0))
+        await until(pilot, lambda: len(pilot.app.screen_stack) == 1 and "› Metrics" not in screen_text(pilot))
+        await pilot.press("2")
+        await until(pilot, lambda: pilot.app.current_mode == "data")
+
+
 async def test_a_paused_run_goes_on_with_the_same_key() -> None:
     engine = FakeServices(demo_run(state="paused"))
     async with run_app(engine) as pilot:

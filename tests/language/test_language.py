@@ -79,7 +79,17 @@ def test_each_message_of_the_engine_is_recognised_with_its_fields(chinese: None)
 
 
 def test_what_nobody_knows_stays_as_it_is(chinese: None) -> None:
-    for text in ("", "RuntimeError: size mismatch", "中文", "{0}", "\n", "a\nb", "%(x)s", "x" * 100_000):
+    for text in (
+        "",
+        "What the job is called",
+        "Error: size mismatch",
+        "中文",
+        "{0}",
+        "\n",
+        "a\nb",
+        "%(x)s",
+        "x" * 100_000,
+    ):
         assert tr_engine(text) == text
 
 
