@@ -71,7 +71,7 @@ LEAVING = ("detach", "interrupt", "language")
 
 TALK = (("alt+5", "ctrl+t"), (*"m-1", "enter"), (*"why", "enter"), ("escape",))
 TOURS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "BadBatchDialog": (("alt+1", "b"),),
+    "BadBatchDialog": (("alt+1",), ("b",)),
     "ColumnsDialog": (("alt+4", "c"),),
     "CompareScreen": (("alt+4",), ("up", "up", "space", "space", "C")),
     "DeviceHistoryScreen": (("alt+1", "D"),),
@@ -140,8 +140,11 @@ class Fuzz:
         for engine in engines:
             for at in range(2):
                 engine.runs[f"run-{at}"] = demo_run(id=f"run-{at}", state="paused", name=engine.text)
-                engine.say(RunChanged(run=engine.runs[f"run-{at}"]), Told(run=f"run-{at}", entry=bad_batch()))
+                engine.say(RunChanged(run=engine.runs[f"run-{at}"]))
         for keys in TOURS[tour]:
+            for engine in engines:  # anew: what a run that is opened has told replaces it
+                engine.say(*(Told(run=run, entry=bad_batch()) for run in engine.runs))
+            await asyncio.sleep(0.05)
             for key in keys:
                 self._type(app, key) if len(key) == 1 else self._press(app, key)
             await self._settle(app)
