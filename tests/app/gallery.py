@@ -49,11 +49,11 @@ LOOKS: dict[str, dict[str, str]] = {
 }
 """Look -> environment and settings."""
 PROFILE = """\
-name: poems
+name: my-triples
 model:
   base: smollm2-135m-instruct
 data:
-  train: poems.jsonl
+  train: triples/train.jsonl
   split: {validation: 0.1}  # of the rows
 adapter:
   kind: lora
@@ -117,6 +117,7 @@ async def _profile(pilot: Pilot[None]) -> None:
     screen = pilot.app.screen
     assert isinstance(screen, ProfileScreen)
     await until(pilot, lambda: screen.editor.text and screen.form.fields)
+    await until(pilot, lambda: "24 GB" in screen_text(pilot))  # of the forecast
 
 
 async def _runs(pilot: Pilot[None]) -> None:
@@ -193,7 +194,7 @@ def dressed(look: str, home: Home) -> Iterator[None]:
     home.create()
     home.settings.write_text("".join(f"{name}: {value}\n" for name, value in settings.items()))
     (home.root / "profiles").mkdir(exist_ok=True)
-    (home.root / "profiles/poems.yaml").write_text(PROFILE)
+    (home.root / "profiles/my-triples.yaml").write_text(PROFILE)
     environment = {name: value for name, value in chosen.items() if name.isupper()}
     system = environment.pop("TEXTUAL_COLOR_SYSTEM", "truecolor")
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "LC_ALL", "LC_CTYPE", "LANG")}

@@ -86,6 +86,9 @@ class FakeServices(FakeEngine):
                 return {"tokens": tokens, "scored": 2, "nats": 3.05, "perplexity": 21.12, "own": "reply" in arguments}
             case "keep_row":
                 return {"path": arguments["path"], "format": text, "added": True}
+            case "forecast":
+                sizes = {"device_bytes": 6.2e9, "host_bytes": 5e9, "disk_bytes": 2e9, "card_bytes": 24e9}
+                return sizes | {"seconds": 1200.0, "error_percent": 10.0, "verdict": "fits", "rows_measured": True}
             case "open" | "reread":
                 return self._summary()
             case "rows":
