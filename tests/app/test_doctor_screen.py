@@ -111,11 +111,13 @@ async def test_the_doctor_examines_this_machine(
     """Without the checks that load torch, which tests/models/test_doctor.py runs."""
     (tmp_path / "doctor.py").write_text(WITHOUT_PROBES)
     interpreter = tmp_path / "python"
-    interpreter.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path}/doctor.py "$@"\n')
+    wait = f"until [ -e {tmp_path}/go ]; do sleep 0.05; done"
+    interpreter.write_text(f'#!/bin/sh\n{wait}\nexec {sys.executable} {tmp_path}/doctor.py "$@"\n')
     interpreter.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(interpreter))
     async with run_app(FakeEngine(), LOW, home=bare_home, first="doctor") as pilot:
-        assert "examining" in screen_text(pilot)
+        await until(pilot, lambda: "examining" in screen_text(pilot))
+        (tmp_path / "go").touch()
         await until(pilot, lambda: "libraries" in screen_text(pilot), 120)
         assert "✓ python" in screen_text(pilot) and "Run again" in screen_text(pilot)
         assert_fits(pilot)

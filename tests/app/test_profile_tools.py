@@ -197,7 +197,9 @@ async def test_differences_and_the_users_editor(own: Home, monkeypatch: pytest.M
         await pilot.press("f3")
         await until(pilot, lambda: "the file as it is saved" in screen_text(pilot))
         await pilot.press("enter")
-        await until(pilot, lambda: "1 settings differ" in screen_text(pilot) and "- float32" in screen_text(pilot))
+        await until(
+            pilot, lambda: "1 setting with another value" in screen_text(pilot) and "- float32" in screen_text(pilot)
+        )
         await pilot.press("escape")
         monkeypatch.delenv("VISUAL", raising=False)
         monkeypatch.delenv("EDITOR", raising=False)
