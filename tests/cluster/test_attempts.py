@@ -188,8 +188,8 @@ def test_a_rank_that_wakes_up_in_the_next_attempt_writes_nothing(bare_home, tmp_
             changed = {name for name in before | after if before.get(name) != after.get(name)}
             # TensorBoard's own thread may write what it was given of finished steps, into the old attempt's file.
             changed = {name for name in changed if not name.startswith("tensorboard/")}
-            assert changed <= {"log.txt"}, changed  # torchrun's, where it starts the ranks: they end with status 5
+            assert changed <= {"log.txt"}, changed  # torchrun's lines, or one that a rank had begun to print
             if processes == 1:
-                assert not changed and run.process.returncode == attempt_fence.STATUS
+                assert run.process.returncode == attempt_fence.STATUS
     finally:
         run.close()
