@@ -55,6 +55,14 @@ def whole_smollm2() -> Path:
     return pull("smollm2-135m-instruct", USER_HOME.create(), lambda *_: None)
 
 
+def link_files(source: Path, folder: Path, without: tuple[str, ...]) -> None:
+    """Make a folder with links to the files of `source`, but for some."""
+    folder.mkdir()
+    for file in source.iterdir():
+        if file.name not in without:
+            (folder / file.name).symlink_to(file)
+
+
 LAYERS = 6
 """Of the 30 that the embedded model has: replies mean less, and each token is computed in a third of the time."""
 
@@ -66,11 +74,7 @@ def smollm2(whole_smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     from safetensors.torch import save_file
 
     folder = tmp_path_factory.mktemp("models") / whole_smollm2.name
-    folder.mkdir()
-    for file in whole_smollm2.iterdir():
-        (folder / file.name).symlink_to(file)
-    for name in ("config.json", "model.safetensors"):
-        (folder / name).unlink()
+    link_files(whole_smollm2, folder, without=("config.json", "model.safetensors"))
     config = json.loads((whole_smollm2 / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": LAYERS}), encoding="utf-8")
     with safe_open(whole_smollm2 / "model.safetensors", "pt") as whole:
@@ -89,14 +93,11 @@ into words that no test has."""
 def light(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model with the first tokens and merges of its tokenizer, and the ids that they have there."""
     folder = tmp_path_factory.mktemp("light") / smollm2.name
-    folder.mkdir()
-    for file in smollm2.iterdir():
-        (folder / file.name).symlink_to(file)
+    link_files(smollm2, folder, without=("tokenizer.json",))
     tokenizer = json.loads((smollm2 / "tokenizer.json").read_text(encoding="utf-8"))
     model = tokenizer["model"]
     model["vocab"] = {token: number for token, number in model["vocab"].items() if number < TOKENS}
     model["merges"] = [pair for pair in model["merges"] if "".join(pair) in model["vocab"]]
-    (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
     return folder
 

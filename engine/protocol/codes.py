@@ -1,8 +1,8 @@
 """Stable names for problems, warnings, pauses and marks. Code compares codes; titles and causes may be reworded.
 
 A code is lower-case words joined by dots: the first says what it is about, the rest what happened. A code never gets
-another meaning and never renamed, since scripts, journals and `--json` output hold it. Two places share a code when the
-user would do the same about both. The file has more than 400 lines because it is one table.
+another meaning and is never renamed, since scripts, journals and `--json` output hold it. Two places share a code when
+the user would do the same about both. The file has more than 400 lines because it is one table.
 
     python -m engine.protocol.explanations > docs/codes.md
 """
