@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import shutil
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +47,19 @@ def _own_command(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command line that a test runs in its own process says how it was called; the next test is another process's."""
     monkeypatch.setattr(remote_names, "command", "cockpit")
     monkeypatch.setattr(remote_names, "ends_with_reader", False)
+
+
+MOST_OPEN = 256
+"""Files, sockets and pipes that a process of tests may have open between two tests."""
+
+
+@pytest.fixture(autouse=True)
+def _few_open_files() -> Iterator[None]:
+    """What tests or the code that they call leave open adds up over thousands of tests."""
+    yield
+    if (opened := psutil.Process().num_fds()) > MOST_OPEN:
+        names = [re.sub(r"\d+", "N", os.path.realpath(file)) for file in Path("/proc/self/fd").glob("*")]
+        pytest.fail(f"{opened} files are open, most often: {Counter(names).most_common(5)}")
 
 
 @pytest.fixture(scope="session")

@@ -145,10 +145,15 @@ class Link:
         self._send(self._status)
 
     def close(self, seconds: float = 2.0) -> None:
-        """Send the remaining messages, for at most `seconds`, and end the thread."""
+        """Send the remaining messages, for at most `seconds`, and end the thread. What is sent afterwards is lost."""
         self._closing.set()
         self._wake()
         self._thread.join(seconds)
+        if not self._thread.is_alive() and self._wake_write >= 0:
+            read, write = self._wake_read, self._wake_write
+            self._wake_read = self._wake_write = -1
+            os.close(write)
+            os.close(read)
 
     # ── the background thread ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -157,6 +162,8 @@ class Link:
         self._wake()
 
     def _wake(self) -> None:
+        if self._wake_write < 0:
+            return  # closed: nobody is there to wake
         try:
             os.write(self._wake_write, b"!")
         except BlockingIOError:

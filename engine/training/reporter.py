@@ -113,6 +113,13 @@ class Reporter:
             with self._guard(logger := self.loggers.pop()):
                 logger.close()
 
+    def close(self) -> None:
+        """Close the journal and the loggers. Nothing can be written afterwards."""
+        self.close_loggers()
+        if self._writer is not None:
+            with contextlib.suppress(OSError):  # from a network file system: every entry is written and synced
+                self._writer.close()
+
     @contextlib.contextmanager
     def _guard(self, logger: Logger, step: int = 0) -> Iterator[None]:
         """Losing an entry to a full disk is harmless: the journal has it. A logger that fails otherwise gets no more,

@@ -86,6 +86,7 @@ def main() -> int:
     while not reporter.flush() and not (inbox.terminated and end.status == "stopped"):
         link.report_progress(phase=reporter.blocked.reason if reporter.blocked else "")
         time.sleep(RETRY)
+    reporter.close()
     link.close()
     return 0 if end.status != "failed" else 1
 

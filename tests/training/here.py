@@ -3,6 +3,7 @@ to start."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -43,11 +44,8 @@ class Here:
         link = _Link(self, f"ipc://{self.run.path}/nobody", self.run.id, self.attempts)
         inbox = _Inbox(self, orders)
         inbox.connect(link)
-        reporter = Reporter(self.run, self.attempts, link, 0)
-        try:
+        with contextlib.closing(link), contextlib.closing(Reporter(self.run, self.attempts, link, 0)) as reporter:
             return session.train(self.run, self.attempts, profile, self.run.path, from_step, reporter, inbox)
-        finally:
-            link.close()
 
     def entries(self, kind: type[AnyEntry]) -> list[Any]:
         return [entry for entry, _ in read(self.run.events) if isinstance(entry, kind)]

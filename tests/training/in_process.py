@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,8 @@ def train(home: Home, name: str, prepared: dict[str, Any], *changes: str, from_s
     attempt = 1 + len({entry.attempt for entry, _ in read(run.events)}) if run.events.exists() else 1
     link, inbox = Link(f"ipc://{run.path}/nobody", run.id, attempt), Inbox()
     inbox.connect(link)
-    try:
-        session.train(run, attempt, profile, run.path, from_step, Reporter(run, attempt, link, 0), inbox)
-    finally:
-        link.close()
+    with contextlib.closing(link), contextlib.closing(Reporter(run, attempt, link, 0)) as reporter:
+        session.train(run, attempt, profile, run.path, from_step, reporter, inbox)
     return run
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -37,10 +38,8 @@ def test_bfloat16_arithmetic_learns_as_float32(prepared, tmp_path, monkeypatch):
         profile = parse(PROFILE.format(base=prepared["base"]), "test", Path("/"), changes)
         link, inbox = Link(f"ipc://{tmp_path}/nobody", run.id, 1), Inbox()
         inbox.connect(link)
-        try:
-            assert session.train(run, 1, profile, tmp_path, None, Reporter(run, 1, link, 0), inbox)[0] == "completed"
-        finally:
-            link.close()
+        with contextlib.closing(link), contextlib.closing(Reporter(run, 1, link, 0)) as reporter:
+            assert session.train(run, 1, profile, tmp_path, None, reporter, inbox)[0] == "completed"
         entries = [entry for entry, _ in read(run.events)]
         assert next(e for e in entries if isinstance(e, Start)).facts["compute_dtype"] == str(compute)[6:]
         losses[compute] = [e.values["train/loss"] for e in entries if isinstance(e, Metrics)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -66,10 +67,8 @@ def train(home: Home, folder: Path, base: str, *changes: str) -> Any:
     run.prepared.write_text(json.dumps(prepare(profile, home, quiet)))
     link, inbox = Link(f"ipc://{run.path}/nobody", run.id, 1), Inbox()
     inbox.connect(link)
-    try:
-        session.train(run, 1, profile, folder, None, Reporter(run, 1, link, 0), inbox)
-    finally:
-        link.close()
+    with contextlib.closing(link), contextlib.closing(Reporter(run, 1, link, 0)) as reporter:
+        session.train(run, 1, profile, folder, None, reporter, inbox)
     return profile
 
 

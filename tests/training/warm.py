@@ -24,7 +24,6 @@ import importlib
 import json
 import os
 import runpy
-import select
 import selectors
 import shutil
 import signal
@@ -34,6 +33,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -96,6 +96,14 @@ def find_free_port() -> int:
         return port
 
 
+def wait_for(processes: Iterable[Forked], timeout: float | None = None) -> None:
+    """Wait until one of them has ended, for at most `timeout` seconds."""
+    with selectors.DefaultSelector() as selector:  # `select` takes no descriptor from 1024 on
+        for each in processes:
+            selector.register(each, selectors.EVENT_READ)
+        selector.select(timeout)
+
+
 class Forked:
     """A forked process, with the methods of `subprocess.Popen` that the tests and the supervisor use."""
 
@@ -116,7 +124,7 @@ class Forked:
 
     def wait(self, timeout: float | None = None) -> int:
         if self.poll() is None:
-            select.select([self], [], [], timeout)
+            wait_for([self], timeout)
         if (code := self.poll()) is None:
             raise subprocess.TimeoutExpired(self.args, timeout or 0)
         return code
@@ -163,7 +171,7 @@ class Workers:
 
     def wait(self) -> int:
         while (code := self.poll()) is None:
-            select.select(self._running, [], [])
+            wait_for(self._running)
         return code
 
     def send_signal(self, number: int) -> None:
