@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from rich.cells import cell_len, split_graphemes
+from rich.color import ColorSystem
 from rich.console import Console
 from rich.control import Control
 from rich.segment import Segment
@@ -17,18 +18,14 @@ from rich.style import Style
 from textual._compositor import ChopsUpdate, CompositorUpdate, LayoutUpdate
 from textual.strip import Strip
 
-Look = tuple[object, ...]
-Cell = tuple[str, Look]
-"""A cell's character and its look. The right half of a wide character has no character."""
+from cockpit.pen import PLAIN, Cell, Pen, find_looks
 
-UNKNOWN: Cell = ("\0", ())
+UNKNOWN: Cell = ("\0", PLAIN)
 """What a cell holds of which it is not known what the terminal shows."""
 JOIN = 6
 """Unchanged cells between two changed ones that are cheaper to write than to skip."""
 LONG = 48
 """Characters of a segment whose cells are not kept: lines of a log, which come once."""
-_INKED = sum(1 << bit for bit in (3, 4, 5, 6, 8, 9, 10, 11, 12))
-"""Attributes that show on a blank, too: underline, blink, reverse, strike, frame, overline."""
 
 
 class Frame:
@@ -46,27 +43,26 @@ class Frame:
         if width != self._width or height != len(self._rows):
             self._width, self._rows = width, [[UNKNOWN] * width for _ in range(height)]
 
-    def write(self, x: int, y: int, strip: Strip, console: Console, span: tuple[int, int]) -> Iterator[str]:
+    def write(self, x: int, y: int, strip: Strip, pen: Pen, span: tuple[int, int]) -> Iterator[str]:
         """The sequences that bring the columns `span` of `strip`, which begins at (x, y), onto the terminal, with both
         halves of the wide characters at its ends."""
         if not 0 <= y < len(self._rows) or x < 0:
             return
         row = self._rows[y]
-        styles: list[Style | None] = []
-        cells = _cells(strip, styles)[: self._width - x]
+        cells = _cells(strip)[: self._width - x]
         left, right = max(0, span[0] - x), min(len(cells), span[1] - x)
         while 0 < left < right and not cells[left][0]:
             left -= 1
         while left < right < len(cells) and not cells[right][0]:
             right += 1
-        cells, styles = cells[left:right], styles[left:right]
+        cells = cells[left:right]
         x += left
         before = row[x : x + len(cells)]
         if cells == before:
             return
         for start, stop in _changed(before, cells):
             yield Control.move_to(x + start, y).segment.text
-            yield Strip(_segments(cells, styles, start, stop)).render(console)
+            yield from pen.write(cells[start:stop])
         if x and not before[0][0] and cells[0][0]:
             row[x - 1] = UNKNOWN  # the terminal clears the other half of what was there
         row[x : x + len(cells)] = cells
@@ -83,18 +79,19 @@ class FrameUpdate(CompositorUpdate):
         self.update, self.frame = update, frame
 
     def render_segments(self, console: Console) -> str:
+        pen = Pen(console._color_system or ColorSystem.TRUECOLOR)
         try:
-            return "".join(self._write(console))
+            return "".join(self._write(pen)) + pen.lift()
         except Exception:
             self.frame.forget()
             raise
 
-    def _write(self, console: Console) -> Iterator[str]:
+    def _write(self, pen: Pen) -> Iterator[str]:
         if isinstance(self.update, LayoutUpdate):
             region = self.update.region
             self.frame.resize(region.right, region.bottom)
             for y, strips in enumerate(self.update.strips, region.y):
-                yield from self.frame.write(region.x, y, Strip.join(list(strips)), console, region.column_span)
+                yield from self.frame.write(region.x, y, Strip.join(list(strips)), pen, region.column_span)
             return
         self.frame.resize(*_size(self.update))
         for y, left, right in self.update.spans:
@@ -102,29 +99,15 @@ class FrameUpdate(CompositorUpdate):
             for end, (x, strip) in zip(ends, self.update.chops[y].items(), strict=False):
                 span = max(x, left), min(end, right)
                 if strip is not None and span[0] < span[1]:
-                    yield from self.frame.write(x, y, strip, console, span)
+                    yield from self.frame.write(x, y, strip, pen, span)
 
 
 def _size(update: ChopsUpdate) -> tuple[int, int]:
     return max((ends[-1] for ends in update.chop_ends if ends), default=0), len(update.chops)
 
 
-def _segments(cells: list[Cell], styles: list[Style | None], start: int, stop: int) -> list[Segment]:
-    """These cells as text. A blank has the style of what it stands in, so that words are not taken apart."""
-    found = []
-    at = start
-    while at < stop:
-        end = at + 1
-        while end < stop and styles[end] is styles[at]:
-            end += 1
-        found.append(Segment("".join(text for text, _ in cells[at:end]), styles[at]))
-        at = end
-    return found
-
-
-def _cells(strip: Iterable[Segment], styles: list[Style | None]) -> list[Cell]:
-    """The cells of a strip; the style of each goes into `styles`. What takes no cell of its own is part of the cell
-    before it."""
+def _cells(strip: Iterable[Segment]) -> list[Cell]:
+    """The cells of a strip. What takes no cell of its own is part of the cell before it."""
     cells: list[Cell] = []
     for text, style, control in strip:
         if control:
@@ -135,14 +118,13 @@ def _cells(strip: Iterable[Segment], styles: list[Style | None]) -> list[Cell]:
             at = -1 if cells[-1][0] or len(cells) == 1 else -2
             cells[at] = (cells[at][0] + marks, cells[at][1])
         cells += own
-        styles += [style] * len(own)
     return cells
 
 
 @lru_cache(4096)
 def _cells_of(text: str, style: Style | None) -> tuple[str, list[Cell]]:
     """The cells of one segment, and before them what takes none."""
-    look, bare = _looks(style)
+    look, bare = find_looks(style)
     if text.isascii():
         return "", [(character, bare if character == " " else look) for character in text]
     marks = ""
@@ -165,18 +147,6 @@ def _clusters(text: str) -> Iterator[tuple[str, int]]:
         yield from ((text[start:stop], width) for start, stop, width in split_graphemes(text)[0])
     else:
         yield from ((character, cell_len(character)) for character in text)
-
-
-@lru_cache(4096)
-def _looks(style: Style | None) -> tuple[Look, Look]:
-    """How a style looks on a character and on a blank, where its colour does not show. What a click on it does is no
-    part of the look."""
-    if style is None:
-        return (), ()
-    attributes = style._attributes & style._set_attributes
-    look = (style.color, style.bgcolor, attributes, style.link)
-    inked = attributes & _INKED or style.link
-    return look, look if inked else (None, style.bgcolor, 0, None)
 
 
 def _changed(before: list[Cell], now: list[Cell]) -> Iterator[tuple[int, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +13,9 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import VerticalScroll
 from textual.dom import DOMNode
+from textual.geometry import Size
 from textual.screen import ModalScreen, Screen
-from textual.widgets import Static
+from textual.widget import Widget
 
 from cockpit.content import Content
 from cockpit.keymap import names_of
@@ -28,6 +29,22 @@ BOTH = "←→"
 """How the bar shows two keys in the place of one; help names each with its own sentence."""
 
 
+class HelpText(Widget):
+    """A text that is made anew for each width, before the dialog is painted."""
+
+    DEFAULT_CSS = "HelpText { width: 1fr; height: auto; }"
+
+    def __init__(self, write: Callable[[int], Content]) -> None:
+        super().__init__()
+        self._write = write
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        return len(self._write(max(20, width)).plain.splitlines())
+
+    def render(self) -> Content:
+        return self._write(max(20, self.content_size.width))
+
+
 class HelpScreen(ModalScreen[None]):
     DEFAULT_CSS = """
     HelpScreen { align: center middle; }
@@ -35,7 +52,6 @@ class HelpScreen(ModalScreen[None]):
         width: 84; max-width: 96%; height: auto; max-height: 90%; border: round $accent; background: $surface;
         padding: 0 1; scrollbar-size-vertical: 1;
     }
-    HelpScreen #text { width: 1fr; }
     """
     BINDINGS = [("escape,q,question_mark,f1", "dismiss", "Close")]
 
@@ -48,14 +64,7 @@ class HelpScreen(ModalScreen[None]):
         with VerticalScroll() as box:
             box.border_title = tr("Help")
             box.border_subtitle = tr("Esc closes")
-            yield Static(id="text")
-
-    def on_resize(self) -> None:
-        self.call_after_refresh(self._draw)
-
-    def _draw(self) -> None:
-        text = self.query_one("#text", Static)
-        text.update(self._text(max(20, text.size.width - 1)))  # less one for the scrollbar, which may come
+            yield HelpText(self._text)
 
     def _text(self, width: int) -> Content:
         blocks: dict[str, list[Content]] = {}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import re
 from typing import Any
 
 import pyte
 import pytest
 from rich.cells import cell_len
+from rich.color import ColorSystem
 from rich.console import Console
 from rich.segment import Segment
+from rich.style import Style
 from textual._compositor import ChopsUpdate, LayoutUpdate
 from textual.geometry import Region
 from textual.pilot import Pilot
@@ -17,6 +20,7 @@ from textual.strip import Strip
 
 from cockpit.app import CockpitApp
 from cockpit.frame import Frame, FrameUpdate
+from cockpit.pen import Pen, find_looks
 from tests.app.fake import demo_run
 from tests.app.screen import run_app, screen_text, until
 from tests.app.services import FakeServices
@@ -86,6 +90,38 @@ def test_a_wide_character_that_a_dialog_has_cut_in_half_comes_back() -> None:
     assert write({0: "ab抽取cd"}, (3, 5), [8]) == "\x1b[1;3H抽取"
 
 
+@pytest.mark.parametrize("system", [ColorSystem.TRUECOLOR, ColorSystem.EIGHT_BIT, ColorSystem.STANDARD])
+def test_looks_that_follow_each_other_are_those_that_rich_writes_one_by_one(system: ColorSystem) -> None:
+    """Whatever comes after whatever: pyte shows the same, but for the colour of blanks."""
+    colours = (None, "#f1b544", "#151b21", "red", "default")
+    weights: tuple[dict[str, Any], ...] = ({}, {"bold": True}, {"italic": True}, {"underline": True}, {"reverse": True})
+    choose = random.Random(7).choice
+    styles = [
+        Style(color=choose(colours), bgcolor=choose(colours), **choose(weights) | choose(weights)) for _ in range(400)
+    ]
+    pieces = [(choose(("a", " ", "─", " ")), choose((style, None))) for style in styles]
+    pen = Pen(system)
+    cells = [(text, find_looks(style)[text == " "]) for text, style in pieces]
+    short = "".join(pen.write(cells)) + pen.lift()
+    console = Console(color_system="truecolor", force_terminal=True)
+    console._color_system = system
+    long = Strip([Segment(text, style) for text, style in pieces]).render(console)
+    assert len(short) < len(long)
+    shown = []
+    for text in (short, long):
+        screen = pyte.Screen(len(pieces) + 1, 1)
+        pyte.Stream(screen).feed(text + "z")
+        row = [screen.buffer[0][x] for x in range(len(pieces) + 1)]
+        shown.append([_bare(cell) if cell.data == " " else cell for cell in row])
+    assert shown[0] == shown[1]
+
+
+def _bare(cell: Any) -> Any:
+    """A blank without what does not show on it."""
+    inked = cell.reverse or cell.underscore or cell.strikethrough
+    return cell if inked else cell._replace(fg="default", bold=False, italics=False)
+
+
 class Terminal:
     """A terminal of pyte's that gets what the app writes, and counts its cells and those that it changed."""
 
@@ -112,6 +148,14 @@ class Terminal:
     async def settle(self, pilot: Pilot[None]) -> None:
         """Wait until it shows what the app shows."""
         await until(pilot, lambda: self._lines() == [line.rstrip() for line in screen_text(pilot).splitlines()], 8)
+
+    async def rest(self, pilot: Pilot[None]) -> None:
+        """Wait until it shows what the app shows, and nothing more comes."""
+        seen = -1
+        while seen != len(self.text):
+            seen = len(self.text)
+            await self.settle(pilot)
+            await pilot.pause(0.5)
 
     def _cells(self) -> list[Any]:
         size = range(self.screen.columns)
@@ -141,3 +185,23 @@ async def test_a_terminal_shows_the_screen_and_gets_no_more_than_what_changes(mo
         terminal.screen.reset()
         terminal.stream.feed(terminal.text[seen:])
         await terminal.settle(pilot)
+
+
+@pytest.mark.parametrize(("size", "opening", "closing"), [((120, 40), 7_000, 12_000), ((200, 60), 11_000, 15_000)])
+async def test_help_costs_few_bytes(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], opening: int, closing: int
+) -> None:
+    """On 50 kB/s, all of the help stands within 300 ms, and so does what it covered when it closes."""
+    terminal = Terminal(monkeypatch, *size)
+    async with run_app(FakeServices(demo_run(), devices=1), size) as pilot:
+        await until(pilot, lambda: "step 31 loss" in screen_text(pilot))
+        costs = []
+        for key, budget in (("f1", opening), ("escape", closing)):
+            await terminal.rest(pilot)
+            seen = len(terminal.text)
+            await pilot.press(key)
+            await until(pilot, lambda: ("Esc closes" in screen_text(pilot)) == (key == "f1"))  # noqa: B023
+            await terminal.rest(pilot)
+            costs.append((len(terminal.text[seen:].encode()), budget))
+        assert all(cost <= budget for cost, budget in costs), costs
+        assert "Esc closes" in terminal.text
