@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import os
 import signal
@@ -137,7 +138,13 @@ class CockpitApp(PaintedApp):
             server = os.getppid()
             self.set_interval(2.0, lambda: self._hang_up() if os.getppid() != server else None)
         # The first paint does not wait for an engine.
-        self.set_timer(0.01, self.start_following)
+        self.set_timer(0.01, self._begin)
+
+    def _begin(self) -> None:
+        if not gc.isenabled():
+            gc.freeze()
+            gc.enable()
+        self.start_following()
 
     def _hang_up(self) -> None:
         """Exit after the terminal is gone. Without a handler SIGHUP kills the app before it can clean up; ignored, the

@@ -40,6 +40,7 @@ from cockpit.language.translate import tr, tr_engine
 from cockpit.looks import choose_filters, has_colour
 from cockpit.state.app_state import AppState, reduce, select_run
 from engine.protocol.console import GuardedConsole
+from engine.protocol.first_look import find_run, has_runs
 from engine.protocol.home import Home
 from engine.protocol.messages import Message, Problem, ProblemError, Run, RunChanged, Snapshot
 
@@ -92,6 +93,8 @@ class EngineApp(FaultTolerantApp):
         self.home, self.readonly = home, readonly
         """`home` is this host's, where the user's own profiles and conversations are."""
         self.engines = list(engines) or [Attachment(partial(connect, home), selected=selected)]
+        if not engines:
+            self._look_early(self.engines[0])
         self.settings = Settings(home)
         self.no_color = not has_colour(os.environ)
         self._looks = [
@@ -111,6 +114,12 @@ class EngineApp(FaultTolerantApp):
         """Commands of this app that have not been taken yet: run and name."""
         self.keys = KeyQueue(self, self._deliver)
         self._owners: WeakKeyDictionary[Screen[Any], Attachment] = WeakKeyDictionary()
+
+    def _look_early(self, engine: Attachment) -> None:
+        """Take what the home tells by itself: the first paint shows it, and does not wait for the engine."""
+        new = not has_runs(self.home)
+        early = None if new else find_run(self.home, engine.state.requested)
+        engine.state = replace(engine.state, early=early, new=new)
 
     @property
     def engine(self) -> Attachment:

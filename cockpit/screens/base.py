@@ -58,9 +58,19 @@ class CockpitScreen(Screen[None]):
     """The title of a screen that has no key and lies on another one."""
 
     def compose(self) -> ComposeResult:
+        self._take_size()
         yield TopBar({name: title for name, (title, _) in SCREENS.items()}, self.OVER)
         yield from self.compose_body()
         yield KeyBar()
+
+    def _take_size(self) -> None:
+        """Take the classes of the terminal's size before there are widgets: Textual sets them after it has laid out the
+        screen, and then styles and lays out all of it again."""
+        for places, cells in zip(
+            (self.app.HORIZONTAL_BREAKPOINTS, self.app.VERTICAL_BREAKPOINTS), self.app.size, strict=True
+        ):
+            fitting = [name for least, name in places or () if cells >= least]
+            self.set_class(True, *fitting[-1:], update=False)
 
     def compose_body(self) -> ComposeResult:
         """The widgets between the top bar and the key bar."""
@@ -77,6 +87,9 @@ class CockpitScreen(Screen[None]):
     def _compositor_refresh(self) -> None:
         """Textual marks a screen under a modal for repainting each time it has repainted it. Every tick of a timer
         below would then send the whole dimmed screen again, 25 kB."""
+        if self.app._batch_count:  # Textual would render it, throw that away and know nothing of it afterwards
+            self._repaint_required = True
+            return
         super()._compositor_refresh()
         if not self.is_active:
             self._repaint_required = False

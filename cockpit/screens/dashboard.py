@@ -63,6 +63,8 @@ SMOOTHING = 0.6
 LOG_PERIOD = 1.0
 FLAT = 18
 """Lines below which the log has no room."""
+CHARTED = 37
+"""Lines from which the small charts mostly have room. Once it is laid out, `Side` says whether they have."""
 
 EMPTY = """\
 [bold $accent]No runs yet.[/]
@@ -133,6 +135,14 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
         """What the keys on offer depend on."""
 
     def compose_body(self) -> ComposeResult:
+        width, height = self.app.size
+        for name, holds in (
+            ("-empty", self.app.state.shown is None),
+            ("-slim", width < SLIM),
+            ("-flat", height < FLAT),
+            ("-charts", height >= CHARTED),
+        ):
+            self.set_class(holds, name, update=False)  # now, so that the first layout is the last
         yield Static(tr(EMPTY), id="empty")
         yield RunHeader()
         yield Notice(id="notice")
@@ -270,7 +280,7 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
     # ── showing ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _show_texts(self) -> None:
-        state, run = self.app.state, self.app.state.run
+        state, run = self.app.state, self.app.state.shown
         if self.has_class("-empty") != (run is None):
             self.set_class(run is None, "-empty")
             self.refresh_bindings()
@@ -314,7 +324,7 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
 
     def _show_empty(self, state: AppState) -> None:
         messages = {"connecting": tr("Starting the engine…"), "lost": tr("The engine is gone; restarting it…")}
-        text = messages.get(state.connection)
+        text = "" if state.new and state.connection == "connecting" else messages.get(state.connection)
         if state.problem is not None:
             text = tr_engine(str(state.problem))
         self.query_one("#empty", Static).update(Content(text) if text else tr(EMPTY))

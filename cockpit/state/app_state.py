@@ -74,6 +74,10 @@ class AppState:
     problem: Problem | None = None
     """Why the connection is lost, when that is known."""
     runs: Mapping[str, Run] = field(default_factory=dict)
+    early: Run | None = None
+    """The run that will be selected, as far as the home tells without an engine."""
+    new: bool = False
+    """Whether the home has no run, as far as it tells without an engine."""
     selected: str | None = None
     """The run that the dashboard shows."""
     requested: str | None = None
@@ -93,6 +97,11 @@ class AppState:
     def run(self) -> Run | None:
         """The selected run."""
         return self.runs.get(self.selected or "")
+
+    @property
+    def shown(self) -> Run | None:
+        """The selected run; until an engine has answered, `early`."""
+        return self.early if self.connection == "connecting" else self.run
 
     def sorted_runs(self) -> list[Run]:
         """All runs, newest first."""

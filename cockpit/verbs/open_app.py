@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -46,6 +47,7 @@ def open_app(options: argparse.Namespace) -> int:
                 hint=tr("use a verb instead, such as `cockpit watch last`, or set TERM to what the terminal is"),
             )
         )
+    gc.disable()  # until the first paint: modules that are being imported are no garbage
     from cockpit.session import run
 
     if not options.on:

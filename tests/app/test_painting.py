@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
+from pathlib import Path
 from typing import Any
 
 import pyte
@@ -21,6 +23,9 @@ from textual.strip import Strip
 from cockpit.app import CockpitApp
 from cockpit.frame import Frame, FrameUpdate
 from cockpit.pen import Pen, find_looks
+from engine.protocol.home import Home
+from engine.protocol.messages import Run
+from engine.supervisor.registry import Registry
 from tests.app.fake import demo_run
 from tests.app.screen import run_app, screen_text, until
 from tests.app.services import FakeServices
@@ -129,19 +134,20 @@ class Terminal:
         self.screen = pyte.Screen(width, height)
         self.stream = pyte.Stream(self.screen)
         self.drawn = self.changed = 0
-        self.text = ""
+        self.text = self.first = ""
         console = Console(color_system="truecolor", force_terminal=True)
         display = CockpitApp._display
 
         def write(app: CockpitApp, screen: Any, renderable: Any) -> None:
             display(app, screen, renderable)
-            if isinstance(renderable, (ChopsUpdate, LayoutUpdate)):
+            if isinstance(renderable, (ChopsUpdate, LayoutUpdate)) and not app._batch_count:
                 text = FrameUpdate(renderable, app.frame).render_segments(console)
                 before = self._cells()
                 self.text += text
                 self.stream.feed(text)
                 self.drawn += cell_len(ESCAPES.sub("", text))
                 self.changed += sum(one != other for one, other in zip(before, self._cells(), strict=True))
+                self.first = self.first or "\n".join(self._lines())
 
         monkeypatch.setattr(CockpitApp, "_display", write)
 
@@ -205,3 +211,32 @@ async def test_help_costs_few_bytes(
             costs.append((len(terminal.text[seen:].encode()), budget))
         assert all(cost <= budget for cost, budget in costs), costs
         assert "Esc closes" in terminal.text
+
+
+@pytest.mark.parametrize(
+    ("runs", "words"),
+    [
+        ([], ["No runs yet.", "cockpit train PROFILE"]),
+        ([demo_run(id="a-run", name="my-run", metrics={"train/loss": 0.125})], ["● running  my-run", "loss 0.125"]),
+    ],
+)
+async def test_the_first_paint_has_what_the_user_comes_for_and_waits_for_no_engine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runs: list[Run], words: list[str]
+) -> None:
+    terminal = Terminal(monkeypatch, 120, 40)
+    home = Home(tmp_path).create()
+    registry = Registry(home.registry)
+    for run in runs:
+        home.run(run.id).path.mkdir()
+        registry.store(run, 1)
+    registry.close()
+
+    async def connect(home: Home) -> None:
+        await asyncio.Event().wait()
+
+    async with CockpitApp(home, connect=connect).run_test(size=(120, 40)) as pilot:
+        await until(pilot, lambda: terminal.first)
+        for word in (*words, "1 Dashboard", "? Help", "◌ connecting"):
+            assert word in terminal.first
+        await pilot.press("p", "x")  # a run that no engine has confirmed is not steered
+        assert not pilot.app.screen.is_modal
