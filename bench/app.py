@@ -69,15 +69,15 @@ ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]P][^\x07\x1b]*(?:\x07|\x1b
 WHOLE = "Esc closes"
 """The help's foot, painted last."""
 KEYS = {
-    "y": (b"y", ["log ─╯"]),
-    "+": (b"+", ["1/2 ─╯"]),
-    "-": (b"-", ["log ─╯"]),
+    "y": (b"y", ["· log"]),
+    "+": (b"+", ["newest 1/2"]),
+    "-": (b"-", ["· log"]),
     "y, back": (b"y", []),
     "?": (b"?", [WHOLE]),
-    "escape": (b"\x1b", []),
+    "escape": (b"\x1b", ["Pause"]),
 }
 """Keys in the order they are pressed and what each paints in its turn: the foot of the chart, which comes after its
-curve; the help's foot. Those without are only the way back."""
+curve; the help's foot; the dashboard's keys below it. Those without are only the way back."""
 
 
 class Terminal:
@@ -229,7 +229,7 @@ def live(engine: Engine) -> tuple[list[tuple[float, float]], dict[str, list[floa
             for _ in range(PRESSES):
                 for name, (key, wanted) in KEYS.items():
                     for text, found in zip(wanted, press(terminal, key, wanted), strict=True):
-                        keys[f"{name} → {text.strip('─╭╯ ')}"].append(found)
+                        keys[f"{name} → {text.strip('· ')}"].append(found)
     finally:
         terminal.end()
     return rests, keys

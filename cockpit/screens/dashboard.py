@@ -135,14 +135,8 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
         """What the keys on offer depend on."""
 
     def compose_body(self) -> ComposeResult:
-        width, height = self.app.size
-        for name, holds in (
-            ("-empty", self.app.state.shown is None),
-            ("-slim", width < SLIM),
-            ("-flat", height < FLAT),
-            ("-charts", height >= CHARTED),
-        ):
-            self.set_class(holds, name, update=False)  # now, so that the first layout is the last
+        known = {"-empty": self.app.state.shown is None, "-charts": self.app.size.height >= CHARTED}
+        self.update_classes(known, update=False)  # before the first layout, which is then the last
         yield Static(tr(EMPTY), id="empty")
         yield RunHeader()
         yield Notice(id="notice")
@@ -177,8 +171,7 @@ One run, live. The bright line is the smoothed loss, the shade behind it the mea
         self._texts.request()
 
     def on_resize(self) -> None:
-        self.set_class(self.size.width < SLIM, "-slim")
-        self.set_class(self.size.height < FLAT, "-flat")
+        self.update_classes({"-slim": self.size.width < SLIM, "-flat": self.size.height < FLAT})
         self._texts.request()
 
     @property
