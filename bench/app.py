@@ -74,10 +74,10 @@ KEYS = {
     "-": (b"-", ["· log"]),
     "y, back": (b"y", []),
     "?": (b"?", [WHOLE]),
-    "escape": (b"\x1b", ["Pause"]),
+    "escape": (b"\x1b", ["smoothed"]),
 }
 """Keys in the order they are pressed and what each paints in its turn: the foot of the chart, which comes after its
-curve; the help's foot; the dashboard's keys below it. Those without are only the way back."""
+curve; the help's foot; the foot of the chart below it. Those without are only the way back."""
 
 
 class Terminal:
