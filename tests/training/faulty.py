@@ -118,7 +118,7 @@ def compute_in(name: str) -> None:
 
 
 def draw_by_prompt() -> None:
-    """A group's replies have different numbers, as its places have."""
+    """Seed each reply by its prompt and its place among the prompt's replies."""
     from dataclasses import replace
 
     from engine.inference import generate
@@ -127,14 +127,13 @@ def draw_by_prompt() -> None:
     sample, open_row = method.sample_batch, generate.open_row
 
     def open_prompted(sampling: Any, prompt: Any) -> Any:
-        return open_row(
-            replace(sampling, seed=zlib.crc32(repr((sampling.seed % GENERATIONS, *prompt)).encode())), prompt
-        )
+        seed = zlib.crc32(repr((sampling.seed % GENERATIONS, *prompt)).encode())
+        return open_row(replace(sampling, seed=seed), prompt)
 
     def sample_prompted(model: Any, tokenizer: Any, prompts: Any, sampling: Any, *more: Any) -> Any:
         return sample(model, tokenizer, prompts, replace(sampling, seed=0), *more)
 
-    generate.open_row, method.sample_batch = open_prompted, sample_prompted  # type: ignore[assignment]
+    generate.open_row, method.sample_batch = open_prompted, sample_prompted
 
 
 def install(what: str, *numbers: str) -> None:

@@ -147,8 +147,9 @@ def test_while_it_is_loaded_the_ranks_together_hold_a_model_and_a_share_of_it(tm
     for each in found[1:]:
         assert max(memory for _, memory in each["points"]) < each["held"] + 3 * layer
     now, together = [0] * 4, []
-    for _, rank, memory in sorted((time, rank, memory) for rank in range(4) for time, memory in found[rank]["points"]):
-        now[rank] = memory
+    points = [(moment, rank, memory) for rank, each in enumerate(found) for moment, memory in each["points"]]
+    for _, place, memory in sorted(points):
+        now[place] = memory
         together.append(sum(now))
     assert size < max(together) < size + size / 4, [max(together) / size, layer / size]
 

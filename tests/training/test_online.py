@@ -171,36 +171,6 @@ def test_a_loss_is_trls(kind: str, options: Any, tiny: Path, tmp_path: Path) -> 
             assert float(total / count) == pytest.approx(trainer._metrics["train"]["kl"][-1], rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        *(("grpo", {"loss_type": loss, "beta": 0.1}) for loss in ("grpo", "dr_grpo", "dapo")),
-        ("grpo", {"importance_sampling_level": "sequence"}),
-        ("rloo", {"beta": 0.1}),
-    ],
-)
-@pytest.mark.parametrize("flat", [True, False])
-def test_a_micro_batch_without_replies_adds_nothing(kind: str, options: Any, flat: bool) -> None:
-    """A rank has none where the last global batch has fewer prompts than there are ranks."""
-    import importlib
-
-    import torch
-
-    from engine.training.online.rollout import collate
-
-    method = importlib.import_module(f"engine.training.methods.{kind}").Options(
-        reward={"task": "lows", "metric": "lows"}, generations=4, max_new_tokens=8, **options
-    )
-    values = torch.zeros(0, requires_grad=True)
-    found = importlib.import_module(f"engine.training.online.{kind}").compute_losses(
-        values, collate([], flat, mask_truncated=False), method
-    )
-    loss = found.pop("loss")
-    loss.backward()
-    assert float(loss.detach()) == 0 and values.grad is not None
-    assert [(float(total), float(count)) for total, count in found.values()] == [(0.0, 0.0)] * len(found)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["grpo", "rloo"])
 def test_a_run_loses_what_trl_loses(
