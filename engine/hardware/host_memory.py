@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from pathlib import Path
 
 import psutil
@@ -24,6 +26,13 @@ def read_available(root: Path = Path("/")) -> int:
     sizes = [(_read(file), _read_used(file)) for file in _list_files(root)]
     free = [limit - used for limit, used in sizes if limit is not None and used is not None]
     return max(0, min([psutil.virtual_memory().available, *free]))
+
+
+def give_back() -> None:
+    """Return memory that this process has freed to the system. A worker's allocator keeps it otherwise (see
+    `engine.supervisor.processes.WORKER_DEFAULTS`)."""
+    with contextlib.suppress(OSError, AttributeError):  # a C library other than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _list_limits(root: Path) -> list[int]:

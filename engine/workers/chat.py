@@ -13,7 +13,6 @@ unloads the model, and stays.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import hashlib
 import json
@@ -22,6 +21,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.hardware import host_memory
 from engine.models import accelerator, libraries, targets
 from engine.models.memory import is_out_of_memory
 from engine.protocol.home import Home
@@ -174,7 +174,7 @@ class Chat:
         self.loaded = None
         gc.collect()
         if on_cpu:
-            ctypes.CDLL(None).malloc_trim(0)
+            host_memory.give_back()
         else:
             accelerator.release()
 

@@ -14,6 +14,7 @@ from engine.protocol import journal, states
 from engine.protocol.home import Home
 from engine.protocol.messages import Run, Submit
 from engine.protocol.sockets import list_directories
+from tests.cluster import long
 from tests.conftest import end_processes_of
 from tests.scripted.bench import Engine, wait_for
 from tests.supervisor.test_rendezvous import check_listeners, list_listeners
@@ -33,10 +34,11 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
-def run(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Run:
+@pytest.fixture(scope="module", params=["ddp", pytest.param("fsdp", marks=long)])
+def run(engine: Engine, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Run:
     base = make_model(tmp_path_factory.mktemp("model") / "tiny")
-    text = PROFILE.format(base=base).replace("epochs: 1", "max_steps: 100000") + "launch: {processes: 2}\n"
+    text = PROFILE.format(base=base).replace("epochs: 1", "max_steps: 100000")
+    text += f"launch: {{processes: 2, strategy: {request.param}}}\n"
     run: Run = engine.client.request("submit", Submit(profile=text, directory="/"))
     wait_for(lambda: engine.show(run).run.step > 5, 300, "the first steps")
     return run

@@ -9,6 +9,8 @@ are joined by `+`.
 `save:S`, `evaluate:S`, `compute:S`, `boundary:S`   kill -9 in the middle of saving, evaluating or
            computing after step S, or at that boundary
 `beside:`  nothing goes wrong; all checkpoints of all weights are written beside training
+`prompted:`   nothing goes wrong; the replies to a prompt are drawn by numbers of its own, so that they are the same on
+           whichever rank
 `dtype:NAME`   nothing goes wrong; what this CPU computes faster is not measured: it is NAME
 `background:S`   kill -9 while the checkpoint of step S is written beside training, a second after it began
 """
@@ -18,10 +20,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+import zlib
 from typing import Any
 
 from engine.training import background_writer
 from engine.workers import train
+
+GENERATIONS = 4
+"""Replies to a prompt, with `prompted`."""
 
 
 def _die(*_: Any) -> None:
@@ -111,6 +117,25 @@ def compute_in(name: str) -> None:
     devices.choose_cpu_dtype = lambda _: getattr(torch, name)
 
 
+def draw_by_prompt() -> None:
+    """Seed each reply by its prompt and its place among the prompt's replies."""
+    from dataclasses import replace
+
+    from engine.inference import generate
+    from engine.training.online import method
+
+    sample, open_row = method.sample_batch, generate.open_row
+
+    def open_prompted(sampling: Any, prompt: Any) -> Any:
+        seed = zlib.crc32(repr((sampling.seed % GENERATIONS, *prompt)).encode())
+        return open_row(replace(sampling, seed=seed), prompt)
+
+    def sample_prompted(model: Any, tokenizer: Any, prompts: Any, sampling: Any, *more: Any) -> Any:
+        return sample(model, tokenizer, prompts, replace(sampling, seed=0), *more)
+
+    generate.open_row, method.sample_batch = open_prompted, sample_prompted
+
+
 def install(what: str, *numbers: str) -> None:
     if what == "oom":
         run_out(*map(int, numbers))
@@ -123,6 +148,8 @@ def install(what: str, *numbers: str) -> None:
         background_writer.SMALLEST = 1
     elif what == "weigh":
         weigh()
+    elif what == "prompted":
+        draw_by_prompt()
     elif what == "dtype":
         compute_in(numbers[0])
     else:

@@ -1,7 +1,7 @@
 """One of the ranks of a test of how much memory loading takes: `python -m tests.training.loading BASE RESULTS`.
 
-Each rank writes by how many bytes its memory grew at most, and at the end. Pages of files do not count: the system
-takes them back when it needs memory.
+Each rank writes by how many bytes its memory had grown at each moment. Pages of files do not count: the system takes
+them back when it needs memory.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 
-class Peak:
-    """The most anonymous memory of this process beyond that at the start, in bytes."""
+class Curve:
+    """The anonymous memory of this process beyond that at the start, in bytes: pairs of a moment and that."""
 
     def __init__(self) -> None:
-        self._start = self.highest = self.measure()
+        self._start = self.measure()
+        self._points: list[tuple[float, int]] = []
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -28,12 +30,12 @@ class Peak:
 
     def _watch(self) -> None:
         while not self._done.wait(0.01):
-            self.highest = max(self.highest, self.measure())
+            self._points.append((time.monotonic(), self.measure() - self._start))
 
-    def stop(self) -> dict[str, int]:
+    def stop(self) -> list[tuple[float, int]]:
         self._done.set()
         self._thread.join()
-        return {"peak": self.highest - self._start, "kept": self.measure() - self._start}
+        return [*self._points, (time.monotonic(), self.measure() - self._start)]
 
 
 def main(base: str, results: Path) -> None:
@@ -54,12 +56,12 @@ def main(base: str, results: Path) -> None:
     small = LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=8, num_hidden_layers=1, vocab_size=8))
     strategy.build(lambda device: small, Device("cpu", torch.float32, "CPU"), None)  # imports what it needs
     group.sum([0.0])
-    peak = Peak()
+    curve = Curve()
     model = strategy.build(make, Device("cpu", torch.float32, "CPU"), None)
     group.sum([0.0])
-    found = peak.stop()
-    found["held"] = sum(weight.to_local().numel() * 4 for weight in model.parameters())
-    (results / f"{group.rank}.json").write_text(json.dumps(found))
+    points = curve.stop()
+    held = sum(weight.to_local().numel() * 4 for weight in model.parameters())
+    (results / f"{group.rank}.json").write_text(json.dumps({"points": points, "held": held}))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from engine.training.parallel.deepspeed import DeepSpeed
 from engine.training.parallel.deepspeed_config import pin_config, read_config
 from engine.training.ranks import Ranks
 from tests.training.harness import Supervised
-from tests.training.test_fsdp import FULL, LOSSES, compare
+from tests.training.test_fsdp import FULL, LOSSES, SHARDED, compare
 
 FOLDER = Path(sys.prefix, "deepspeed")
 """Where `make test` installs it, apart from what every other test imports."""
@@ -78,8 +78,9 @@ def train(run: Supervised, *, fails: bool = False, fault: str = "") -> None:
         ),
         (2, (*FULL, "training.accumulation=2")),
         (1, (*FULL, "training.optimizer=sgd")),
+        (1, ()),
     ],
-    ids=["zero2-lora", "zero3-full", "zero3-lora-checkpointing", "zero2-full-accumulation", "zero1-sgd"],
+    ids=["zero2-lora", "zero3-full", "zero3-lora-checkpointing", "zero2-full-accumulation", "zero1-sgd", "zero1-lora"],
 )
 def test_two_ranks_compute_what_one_process_does(
     start_run: Callable[..., Supervised], asked: dict[str, Any], stage: int, changes: tuple[str, ...]
@@ -128,7 +129,13 @@ def test_a_resume_is_exact_and_other_strategies_go_on_from_there(start_run: Call
     compare(run, whole)
     back = start_run("back", *FULL, *BRIEF, "training.micro_batch=2", launch(3))
     alone = start_run("alone", *FULL, *BRIEF)
-    for source, target, processes in ((run, alone, 1), (run, back, 2)):
+    four = start_run("four", *FULL, *BRIEF, "training.micro_batch=1", launch(2), "launch.processes=4")
+    shared = start_run("shared", *FULL, *BRIEF, "training.micro_batch=2", SHARDED)
+    other = start_run("other", *FULL, *BRIEF, "training.micro_batch=2", SHARDED)
+    other.train(processes=2)
+    taken = start_run("taken", *FULL, *BRIEF, "training.micro_batch=2", launch(3))
+    runs = ((run, alone, 1), (run, back, 2), (run, four, 4), (run, shared, 2), (other, taken, 2))
+    for source, target, processes in runs:
         shutil.copytree(source.run.checkpoint(3), target.run.checkpoint(3))
         shutil.copy(source.run.events, target.run.events)
         target.attempts = 2

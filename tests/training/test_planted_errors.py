@@ -185,11 +185,13 @@ def test_near_duplicates_with_other_answers_are_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif("COCKPIT_LONG_TESTS" not in os.environ, reason="takes five minutes: set COCKPIT_LONG_TESTS=1")
-def test_the_demo_with_planted_errors(home: Home, tmp_path: Path) -> None:
-    """The embedded model, after one epoch over a part of the demo's data."""
+def test_the_demo_with_planted_errors(bare_home: Home, whole_smollm2: Path, tmp_path: Path) -> None:
+    """The embedded model, all of it, after one epoch over a part of the demo's data."""
+    home = bare_home
+    (home.models / whole_smollm2.name).symlink_to(whole_smollm2)
     source = Path(__file__).parents[2] / "data" / "triples" / "train.jsonl"
     rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()[:160]]
     planted = plant(rows, tmp_path / "rows.jsonl", 1)
-    train(home, tmp_path, "smollm2-135m-instruct")
+    train(home, tmp_path, whole_smollm2.name)
     found = {row["line"] for row in ask(home, len(planted))["worst"]}
     assert len(found & planted) >= 0.8 * len(planted), (sorted(found), sorted(planted))

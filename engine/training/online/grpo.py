@@ -30,7 +30,7 @@ class GRPO(OnlineMethod):
 
 def compute_losses(values: Any, batch: Batch, options: Options) -> dict[str, Any]:
     """See `OnlineMethod.sum_losses`."""
-    counts = torch.tensor(batch["counts"], device=values.device)
+    counts = torch.tensor(batch["counts"], dtype=torch.long, device=values.device)  # an empty list would be of floats
     old = values.detach() if batch["old"] is None else batch["old"]
     size = len(values)  # with it, a card need not be waited for
     learnt, advantage = (batch[name].repeat_interleave(counts, output_size=size) for name in ("learnt", "advantages"))

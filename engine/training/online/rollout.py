@@ -37,7 +37,7 @@ def divide(rollouts: Sequence[Rollout], count: int) -> list[list[Rollout]]:
 def collate(rollouts: Sequence[Rollout], flat: bool, mask_truncated: bool) -> Batch:
     """A micro-batch: `collate_sequences` with `advantages` and `learnt` (1, or 0 for a masked reply), [replies],
     `learnt_tokens`, the number of tokens of the replies that are not masked, and `old` and `reference`, [tokens], or
-    None."""
+    None where the replies have none. There may be no replies: a rank has none in a short global batch."""
     batch = collate_sequences([make_sequence(each.prompt, each.reply) for each in rollouts], flat)
     del batch["tokens"]
     batch["advantages"] = torch.tensor([each.advantage for each in rollouts])
@@ -46,5 +46,5 @@ def collate(rollouts: Sequence[Rollout], flat: bool, mask_truncated: bool) -> Ba
     batch["learnt_tokens"] = sum(count for count, counts in zip(batch["counts"], learnt, strict=True) if counts)
     for name in ("old", "reference"):
         values = [getattr(each, name) for each in rollouts]
-        batch[name] = torch.cat(values) if values and values[0] is not None else None
+        batch[name] = None if values and values[0] is None else torch.cat([torch.zeros(0), *values])
     return batch

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.profile import Profile
+from engine.hardware import host_memory
 from engine.models.devices import Device
 from engine.training import checkpoints
 from engine.training.parallel import sharded_state
@@ -86,6 +87,7 @@ class DeepSpeed(SingleProcess):
             deepspeed.zero.Init(module=part, config_dict_or_path=self._config)
             for weight, value in precise.items():
                 self._precise[weight] = self._cut(value, weight)
+            host_memory.give_back()
         self._gather_for_passes(model)
         return model
 

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from engine.hardware import host_memory
 from engine.models.devices import Device
 from engine.training.parallel import sharded_state
 from engine.training.parallel.lockstep import in_step
@@ -87,6 +88,7 @@ class FullySharded(SingleProcess):
             # The outermost part, with the embeddings and the output layer, stays gathered until the backward pass ends:
             # the loss applies the output layer after the forward pass (see `engine.models.loss`).
             fully_shard(part, reshard_after_forward=self.drops_layers and part is not model, **policy)
+            host_memory.give_back()  # or the host would hold the whole model beside all shares of it
         parts = self._parts_of[id(model)] = [part for part in model.modules() if isinstance(part, FSDPModule)]
         for part in parts:
             part.set_gradient_divide_factor(1.0)  # the method divides the loss by the units of all ranks
