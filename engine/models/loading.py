@@ -24,7 +24,8 @@ def load_model(name: str, **arguments: Any) -> Any:
     bitsandbytes_import.import_lightly()
     generation = read_generation(name)
     if generation is None:
-        return AutoModelForCausalLM.from_pretrained(name, **arguments)
+        with stored_quantization.reading(Path(name), arguments) as given:
+            return AutoModelForCausalLM.from_pretrained(name, **given)
     # transformers would fill missing weights with random numbers, and report them by its own names.
     if Path(name).is_dir() and (wrong := folders.find_weights_problems(Path(name))):
         raise _load_error(name, "; ".join(wrong))
@@ -71,7 +72,8 @@ def load_reward_model(name: str, **arguments: Any) -> Any:
                 else "name a base of another family",
             )
         )
-    return AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, **arguments)
+    with stored_quantization.reading(Path(name), arguments) as given:
+        return AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, **given)
 
 
 def read_generation(name: str) -> Generation | None:
