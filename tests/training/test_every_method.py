@@ -1,5 +1,5 @@
-"""What every method has in common: recomputed layers and loader processes change no loss, an adapter is all that moves
-where there is one, also on experts, and what teaches nothing moves nothing."""
+"""What every method has in common: recomputed layers, loader processes and packing change no loss, an adapter is all
+that moves where there is one, also on experts, and what teaches nothing moves nothing."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import pytest
 
 from engine.models import loading
 from engine.protocol.home import Home
+from engine.protocol.journal import Evaluation
 from engine.protocol.messages import ProblemError
 from tests.models.small import EXPERTS, build
 from tests.training import online, preferences
-from tests.training.in_process import series, train
+from tests.training.harness import pack
+from tests.training.in_process import entries, series, train
 from tests.training.test_adapters import KINDS, Watch, adapter
 
 PREFERENCE = ("dpo", "orpo", "kto", "reward")
@@ -55,6 +57,22 @@ def test_recomputed_layers_lose_what_kept_ones_lose(method: str, given: Any, tmp
     for name in plain:
         assert saving[name] == pytest.approx(plain[name], rel=1e-4, abs=1e-7), name
     assert any(norm > 0 for norm in plain["grad_norm"].values())
+
+
+def test_packed_held_out_rows_lose_what_they_lose_alone(prepared: dict[str, Any], tmp_path: Path) -> None:
+    from datasets import load_from_disk
+
+    for name in ("train", "validation"):
+        pack(Path(prepared[name]), tmp_path / name)
+    packed = {name: str(tmp_path / name) for name in ("train", "validation")}
+    assert len(load_from_disk(packed["validation"])) < len(load_from_disk(prepared["validation"]))
+    found = []
+    for name, given, packing in (("alone", prepared, "false"), ("joined", prepared | packed, "true")):
+        changes = (*STEPS, "evaluation.at_start=true", f"data.packing={packing}")
+        found.append(entries(train(Home(tmp_path), name, given, *changes), Evaluation)[0])
+    assert [each.step for each in found] == [0, 0]
+    alone, joined = (each.values["eval/loss"] for each in found)
+    assert joined == pytest.approx(alone, rel=1e-4)
 
 
 @pytest.mark.slow
