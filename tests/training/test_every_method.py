@@ -59,6 +59,15 @@ def test_recomputed_layers_lose_what_kept_ones_lose(method: str, given: Any, tmp
     assert any(norm > 0 for norm in plain["grad_norm"].values())
 
 
+@pytest.mark.parametrize("method", PREFERENCE)
+def test_a_base_in_16_bits_loses_what_it_loses_in_32(method: str, given: Any, tmp_path: Path) -> None:
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        run = train(Home(tmp_path / dtype), "run", given[method], *changes_for(method), f"model.dtype={dtype}")
+        found.append(series(run, "train/loss"))
+    assert found[1] == pytest.approx(found[0], rel=0.02) and len(found[0]) == 2
+
+
 def test_packed_held_out_rows_lose_what_they_lose_alone(prepared: dict[str, Any], tmp_path: Path) -> None:
     from datasets import load_from_disk
 
