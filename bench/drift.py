@@ -15,6 +15,7 @@ computed  The others that train on tokens, for a GPU: in tokens of forward passe
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import statistics
@@ -185,10 +186,8 @@ def _train(home: Home, profile: Profile) -> None:
     run.prepared.write_text(json.dumps(prepare(profile, home, lambda *_: None)))
     link, inbox = Link(f"ipc://{run.path}/nobody", run.id, 1), Inbox()
     inbox.connect(link)
-    try:
-        session.train(run, 1, profile, home.root, None, Reporter(run, 1, link, 0), inbox)
-    finally:
-        link.close()
+    with contextlib.closing(link), contextlib.closing(Reporter(run, 1, link, 0)) as reporter:
+        session.train(run, 1, profile, home.root, None, reporter, inbox)
 
 
 if __name__ == "__main__":

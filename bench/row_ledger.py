@@ -58,7 +58,9 @@ def main() -> None:
     path = RESULTS / "row_ledger.json"
     results = json.loads(path.read_text())["results"] if path.is_file() else {}
     if "planted" in parts:  # first: the other part leaves the training loop changed
-        results["planted"] = [_measure_precision(seed) for seed in arguments.seeds]
+        known = {each["seed"]: each for each in results.get("planted", [])}
+        known |= {seed: _measure_precision(seed) for seed in arguments.seeds}
+        results["planted"] = [known[seed] for seed in sorted(known)]
     if "cost" in parts:
         results |= _measure_cost(arguments.steps)
     save("row_ledger", results)

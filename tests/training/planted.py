@@ -6,6 +6,7 @@ Tests and `bench/row_ledger.py` share it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 from pathlib import Path
@@ -46,10 +47,8 @@ def train_on(home: Home, folder: Path, text: str, *changes: str) -> Profile:
     run.prepared.write_text(json.dumps(prepare(profile, home, quiet)))
     link, inbox = Link(f"ipc://{run.path}/nobody", run.id, 1), Inbox()
     inbox.connect(link)
-    try:
-        session.train(run, 1, profile, folder, None, Reporter(run, 1, link, 0), inbox)
-    finally:
-        link.close()
+    with contextlib.closing(link), contextlib.closing(Reporter(run, 1, link, 0)) as reporter:
+        session.train(run, 1, profile, folder, None, reporter, inbox)
     return profile
 
 

@@ -149,7 +149,7 @@ def test_near_duplicates_with_other_answers_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif("COCKPIT_LONG_TESTS" not in os.environ, reason="takes five minutes: set COCKPIT_LONG_TESTS=1")
+@pytest.mark.skipif("COCKPIT_LONG_TESTS" not in os.environ, reason="takes minutes: set COCKPIT_LONG_TESTS=1")
 def test_the_demo_with_planted_errors(bare_home: Home, whole_smollm2: Path, tmp_path: Path) -> None:
     """The whole embedded model, after one epoch over a part of the demo's data."""
     source = Path(__file__).parents[2] / "data" / "triples" / "train.jsonl"
