@@ -58,7 +58,12 @@ DEEPSPEED := $(VENV)/deepspeed/deepspeed/__init__.py
 $(DEEPSPEED): $(STAMP) tests/deepspeed.txt
 	-DS_BUILD_OPS=0 $(BIN)/python -m pip install --no-deps --upgrade --target $(VENV)/deepspeed -r tests/deepspeed.txt && touch $@
 
-test: setup $(CONVERTER) $(HARNESS) $(DEEPSPEED)
+# compressed-tensors, for the test of bases that it has packed, which is skipped without it.
+COMPRESSED := $(VENV)/compressed-tensors/compressed_tensors/__init__.py
+$(COMPRESSED): $(STAMP) tests/compressed-tensors.txt
+	-$(BIN)/python -m pip install --no-deps --upgrade --target $(VENV)/compressed-tensors -r tests/compressed-tensors.txt && touch $@
+
+test: setup $(CONVERTER) $(HARNESS) $(DEEPSPEED) $(COMPRESSED)
 	$(BIN)/python -m pytest $(BESIDE) $(ARGS)
 
 check: setup lint

@@ -1,16 +1,23 @@
-"""What `evaluation.drift` costs a run: CPU seconds of the base's answers and of a measurement, in steps of training.
+"""What `evaluation.drift` costs a run, as a share of its training steps.
 
-A model of four of the embedded model's thirty layers, with its tokenizer, trains on the bundled triples in global
-batches of eight rows, as the built-in profiles do. The logits of 49,152 tokens weigh more in it than in whole models,
-and a measurement has more of them than a step, so the shares are upper bounds for larger models on a CPU.
+measured  Profiles that run on a CPU, with the embedded model, their own settings and data, and one thread: CPU seconds
+          of a step, of the base's answers before the first step, and of a measurement, for the steps and evaluations
+          that the profile has.
+computed  The others that train on tokens, for a GPU: in tokens of forward passes, of which a training step takes two
+          for each of its tokens (three when all weights are trained), and one more with gradient checkpointing. A pass
+          over few tokens is counted as FLOOR tokens: reading the weights takes as long. The tokens are those of the
+          profile's own rows, counted with the embedded model's tokenizer. `percent_between_evaluations` is the share
+          for users' own rows, in a run so long that the base's answers do not count; it needs `every_steps`.
 
-    python -m bench.drift [--steps 12] [--base FOLDER]
+    python -m bench.drift [measured] [computed] [--steps 6]
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -19,79 +26,134 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.report import save
+from bench.report import RESULTS, save
 from engine.config.bundled import find_bundled
-from engine.config.profile import load
+from engine.config.profile import Profile, load
+from engine.models.catalogue import pull
 from engine.prep.prepare import prepare
 from engine.protocol.home import Home
 from engine.protocol.worker_link import Link
 from engine.training import session
-from engine.training.drift import DriftMeter
+from engine.training.drift import REPLY, SPOKEN_TOKENS, DriftMeter
 from engine.training.inbox import Inbox
 from engine.training.loop import TrainingLoop
 from engine.training.reporter import Reporter
 
-LAYERS, HIDDEN = 4, 576
-CHANGES = (
-    "model.dtype=float32",
-    "evaluation.drift=true",
-    "evaluation.at_start=false",
-    "evaluation.task=null",
-    "data.validation=[]",
-    "logging.tensorboard=false",
-    "logging.plots=false",
-    "training.rehearsal=false",
-    "training.threads=1",
-    "limits.disk_free_gb=0",
+BASE = "smollm2-135m-instruct"
+MEASURED = ("triples-qlora", "quick-check", "resource-limited")
+COMPUTED = (
+    "triples-16gb",
+    "triples-20gb",
+    "triples-24gb",
+    "triples-8gpu",
+    "chatglm-6b-qlora-20gb",
+    "chatglm3-6b-qlora-8gpu",
+    "sft-lora",
+    "sft-full",
+    "thought-graph-qlora",
+    "pretrain-continued",
 )
-RUNS = {"quick-check": (1000, 100, 8), "resource-limited": (3000, 500, 4), "triples-24gb": (150, 200, 8)}
-"""Steps of built-in profiles with their own data, steps from one evaluation to the next, and rows in a step."""
+ITEMS = 64
+"""Prompts and texts, of each of which a measurement is one pass."""
+FLOOR = 160
+"""Products of a card for each byte that it reads, about: 312 tera a second to 2 TB on an A100, 165 to 1 on an RTX
+4090."""
+CHANGES = ("logging.tensorboard=false", "logging.plots=false", "training.rehearsal=false", "limits={disk_free_gb: 0}")
+BRIEF = ("evaluation.at_start=false", "evaluation.task=null", "data.validation=[]", "training.threads=1")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--base", help="a model folder; default: random weights")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="measured|computed", help="default: both")
+    parser.add_argument("--steps", type=int, default=6)
     arguments = parser.parse_args()
-    seconds = _watch()
+    parts = arguments.parts or ["computed", "measured"]
+    path = RESULTS / "drift.json"
+    results = json.loads(path.read_text())["results"] if path.is_file() else {}
+    if "computed" in parts:
+        results["computed"] = {name: _compute(name) for name in COMPUTED}
+    if "measured" in parts:
+        seconds = _watch()
+        results["measured"] = {name: _measure(name, arguments.steps, seconds) for name in MEASURED}
+    save("drift", results)
+
+
+def _measure(name: str, steps: int, seconds: defaultdict[str, list[float]]) -> dict[str, Any]:
+    seconds.clear()
+    changes = (f"training.max_steps={steps}", f"evaluation.every_steps={steps // 2}", "evaluation.drift=true", *BRIEF)
     with tempfile.TemporaryDirectory() as folder:
-        home = Home(Path(folder, "home")).create()
-        base = arguments.base or str(_make_base(Path(folder, "base")))
-        changes = [*CHANGES, f"model.base={base}", f"training.max_steps={arguments.steps}"]
-        changes += [f"evaluation.every_steps={arguments.steps // 2}"]
-        _train(home, changes)
-    step = statistics.median(seconds["step"][1:])
-    begin, measure = seconds["begin"][0] / step, statistics.median(seconds["measure"]) / step
-    save(
-        "drift",
-        {
-            "base": Path(arguments.base).name if arguments.base else f"{LAYERS} layers of {HIDDEN}, random",
-            "cpu_s_a_step": step,
-            "base_answers_in_steps": begin,
-            "measurement_in_steps": measure,
-            "percent_of_a_run": {
-                name: (begin + measure * -(-steps // every)) * 8 / rows / steps * 100
-                for name, (steps, every, rows) in RUNS.items()
-            },
-        },
-    )
+        home = _make_home(Path(folder))
+        whole, prepared = _prepare(name, home)
+        _train(home, _load(name, home, *changes, "checkpoint={every_steps: 1000}"))
+    step, measure = (statistics.median(seconds[key][key == "step" :]) for key in ("step", "measure"))
+    begin, length = seconds["begin"][0], _count_steps(whole, prepared)
+    evaluations = _count_evaluations(whole, length)
+    return {
+        "steps": length,
+        "evaluations": evaluations,
+        "cpu_s_a_step": step,
+        "cpu_s_of_the_bases_answers": begin,
+        "cpu_s_a_measurement": measure,
+        "percent_of_the_steps": (begin + measure * evaluations) / (step * length) * 100,
+    }
 
 
-def _make_base(folder: Path) -> Path:
-    from tests.conftest import USER_HOME
-    from tests.training.test_profiles import LLAMA, family
+def _compute(name: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        whole, prepared = _prepare(name, _make_home(Path(folder)))
+    options, cards = whole.training, _count_cards(whole)
+    passes = (2 if whole.adapter.kind != "none" else 3) + options.gradient_checkpointing
+    length = _count_steps(whole, prepared)
+    run = prepared["tokens"] * options.epochs * passes / cards
+    items = -(-ITEMS // cards)
+    begin, measure = (FLOOR * (items + replies) for replies in (REPLY, SPOKEN_TOKENS))
+    evaluations, every = _count_evaluations(whole, length), whole.evaluation.every_steps
+    full = int(options.micro_batch) * options.accumulation * passes  # rows of a step on a card, in forward passes
+    row = whole.data.max_length if whole.method.kind == "pretrain" else prepared["tokens"] / prepared["rows"]
+    return {
+        "steps": length,
+        "evaluations": evaluations,
+        "percent_of_the_steps": (begin + measure * evaluations) / run * 100,
+        "percent_between_evaluations": measure / (every * full * row) * 100 if every else None,
+    }
 
-    folder.mkdir()
-    family(folder, LLAMA, USER_HOME.models / "smollm2-135m-instruct")
-    import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig
 
-    config = LlamaConfig.from_pretrained(folder)
-    config.hidden_size, config.intermediate_size, config.num_hidden_layers = HIDDEN, 1536, LAYERS
-    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 9, 3, 64
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
+def _count_cards(profile: Profile) -> int:
+    """Those that the profile names; one where it takes all there are."""
+    count = profile.launch.processes
+    return count if isinstance(count, int) else 1
+
+
+def _count_rows_of_a_step(profile: Profile) -> int:
+    return int(profile.training.micro_batch) * profile.training.accumulation * _count_cards(profile)
+
+
+def _count_steps(profile: Profile, prepared: dict[str, Any]) -> int:
+    options = profile.training
+    epoch = -(-prepared["rows"] // _count_rows_of_a_step(profile))
+    return options.max_steps or math.ceil(epoch * options.epochs)
+
+
+def _count_evaluations(profile: Profile, steps: int) -> int:
+    options = profile.evaluation
+    every = options.every_steps or math.ceil(steps / profile.training.epochs)
+    return -(-steps // every) + options.at_start
+
+
+def _make_home(folder: Path) -> Home:
+    home = Home(folder / "home").create()
+    (home.models / BASE).symlink_to(pull(BASE, Home.locate().create(), lambda *_: None))
+    return home
+
+
+def _load(name: str, home: Home, *changes: str) -> Profile:
+    return load(find_bundled("profiles") / f"{name}.yaml", [f"model.base={BASE}", *CHANGES, *changes], home)
+
+
+def _prepare(name: str, home: Home) -> tuple[Profile, dict[str, Any]]:
+    """A profile, and what is said of its own rows when they have been prepared."""
+    profile = _load(name, home)
+    return profile, prepare(profile, home, lambda *_: None)
 
 
 def _watch() -> defaultdict[str, list[float]]:
@@ -116,8 +178,7 @@ def _watch() -> defaultdict[str, list[float]]:
     return found
 
 
-def _train(home: Home, changes: list[str]) -> None:
-    profile = load(find_bundled("profiles") / "quick-check.yaml", changes, home)
+def _train(home: Home, profile: Profile) -> None:
     run = home.run("run")
     run.path.mkdir(parents=True)
     run.profile.write_text(profile.to_yaml())
@@ -125,10 +186,8 @@ def _train(home: Home, changes: list[str]) -> None:
     run.prepared.write_text(json.dumps(prepare(profile, home, lambda *_: None)))
     link, inbox = Link(f"ipc://{run.path}/nobody", run.id, 1), Inbox()
     inbox.connect(link)
-    try:
-        session.train(run, 1, profile, home.root, None, Reporter(run, 1, link, 0), inbox)
-    finally:
-        link.close()
+    with contextlib.closing(link), contextlib.closing(Reporter(run, 1, link, 0)) as reporter:
+        session.train(run, 1, profile, home.root, None, reporter, inbox)
 
 
 if __name__ == "__main__":

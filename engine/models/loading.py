@@ -24,7 +24,8 @@ def load_model(name: str, **arguments: Any) -> Any:
     bitsandbytes_import.import_lightly()
     generation = read_generation(name)
     if generation is None:
-        return AutoModelForCausalLM.from_pretrained(name, **arguments)
+        with stored_quantization.reading(Path(name), arguments) as given:
+            return AutoModelForCausalLM.from_pretrained(name, **given)
     # transformers would fill missing weights with random numbers, and report them by its own names.
     if Path(name).is_dir() and (wrong := folders.find_weights_problems(Path(name))):
         raise _load_error(name, "; ".join(wrong))
@@ -49,7 +50,7 @@ def load_model(name: str, **arguments: Any) -> Any:
 
 def load_reward_model(name: str, **arguments: Any) -> Any:
     """The same model with one number as its output instead of a vocabulary; that layer is random where the folder has
-    none. Raises ProblemError for GLM folders in their original layout."""
+    none. Raises ProblemError for GLM folders in their original layout, and for heads of several numbers."""
     from transformers import AutoModelForSequenceClassification
 
     if problem := stored_quantization.find_problem(Path(name)):
@@ -71,7 +72,17 @@ def load_reward_model(name: str, **arguments: Any) -> Any:
                 else "name a base of another family",
             )
         )
-    return AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, **arguments)
+    if (labels := _count_labels(name)) not in (None, 1):
+        raise ProblemError(
+            Problem(
+                code="model.no_reward_head",
+                title=f"{name} cannot become a reward model",
+                cause=f"its head gives {labels} numbers for a text instead of one",
+                hint="name a language model, whose head is made anew, or a model with one label",
+            )
+        )
+    with stored_quantization.reading(Path(name), arguments) as given:
+        return AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, **given)
 
 
 def read_generation(name: str) -> Generation | None:
@@ -83,6 +94,17 @@ def read_generation(name: str) -> Generation | None:
         return recognise(config)
     except Unsupported as error:
         raise _load_error(name, str(error))
+
+
+def _count_labels(name: str) -> int | None:
+    """How many numbers the head of a stored classifier gives; None for other models."""
+    from transformers import PreTrainedConfig
+
+    config, _ = PreTrainedConfig.get_config_dict(name)
+    if not any("SequenceClassification" in str(each) for each in config.get("architectures") or ()):
+        return None
+    labels = config.get("id2label")
+    return len(labels) if isinstance(labels, dict) else int(config.get("num_labels") or 2)
 
 
 def _load_error(name: str, cause: str) -> ProblemError:

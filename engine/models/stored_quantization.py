@@ -7,7 +7,10 @@ middle of a launch.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,31 @@ def find_problem(folder: Path) -> Problem | None:
         hint=f"pip install {packages}; or name the model that was quantised, with model.quantization nf4 "
         "where memory is short",
     )
+
+
+@contextmanager
+def reading(folder: Path, arguments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The arguments for `from_pretrained` with which weights that are stored quantised are read as they are meant.
+
+    transformers' auto classes take `quantization_config=None` for the folder's own, and would draw the weights at
+    random. The weights of compressed-tensors are unpacked while they are loaded: left packed, they are unpacked by the
+    first pass through the whole model, which neither chat nor training begins with.
+    """
+    given = dict(arguments)
+    if given.get("quantization_config") is None:
+        given.pop("quantization_config", None)
+        if read_method(folder) == "compressed-tensors":
+            given["quantization_config"] = _unpacking()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You passed `quantization_config`")  # and the folder has one: as it should be
+        yield given
+
+
+def _unpacking() -> Any:
+    from transformers import CompressedTensorsConfig
+
+    known = inspect.signature(CompressedTensorsConfig).parameters
+    return CompressedTensorsConfig(**({"dequantize": True} if "dequantize" in known else {"run_compressed": False}))
 
 
 def find_conflicts(folder: Path, quantization: str, trains_all: bool) -> Iterator[tuple[str, str]]:

@@ -322,9 +322,7 @@ CODES: dict[str, str] = {
     "model.recurrent": "A recurrent model (Mamba, RWKV) can be trained, but cockpit cannot generate replies with it.",
     "model.is_reward": "This is a reward model, which scores replies and writes none. Name a language model.",
     "model.not_reward": "This is not a reward model. Name a run with `method.kind` reward.",
-    "model.no_reward_head": (
-        "A reward model cannot be made from this model in its original layout. The message says which to use."
-    ),
+    "model.no_reward_head": "A reward model cannot be made from this model. The message says why, and which to use.",
     "model.quantized_unreadable": (
         "The base's weights are stored quantised, with a method whose library is not installed. Install it, or name "
         "the model that was quantised."

@@ -91,6 +91,24 @@ def prepare(folder: Path, base: Path, rows: int = 27, held_out: int = 6) -> dict
     }
 
 
+def pack(plain: Path, folder: Path, length: int = 64, **more: Any) -> None:
+    """Join the rows of a set into packed rows of at most so many tokens; `more` as for `write_packed`."""
+    from datasets import load_from_disk
+
+    from engine.prep.token_rows import PLAIN
+    from engine.prep.token_store import arrow_writer, link_streams, write_packed
+
+    rows = load_from_disk(str(plain))
+    stream, linked = folder.with_name(f"{folder.name}.stream"), folder.with_name(f"{folder.name}.plain")
+    with arrow_writer(stream, PLAIN) as write:
+        write(
+            {name: ([each for row in rows for each in row[name]], [len(row[name]) for row in rows]) for name in PLAIN}
+        )
+    with link_streams(linked, PLAIN) as link:
+        link(stream)
+    write_packed(linked, folder, length, **more)
+
+
 PROFILE = """
 model: {{base: {base}, dtype: float32}}
 adapter: {{kind: lora, rank: 4, alpha: 8}}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import itertools
 import json
 import os
@@ -16,7 +14,7 @@ from typing import Any
 import numpy
 import pytest
 
-from engine.config.profile import parse
+from engine.config.profile import Profile
 from engine.prep.prepare import prepare
 from engine.prep.token_parts import TokenParts
 from engine.prep.token_rows import PLAIN
@@ -25,7 +23,7 @@ from engine.prep.verbs import worst
 from engine.prep.worst_rows import compare, find_alike
 from engine.protocol.home import Home
 from engine.protocol.messages import ProblemError
-from engine.protocol.worker_link import Link
+from tests.training.planted import ask, plant, quiet, train_on
 
 PROFILE = """
 model: {{base: {base}, dtype: bfloat16}}
@@ -40,41 +38,8 @@ limits: {{disk_free_gb: 0}}
 """
 
 
-def quiet(*_: Any) -> None:
-    pass
-
-
-def plant(rows: list[Any], path: Path, seed: int) -> set[int]:
-    """Write the rows, of which every twentieth has the answer of another one; returns their lines."""
-    wrong = random.Random(seed).sample(range(len(rows)), len(rows) // 20)
-    answers = [rows[at]["messages"][-1]["content"] for at in wrong]
-    for at, answer in zip(wrong, [*answers[1:], answers[0]], strict=True):
-        rows[at]["messages"][-1]["content"] = answer
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return {at + 1 for at in wrong}
-
-
-def train(home: Home, folder: Path, base: str, *changes: str) -> Any:
-    from engine.training import session
-    from engine.training.inbox import Inbox
-    from engine.training.reporter import Reporter
-
-    profile = parse(PROFILE.format(base=base), "test", folder, changes, home)
-    run = home.run("run")
-    run.path.mkdir(parents=True)
-    run.profile.write_text(profile.to_yaml())
-    (run.path / "job.json").write_text(json.dumps({"kind": "train", "directory": str(folder)}))
-    run.prepared.write_text(json.dumps(prepare(profile, home, quiet)))
-    link, inbox = Link(f"ipc://{run.path}/nobody", run.id, 1), Inbox()
-    inbox.connect(link)
-    with contextlib.closing(link), contextlib.closing(Reporter(run, 1, link, 0)) as reporter:
-        session.train(run, 1, profile, folder, None, reporter, inbox)
-    return profile
-
-
-def ask(home: Home, top: int, **options: Any) -> dict[str, Any]:
-    given = {"run": "run", "by": "error", "top": top, "drop": None, "only": None, "weight": 0.0, **options}
-    return worst.run(home, argparse.Namespace(**given), quiet)
+def train(home: Home, folder: Path, base: str, *changes: str) -> Profile:
+    return train_on(home, folder, PROFILE.format(base=base), *changes)
 
 
 TABLE = {key: " ".join(f"w{(7 * key + 11 * at) % 60}" for at in range(4)) for key in range(20)}
@@ -184,14 +149,12 @@ def test_near_duplicates_with_other_answers_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif("COCKPIT_LONG_TESTS" not in os.environ, reason="takes five minutes: set COCKPIT_LONG_TESTS=1")
+@pytest.mark.skipif("COCKPIT_LONG_TESTS" not in os.environ, reason="takes minutes: set COCKPIT_LONG_TESTS=1")
 def test_the_demo_with_planted_errors(bare_home: Home, whole_smollm2: Path, tmp_path: Path) -> None:
-    """The embedded model, all of it, after one epoch over a part of the demo's data."""
-    home = bare_home
-    (home.models / whole_smollm2.name).symlink_to(whole_smollm2)
+    """The whole embedded model, after one epoch over a part of the demo's data."""
     source = Path(__file__).parents[2] / "data" / "triples" / "train.jsonl"
     rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()[:160]]
     planted = plant(rows, tmp_path / "rows.jsonl", 1)
-    train(home, tmp_path, whole_smollm2.name)
-    found = {row["line"] for row in ask(home, len(planted))["worst"]}
+    train(bare_home, tmp_path, str(whole_smollm2))
+    found = {row["line"] for row in ask(bare_home, len(planted))["worst"]}
     assert len(found & planted) >= 0.8 * len(planted), (sorted(found), sorted(planted))

@@ -63,6 +63,19 @@ def test_every_profile_is_run_somewhere() -> None:
         assert name in (Path(__file__).parents[2] / file).read_text(), f"{file} does not run {name}"
 
 
+def test_drift_is_measured_where_it_costs_little() -> None:
+    """Shares of a run, measured on a CPU or computed for a GPU, by `bench.drift`."""
+    found = json.loads((Path(__file__).parents[2] / "bench" / "results" / "drift.json").read_text())["results"]
+    shares = {
+        name: min(share for key, share in costs.items() if key.startswith("percent") and share is not None)
+        for part in (found["measured"], found["computed"])
+        for name, costs in part.items()
+    }
+    cheap = {name for name, share in shares.items() if share < 2}
+    enabled = {path.stem for path in find_bundled("profiles").glob("*.yaml") if "drift: true" in path.read_text()}
+    assert enabled == cheap and cheap != shares.keys()
+
+
 def family(folder: Path, kind: str, tokenizer: Path) -> Path:
     """A model of two tiny layers of this kind, random weights, with the tokenizer of this folder."""
     import torch

@@ -13,10 +13,9 @@ import numpy
 import pytest
 import torch
 
-from engine.prep.token_rows import PLAIN
-from engine.prep.token_store import link_streams, write_packed
 from engine.protocol.home import Home
 from engine.storage.row_losses import RowLossWriter, read_blocks, read_row_losses
+from tests.training.harness import pack
 from tests.training.in_process import train
 
 STILL = ("training.learning_rate=1e-12", "training.warmup=0", "training.epochs=2", "model.quantization=none")
@@ -59,27 +58,11 @@ def test_each_row_has_its_own_loss(
 
 def test_packed_rows_are_told_apart(prepared: dict[str, Any], expected: Any, tmp_path: Path) -> None:
     order: list[Any] = []
-    plain = Path(prepared["train"])
-    with link_streams(tmp_path / "plain", PLAIN) as link:
-        _write_stream(plain, tmp_path / "stream")
-        link(tmp_path / "stream")
-    write_packed(tmp_path / "plain", tmp_path / "train", 64, tell_order=order.append)
+    pack(Path(prepared["train"]), tmp_path / "train", tell_order=order.append)
     run = train(Home(tmp_path), "run", prepared | {"train": str(tmp_path / "train")}, *STILL, "data.packing=true")
     table = read_row_losses(run.row_losses, ROWS)
     assert sorted(order[0].tolist()) == list(range(ROWS))
     assert numpy.allclose(table, expected[order[0]], rtol=2e-3)
-
-
-def _write_stream(plain: Path, path: Path) -> None:
-    from datasets import load_from_disk
-
-    from engine.prep.token_store import arrow_writer
-
-    rows = load_from_disk(str(plain))
-    with arrow_writer(path, PLAIN) as write:
-        write(
-            {name: ([each for row in rows for each in row[name]], [len(row[name]) for row in rows]) for name in PLAIN}
-        )
 
 
 def test_a_resume_has_the_ledger_of_an_uninterrupted_run(prepared: dict[str, Any], tmp_path: Path) -> None:
