@@ -196,6 +196,8 @@ class FakeEngine:
         """Operation -> the problem to answer it with."""
         self.delay = 0.0
         """Seconds until a command is taken."""
+        self.period = 1.0
+        """Seconds between its telemetry."""
         self.log = LOG
         self._events: asyncio.Queue[Any] = asyncio.Queue()
 
@@ -222,7 +224,7 @@ class FakeEngine:
                 yield Ranks(run=run.id, ranks=RANKS)
         while True:
             try:
-                yield await asyncio.wait_for(self._events.get(), 1.0)
+                yield await asyncio.wait_for(self._events.get(), self.period)
             except TimeoutError:
                 yield telemetry(self.devices)
 

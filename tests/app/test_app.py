@@ -40,6 +40,7 @@ async def test_an_engine_that_does_not_start_is_explained_and_tried_again(monkey
 async def test_silence_counts_as_a_lost_engine_until_it_is_heard_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cockpit.connection.engine_app.SILENCE", 0.2)
     fake = FakeEngine(demo_run())
+    fake.period = 60.0
     async with run_app(fake, LOW) as pilot:
         await until(pilot, lambda: "○ reconnecting" in screen_text(pilot))
         assert "62 %" in screen_text(pilot)  # what is known stays on the screen
