@@ -38,7 +38,8 @@ def test_ctrl_c_and_kill_keep_what_is_done(cockpit: Cockpit, bare_home: Home, tm
     (tmp_path / "in.txt").write_text("".join(f"w{row % 60} w{row % 7}\n" for row in range(160)))
     arguments = ("generate", "tiny", "--input", "in.txt", "--max-new-tokens", "60", "--batch-size", "4", "--output")
     kept = tmp_path / "out.jsonl.partial" / "replies.jsonl"
-    for how, status in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
+    # Python ends itself by SIGINT (a shell sees 130) if that came while `exec` ran a string, as dataclasses do.
+    for how, statuses in ((signal.SIGKILL, (-9,)), (signal.SIGINT, (130, -2))):
         before = kept.read_bytes().count(b"\n") if kept.exists() else 0
         process = subprocess.Popen(command(*arguments, "out.jsonl"), env=environment(bare_home), cwd=tmp_path)
         deadline = time.monotonic() + 100
@@ -47,7 +48,7 @@ def test_ctrl_c_and_kill_keep_what_is_done(cockpit: Cockpit, bare_home: Home, tm
             time.sleep(0.02)
         process.send_signal(how)
         process.wait(30)
-        assert process.returncode == status and not (tmp_path / "out.jsonl").exists()
+        assert process.returncode in statuses and not (tmp_path / "out.jsonl").exists()
     finished = cockpit(*arguments, "out.jsonl", seconds=200)
     assert finished.returncode == 0 and "from an earlier call" in finished.stdout
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
