@@ -200,7 +200,9 @@ def test_replies_are_scored_streamed_and_whole_and_among_others(client: openai.O
     assert [each.message.content for each in plain.choices] == [each.message.content for each in whole.choices]
     assert all(each.logprobs is None for each in plain.choices)
     streamed = list(
-        client.completions.create(model="tiny", prompt="w1 w2", echo=True, logprobs=0, max_tokens=4, stream=True)
+        client.completions.create(
+            model="tiny", prompt="w1 w2", echo=True, logprobs=0, max_tokens=4, temperature=0, stream=True
+        )
     )
     parts = [each.choices[0].logprobs for each in streamed if each.choices[0].logprobs]
     text = "".join(each.choices[0].text for each in streamed)
