@@ -30,11 +30,17 @@ _LARGEST = 700.0
 @dataclass(frozen=True)
 class ScoredToken:
     """A token's text and log-probability, in nats; that of a prompt's first token is None. `top` has the likeliest
-    tokens of its place, the likeliest first."""
+    tokens of its place, the likeliest first. `shown` is false for a special token, which a reply's text leaves out."""
 
     text: str
     logprob: float | None
     top: tuple[tuple[str, float], ...] = ()
+    shown: bool = True
+
+    @property
+    def length(self) -> int:
+        """Characters that it adds to the text."""
+        return len(self.text) if self.shown else 0
 
 
 @dataclass
@@ -68,6 +74,10 @@ class TokenScorer:
         """The text of a token that begins a text."""
         text: str = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
         return text
+
+    def is_shown(self, token: int) -> bool:
+        """Whether a reply's text has it: special tokens are left out."""
+        return bool(self.tokenizer.decode([token], skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def text(self, token: int) -> str:
         """The text that a token adds behind others, special tokens too; U+FFFD for a part of a character."""

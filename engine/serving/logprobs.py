@@ -33,7 +33,7 @@ def format_text(tokens: Sequence[ScoredToken], begin: int) -> dict[str, Any]:
     offsets, place = [], begin
     for each in tokens:
         offsets.append(place)
-        place += len(each.text)
+        place += each.length
     return {
         "tokens": [each.text for each in tokens],
         "token_logprobs": [each.logprob for each in tokens],

@@ -102,7 +102,7 @@ class ResponseWriter:
         if update.scored:
             begin = self._lengths.get(update.index, 0)
             scores = self._format_scores(update, begin)
-            self._lengths[update.index] = begin + sum(len(each.text) for each in update.scored)
+            self._lengths[update.index] = begin + sum(each.length for each in update.scored)
         pieces = [self._piece(update.index, delta, scores=scores)] if delta or scores else []
         if update.ended:
             pieces.append(self._piece(update.index, {}, self._finish(update)))

@@ -288,7 +288,9 @@ class Scheduler:
         most = max(rows[place].job.alternatives or 0 for place in places)
         scored = self._scorer.score(logits[places], [tokens[place] for place in places], most)
         return {
-            place: replace(each, top=each.top[: rows[place].job.alternatives])
+            place: replace(
+                each, top=each.top[: rows[place].job.alternatives], shown=self._scorer.is_shown(tokens[place])
+            )
             for place, each in zip(places, scored, strict=True)
         }
 
