@@ -9,6 +9,7 @@ from cockpit.app import CockpitApp
 from cockpit.connection.attachment import Attachment
 from cockpit.language.translate import read_language, set_language, tr
 from cockpit.painted_app import REOPEN
+from cockpit.state.app_state import AppState
 from engine.protocol.home import Home
 from engine.protocol.states import LIVE
 
@@ -33,7 +34,7 @@ def run(
     elif app.return_code:
         print(tr("The app had to end. The report is in {fault_log}", fault_log=app.fault_log), file=sys.stderr)
     for engine in app.engines if not app.is_web else ():
-        live = [run.id for run in engine.state.runs.values() if run.state in LIVE and run.state != "stopping"]
+        live = list_live(engine.state)
         if live:
             one, runs = len(live) == 1, ", ".join(live)
             said = tr("Detached: {runs} goes on.", runs=runs) if one else tr("Detached: {runs} go on.", runs=runs)
@@ -42,3 +43,9 @@ def run(
             )
             print(said, ways)
     return 0 if app.return_code == REOPEN else app.return_code or 0
+
+
+def list_live(state: AppState) -> list[str]:
+    """The runs that go on, as far as the app knows: until an engine has answered, that of the first paint."""
+    known = [state.early] if state.connection == "connecting" and state.early else state.runs.values()
+    return [run.id for run in known if run.state in LIVE and run.state != "stopping"]

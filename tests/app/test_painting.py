@@ -23,6 +23,7 @@ from textual.strip import Strip
 from cockpit.app import CockpitApp
 from cockpit.frame import Frame, FrameUpdate
 from cockpit.pen import Pen, find_looks
+from cockpit.session import list_live
 from engine.protocol.home import Home
 from engine.protocol.messages import Run
 from engine.supervisor.registry import Registry
@@ -240,3 +241,4 @@ async def test_the_first_paint_has_what_the_user_comes_for_and_waits_for_no_engi
             assert word in terminal.first
         await pilot.press("p", "x")  # a run that no engine has confirmed is not steered
         assert not pilot.app.screen.is_modal
+        assert list_live(pilot.app.state) == [run.id for run in runs], "what one is told who leaves now"
