@@ -209,6 +209,10 @@ class Server:
         self._calls.append(action)
         os.write(self._wake_write, b"!")
 
+    @property
+    def is_closing(self) -> bool:
+        return self._closing
+
     def run_in_background(self, work: Callable[[], None], then: Callable[[], None]) -> None:
         """Run `work` in a thread, then `then` in the loop. When `work` fails, the traceback goes to the log and `then`
         still runs."""

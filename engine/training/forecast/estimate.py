@@ -121,7 +121,8 @@ def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
     if host.kind == "cpu":
         device = [{**term, "place": "host"} for term in device]
     host_terms = _list_host_terms(profile, host, traced, given, sharded=sharded, further=found_zero)
-    disk = terms.disk(profile, traced, _count_whole_states(traced, options, world))
+    states = _count_whole_states(traced, options, world)
+    disk = terms.disk(profile, traced, states)
     listed = [
         *device,
         *host_terms,
@@ -146,6 +147,10 @@ def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
         "host_bytes": host_bytes,
         "uncalibrated_bytes": allocated if host.kind != "cpu" else int(host_bytes / known.factor),
         "disk_bytes": sum(disk.values()),
+        "checkpoint_bytes": terms.checkpoint(profile, traced, states),
+        "checkpoints": _count_checkpoints(profile, traced) if given.measured else 1,
+        "floor": _find_floor(profile, host, traced, sharded=sharded, further=found_zero),
+        "steps": traced.steps,
         "seconds": _estimate_seconds(traced, host, known, given, online=isinstance(profile.method, OnlineOptions)),
         "flops": traced.flops,
         "flops_per_token": traced.flops / traced.tokens if traced.tokens else None,
@@ -229,6 +234,21 @@ def _list_device_terms(
     return [{"name": name, "bytes": size, "phase": phase, "place": "device"} for name, size in found.items() if size]
 
 
+def _find_floor(
+    profile: Profile, host: Host, traced: Trace, *, sharded: bool, further: Zero | None
+) -> dict[str, int] | None:
+    """Bytes that the run takes at the end of an optimiser's step whatever its batch is, and whatever kernels it uses:
+    the weights as they are stored, their gradients and the optimiser's states.
+    Activations, the context and all that is guessed are left out. None where nothing is certain: with DeepSpeed, which
+    may store less than is traced, and with `launch.offload`."""
+    if further or profile.launch.offload != "none":
+        return None
+    if host.kind == "cpu":  # frozen weights may be mapped from their files, and ranks may share them
+        return {"device_bytes": 0, "host_bytes": traced.trained + traced.gradients + traced.states}
+    found = traced.model + traced.gradients + traced.states - terms.paged_states(profile, traced)
+    return {"device_bytes": found, "host_bytes": 0}
+
+
 _REST = {
     "load": "weights being read",
     "step": "activations",
@@ -298,6 +318,12 @@ def _count_whole_states(traced: Trace, options: LaunchOptions, world: int) -> in
     """Bytes of the optimiser's states of all ranks together."""
     divided = world > 1 and options.strategy != "ddp"
     return traced.states * (world if divided else 1)
+
+
+def _count_checkpoints(profile: Profile, traced: Trace) -> int:
+    """How many checkpoints there are at the end at least."""
+    every = profile.checkpoint.every_steps or math.ceil(traced.steps_per_epoch)
+    return min(profile.checkpoint.keep, max(1, math.ceil(traced.steps / max(1, every))))
 
 
 def _estimate_seconds(traced: Trace, host: Host, known: Calibration, given: Given, *, online: bool) -> float | None:

@@ -44,6 +44,8 @@ class Trace:
     `evaluation` and `generation` are peaks of the whole device; the others are parts of them."""
 
     weights: int = 0
+    model: int = 0
+    """Of the trained model's weights as they are stored, without copies, buffers and batches."""
     trained: int = 0
     """Of the weights that are trained, as this rank holds them."""
     gradients: int = 0
@@ -133,6 +135,7 @@ class _Tracing:
         self.tracker.padded = padded
         parameters = list(loop.model.parameters())
         found.weights = self.tracker.live
+        found.model = self._size(parameters)
         found.trained = self._size([each for each in parameters if each.requires_grad])
         found.largest = max(each.numel() * each.element_size() for each in parameters)
         found.whole = {
