@@ -114,9 +114,11 @@ def find_ways(
 
     from engine.training.forecast import estimate, hosts, solver, ways
 
-    cards, size = (None, None) if wanted == "auto" else hosts.parse_size(wanted)
-    host = hosts.find(profile, None if size is None else f"{size / 1e6:.0f}MB", cards)
+    card, cards = (None, None) if wanted == "auto" else (wanted, hosts.parse_card(wanted)[0])
+    host = hosts.find(profile, card, cards)
     spread = solver.spread(profile, host)
+    if not spread:
+        _check_global_batch(profile, host.cards)
     profile = estimate.replace_settings(profile, spread)
     disable_progress_bars()
     with ExitStack() as stack, explain_failures():
@@ -125,6 +127,28 @@ def find_ways(
         if cancelled():
             raise estimate.Abandoned
     return host, spread, found
+
+
+def _check_global_batch(profile: Profile, cards: int) -> None:
+    """Raises ProblemError if the global batch cannot be the same on so many cards as on as many processes as the
+    profile names."""
+    processes, training = profile.launch.processes, profile.training
+    if not isinstance(processes, int) or processes == cards:
+        return
+    passes = training.accumulation * processes
+    total, of = (passes, "passes") if training.tokens_per_batch else (training.rows * passes, "rows")
+    possible = [number for number in range(1, total + 1) if total % number == 0]
+    fewer = max((number for number in possible if number < cards), default=None)
+    more = min((number for number in possible if number > cards), default=None)
+    near = " or ".join(str(number) for number in (fewer, more) if number is not None)
+    raise ProblemError(
+        Problem(
+            code="forecast.card_count",
+            title=f"The global batch cannot be divided among {cards} cards",
+            cause=f"it has {total} {of}, with launch.processes {processes}",
+            hint=f"name {near} cards, or change training.accumulation",
+        )
+    )
 
 
 @contextmanager

@@ -25,7 +25,6 @@ from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.training import background_writer, live_settings, performance
 from engine.training.forecast import calibration, simulated, terms, zero
-from engine.training.forecast.calibration import Calibration
 from engine.training.forecast.hosts import Host
 from engine.training.forecast.trace import Trace, trace
 from engine.training.forecast.zero import Zero
@@ -101,6 +100,7 @@ def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
     found_zero = _check_strategy(profile, world)
     named = profile.launch.strategy if world > 1 else "single"
     profile = replace(profile, launch=profile.launch.model_copy(update={"processes": world}))
+    listed_flops = host.list_flops(profile.model.dtype)
     profile = zero.replace_strategy(profile, found_zero) if found_zero else profile
     options = profile.launch
     known = calibration.read(given.home, host.label, host.kind)
@@ -151,7 +151,7 @@ def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
         "checkpoints": _count_checkpoints(profile, traced) if given.measured else 1,
         "floor": _find_floor(profile, host, traced, sharded=sharded, further=found_zero),
         "steps": traced.steps,
-        "seconds": _estimate_seconds(traced, host, known, given, online=isinstance(profile.method, OnlineOptions)),
+        "seconds": _estimate_seconds(profile, traced, host, known.flops or listed_flops, given),
         "flops": traced.flops,
         "flops_per_token": traced.flops / traced.tokens if traced.tokens else None,
         "error_percent": round(known.error_percent, 1),
@@ -326,14 +326,16 @@ def _count_checkpoints(profile: Profile, traced: Trace) -> int:
     return min(profile.checkpoint.keep, max(1, math.ceil(traced.steps / max(1, every))))
 
 
-def _estimate_seconds(traced: Trace, host: Host, known: Calibration, given: Given, *, online: bool) -> float | None:
-    """Seconds of training; None where the rows or the speed are not known, and for methods that generate replies, which
-    the traced step does not."""
-    speed = known.flops or host.listed_flops
-    if not speed or not traced.tokens or not given.measured or online:
+def _estimate_seconds(profile: Profile, traced: Trace, host: Host, speed: float | None, given: Given) -> float | None:
+    """Seconds of training and of the held-out losses, without replies and saving; None where the rows or the speed are
+    not known, and for methods that generate replies, which the traced step does not."""
+    if not speed or not traced.tokens or not given.measured or isinstance(profile.method, OnlineOptions):
         return None
     each = traced.epoch_tokens / max(1, math.ceil(traced.steps_per_epoch)) / host.cards
-    return traced.flops / traced.tokens * each * traced.steps / speed
+    training = traced.flops / traced.tokens * each * traced.steps
+    every = profile.evaluation.every_steps or max(1, math.ceil(traced.steps_per_epoch))
+    times = math.ceil(traced.steps / every) + bool(profile.evaluation.at_start)
+    return (training + times * traced.held_out_flops) / speed
 
 
 def replace_settings(profile: Profile, settings: dict[str, Any]) -> Profile:

@@ -67,6 +67,8 @@ class Trace:
     """The largest weight."""
     flops: int = 0
     """Of the passes over one micro-batch."""
+    held_out_flops: int = 0
+    """Of the passes over all held-out rows of one rank."""
     tokens: int = 0
     """In that micro-batch."""
     whole: dict[str, int] = field(default_factory=dict)
@@ -222,8 +224,10 @@ class _Tracing:
         if batch is None:
             return
         loop.model.eval()
+        before = self.tracker.flops
         with self._watching("evaluation"), torch.no_grad(), self.job.device.autocast():
             loop.method.measure(batch)
+        self.found.held_out_flops = int((self.tracker.flops - before) * loop.evaluator.count_batches())
         loop.method.expect_plain_batches()
         loop.model.train()
 
