@@ -160,7 +160,7 @@ def build_parser(*, whole: bool = False) -> Parser:
     _add_shared(parser)
     parser.add_argument("--readonly", action="store_true", help=tr("only watch: no key of the app changes a run"))
     parser.add_argument("--version", action=VersionAction, nargs=0, help=tr("print the version and exit"))
-    _add_verbs(parser, VERBS, whole=whole, hidden=ALIASES)
+    _add_verbs(parser, VERBS, whole=whole, hidden=() if whole else ALIASES)
     return parser
 
 
@@ -184,7 +184,7 @@ def _add_verbs(
 ) -> None:
     children = parser.add_subparsers(metavar="VERB", title=tr("verbs"), required=required)
     for verb in (*verbs, *hidden):
-        listed = {} if verb in hidden else {"help": tr(verb.help)}
+        listed: dict[str, Any] = {} if verb in hidden else {"help": tr(verb.help)}
         child = children.add_parser(verb.name, **listed, description=tr(verb.help), allow_abbrev=False, add_help=False)
         child.missing = partial(_add_arguments, child, verb, whole=whole)
         if whole:

@@ -219,39 +219,38 @@ def describe_near(forecast: dict[str, Any], card: int | None, host: int | None, 
 
 def explain_refusal(forecast: dict[str, Any], card: int | None, host: int | None) -> Problem:
     """The problem of a run that cannot fit."""
-    cause, floor = "", forecast.get("floor")
-    if floor and exceeds_floor(forecast, card, host):
-        room, whose = (card, "a card") if forecast["device_bytes"] else (host, "the host's memory")
-        needed = floor["device_bytes"] or floor["host_bytes"]
-        cause = (
-            f"its weights, gradients and optimiser states alone take {format_size(needed)} of {format_size(room or 0)} "
-            f"of {whose}"
-        )
+    changes, floor = forecast.get("changes"), forecast.get("floor") or {}
+    alone = format_size(floor.get("device_bytes") or floor.get("host_bytes") or 0)
+    room = format_size((card if forecast["device_bytes"] else host) or 0)
+    lack = describe_lack(forecast | (forecast.get("least") or {}), card, host)
     return Problem(
         code="memory.will_not_fit",
         title="This run does not fit into memory",
-        cause=cause or describe_lack(forecast | (forecast.get("least") or {}), card, host),
-        hint=describe_changes(forecast.get("changes") or []),
+        cause=f"its weights, gradients and optimiser states alone take {alone}, and there are {room}"
+        if exceeds_floor(forecast, card, host)
+        else lack,
+        hint=f"change one of these: {describe_changes(changes)}"
+        if changes
+        else "`cockpit fit PROFILE --cards auto` looks for settings that fit",
     )
 
 
 def describe_changes(changes: list[dict[str, Any]]) -> str:
-    """The hint of a refusal: the cheapest of the changes, or how to look for some."""
-    if not changes:
-        return "`cockpit fit PROFILE --cards auto` looks for settings that fit"
-    return "change one of these: " + "; or ".join(describe_change(each) for each in changes[:SUGGESTED])
+    """The cheapest of the changes that make a run fit."""
+    return "; or ".join(describe_change(each) for each in changes[:SUGGESTED])
 
 
 def explain_full_disk(forecast: dict[str, Any], disk: int, place: Path) -> Problem:
     """The problem of a run whose checkpoints cannot fit on the disk of `place`."""
     each, count = forecast["checkpoint_bytes"], forecast["checkpoints"]
-    fewer = disk // each if each else 0
-    keep = f"checkpoint.keep={fewer} needs {format_size(fewer * each)}; or " if fewer else ""
+    fewer, lacking = disk // each if each else 0, format_size(count * each - disk)
     return Problem(
         code="disk.low",
         title="The checkpoints of this run do not fit on the disk",
         cause=f"{count} of {format_size(each)} are kept at the same time, and {format_size(disk)} are free in {place}",
-        hint=f"{keep}free {format_size(count * each - disk)}, or set COCKPIT_HOME to a folder on a larger disk",
+        hint=f"set checkpoint.keep to {fewer}, or free {lacking} of disk space"
+        if fewer
+        else f"free {lacking} of disk space, or set COCKPIT_HOME to a folder on a larger disk",
     )
 
 

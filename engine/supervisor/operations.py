@@ -54,7 +54,7 @@ from engine.protocol.messages import (
     Trace,
     Welcome,
 )
-from engine.supervisor import cleaning, details, labels, refusal, room, votes
+from engine.supervisor import cleaning, details, labels, refusal, votes
 from engine.supervisor.clients import Caller
 from engine.supervisor.run_record import Record
 from engine.supervisor.server import Handler, Server
@@ -90,12 +90,7 @@ def attach(server: Server, caller: Caller, message: Nothing) -> Snapshot:
 
 
 def submit(server: Server, caller: Caller, message: Submit) -> Run | None:
-    try:
-        return server.queue.submit(message)
-    except room.Unexplained as refused:
-        problem = refused.problem
-        server.reply_later(caller, lambda: refusal.refuse(problem, message, server.home, lambda: server.is_closing))
-        return None
+    return refusal.submit(server, caller, message)
 
 
 def runs(server: Server, caller: Caller, message: ListRuns) -> RunList:

@@ -9,16 +9,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
-
-import msgspec
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine.config import forecasts
 from engine.config.profile import ProfileError, parse
 from engine.protocol.environment import build_job_environment
 from engine.protocol.home import Home
-from engine.protocol.messages import Problem, ProblemError, Submit
+from engine.protocol.messages import Problem, ProblemError, Run, Submit
+from engine.supervisor import room
 from engine.supervisor.processes import WORKER_DEFAULTS
+
+if TYPE_CHECKING:
+    from engine.supervisor.clients import Caller
+    from engine.supervisor.server import Server
 
 SECONDS = 24.0
 """Time that a refusal takes at most: a client waits for 30 s."""
@@ -28,12 +31,30 @@ _LOOK = 0.2
 """Seconds between two looks at whether the engine is ending."""
 
 
+def submit(server: Server, caller: Caller, message: Submit) -> Run | None:
+    """Queue the run. One that is refused, and whose forecast has no changes yet, gets its answer later (None)."""
+    try:
+        return server.queue.submit(message)
+    except room.Unexplained as refused:
+        problem = refused.problem
+        server.reply_later(caller, lambda: refuse(problem, message, server.home, lambda: server.closing))
+        return None
+
+
 def refuse(problem: Problem, message: Submit, home: Home, is_closing: Callable[[], bool]) -> NoReturn:
     """Raise the problem of a run that cannot fit, with the three cheapest changes that make it fit, as far as they are
     found in time. They are kept with the forecast, so that the next refusal has them at once."""
     changes = _find_changes(message, home, is_closing)
-    hint = forecasts.describe_changes(changes) if changes else problem.hint
-    raise ProblemError(msgspec.structs.replace(problem, hint=hint))
+    if not changes:
+        raise ProblemError(problem)
+    raise ProblemError(
+        Problem(
+            code=problem.code,
+            title=problem.title,
+            cause=problem.cause,
+            hint=f"change one of these: {forecasts.describe_changes(changes)}",
+        )
+    )
 
 
 def _find_changes(message: Submit, home: Home, is_closing: Callable[[], bool]) -> list[dict[str, Any]]:

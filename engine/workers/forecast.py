@@ -136,7 +136,7 @@ def _check_global_batch(profile: Profile, cards: int) -> None:
     if not isinstance(processes, int) or processes == cards:
         return
     passes = training.accumulation * processes
-    total, of = (passes, "passes") if training.tokens_per_batch else (training.rows * passes, "rows")
+    total = passes if training.tokens_per_batch else training.rows * passes
     possible = [number for number in range(1, total + 1) if total % number == 0]
     fewer = max((number for number in possible if number < cards), default=None)
     more = min((number for number in possible if number > cards), default=None)
@@ -145,7 +145,9 @@ def _check_global_batch(profile: Profile, cards: int) -> None:
         Problem(
             code="forecast.card_count",
             title=f"The global batch cannot be divided among {cards} cards",
-            cause=f"it has {total} {of}, with launch.processes {processes}",
+            cause=f"it has {total} passes, with launch.processes {processes}"
+            if training.tokens_per_batch
+            else f"it has {total} rows, with launch.processes {processes}",
             hint=f"name {near} cards, or change training.accumulation",
         )
     )

@@ -52,7 +52,7 @@ def test_full_tuning_of_a_large_model_is_refused_on_a_small_card_and_an_adapter_
         _check(load(find("sft-full"), [base], forecast=True), bare_home, monkeypatch)
     problem = refused.value.problem
     assert problem.code == "memory.will_not_fit"
-    assert "alone take 128.5 GB of 24.0 GB of a card" in problem.cause  # 16 bytes for each of 8.03 billion weights
+    assert "alone take 128.5 GB, and there are 24.0 GB" in problem.cause  # 16 bytes for each of 8.03 billion weights
     _check(load(find("sft-lora"), [base], forecast=True), bare_home, monkeypatch)
 
 

@@ -104,8 +104,7 @@ def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
     profile = zero.replace_strategy(profile, found_zero) if found_zero else profile
     options = profile.launch
     known = calibration.read(given.home, host.label, host.kind)
-    if host.kind != "cpu":
-        profile = _replace_float16(profile)
+    profile = _replace_float16(profile) if host.kind != "cpu" else profile
     traced = trace(
         profile,
         given.prepared,
@@ -118,19 +117,13 @@ def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
     device = _list_device_terms(profile, host, traced, given, sharded=sharded, further=found_zero)
     peak = sum(term["bytes"] for term in device)
     allocated = sum(term["bytes"] for term in device if term["name"] not in ("context", "allocator slack"))
-    if host.kind == "cpu":
-        device = [{**term, "place": "host"} for term in device]
     host_terms = _list_host_terms(profile, host, traced, given, sharded=sharded, further=found_zero)
-    states = _count_whole_states(traced, options, world)
-    disk = terms.disk(profile, traced, states)
-    listed = [
-        *device,
-        *host_terms,
-        *({"name": name, "bytes": size, "phase": "save", "place": "disk"} for name, size in disk.items()),
-    ]
+    disk = terms.disk(profile, traced, states := _count_whole_states(traced, options, world))
+    disk_terms = [{"name": name, "bytes": size, "phase": "save", "place": "disk"} for name, size in disk.items()]
     if host.kind == "cpu":
         total = int((peak * world + sum(term["bytes"] for term in host_terms)) * known.factor)
         device_bytes, host_bytes = 0, total
+        device = [{**term, "place": "host"} for term in device]
     else:
         device_bytes = int(peak * known.factor)
         host_bytes = sum(term["bytes"] for term in host_terms)
@@ -155,7 +148,7 @@ def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
         "flops": traced.flops,
         "flops_per_token": traced.flops / traced.tokens if traced.tokens else None,
         "error_percent": round(known.error_percent, 1),
-        "terms": listed,
+        "terms": [*device, *host_terms, *disk_terms],
     }
 
 

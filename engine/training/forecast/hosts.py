@@ -87,12 +87,14 @@ def parse_card(text: str) -> tuple[int, int, str]:
         return number, named.memory[0] * 10**9, named.name
     if size is None or float(size[1]) <= 0 or number < 1:
         near = card_types.suggest(rest)
-        known = f"a type of card ({', '.join(near)}?), " if near else "a type of card that is known, such as H100, "
+        meant = ", ".join(near)
         raise ProblemError(
             Problem(
                 code="forecast.card_size",
                 title=f"{text!r} is neither the size of a card nor a type that is known",
-                hint=f"write {known}the memory of a card, such as 24GB, or several, such as 8x80GB",
+                hint=f"known types with such a name: {meant}; or write the memory of a card, such as 24GB or 8x80GB"
+                if near
+                else "write a type such as H100, or the memory of a card, such as 24GB or 8x80GB",
             )
         )
     return number, _count_bytes(size), ""
