@@ -77,6 +77,10 @@ VERBS = (
 )
 
 
+ALIASES = (Verb("env", "the same as `cockpit profile`", verbs=tuple(v for v in PROFILE_VERBS if v.name == "import")),)
+"""Further names of verbs: they are understood, and not listed."""
+
+
 class Parser(argparse.ArgumentParser):
     """Raises UsageError where argparse would print and exit, so that `--json` also applies to mistyped commands."""
 
@@ -156,7 +160,7 @@ def build_parser(*, whole: bool = False) -> Parser:
     _add_shared(parser)
     parser.add_argument("--readonly", action="store_true", help=tr("only watch: no key of the app changes a run"))
     parser.add_argument("--version", action=VersionAction, nargs=0, help=tr("print the version and exit"))
-    _add_verbs(parser, VERBS, whole=whole)
+    _add_verbs(parser, VERBS, whole=whole, hidden=() if whole else ALIASES)
     return parser
 
 
@@ -175,12 +179,13 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_verbs(parser: Parser, verbs: tuple[Verb, ...], *, required: bool = False, whole: bool) -> None:
+def _add_verbs(
+    parser: Parser, verbs: tuple[Verb, ...], *, required: bool = False, whole: bool, hidden: tuple[Verb, ...] = ()
+) -> None:
     children = parser.add_subparsers(metavar="VERB", title=tr("verbs"), required=required)
-    for verb in verbs:
-        child = children.add_parser(
-            verb.name, help=tr(verb.help), description=tr(verb.help), allow_abbrev=False, add_help=False
-        )
+    for verb in (*verbs, *hidden):
+        listed: dict[str, Any] = {} if verb in hidden else {"help": tr(verb.help)}
+        child = children.add_parser(verb.name, **listed, description=tr(verb.help), allow_abbrev=False, add_help=False)
         child.missing = partial(_add_arguments, child, verb, whole=whole)
         if whole:
             child.complete()

@@ -69,7 +69,7 @@ START_VERBS = (
         "tools:forecast",
         (
             option("profile", metavar="PROFILE", nargs="?", help=PROFILE.settings["help"]),
-            option("--card", metavar="SIZE", help="memory of a card, e.g. 24GB (those of this host)"),
+            option("--card", metavar="CARD", help="memory or type of a card, e.g. 24GB or H100 (those of this host)"),
             option("--cards", type=int, metavar="N", help="number of cards (launch.processes)"),
             SET,
             option("--accuracy", action="store_true", help="compare earlier forecasts with what the runs took"),
@@ -82,7 +82,7 @@ START_VERBS = (
         (
             PROFILE,
             option(
-                "--cards", metavar="NxSIZE", default="auto", help="e.g. 1x24GB or 8x80GB (auto: those of this host)"
+                "--cards", metavar="NxCARD", default="auto", help="e.g. 1x24GB or 8xH100 (auto: those of this host)"
             ),
             SET,
             option("--apply", metavar="FILE", help="write the profile with one of them there"),

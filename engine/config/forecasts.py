@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -19,12 +20,14 @@ from engine.config.profile import Profile
 from engine.protocol.home import Home, make_private, write_private
 from engine.protocol.messages import Device, Problem
 
-FORMAT = 2
+FORMAT = 3
 """Part of the hash: forecasts of another format are made anew."""
 _SECTIONS = ("model", "adapter", "data", "method", "training", "launch", "checkpoint", "evaluation", "generation")
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "cockpit")
 KEPT = 200
 """Forecasts that are kept."""
+SUGGESTED = 3
+"""Changes that a refusal names."""
 _KEY = 24
 """Digits of a key."""
 
@@ -87,12 +90,13 @@ def stamp(paths: Iterable[Path]) -> list[list[Any]]:
     return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 
-def is_current(forecast: dict[str, Any]) -> bool | None:
-    """Whether the rows and the base are as they were when the forecast was made; None where that is unknown."""
-    if not forecast.get("inputs"):
+def is_current(forecast: dict[str, Any], inputs: str = "inputs") -> bool | None:
+    """Whether the rows and the base (`base_inputs`: the base) are as they were when the forecast was made; None where
+    that is unknown."""
+    if not forecast.get(inputs):
         return None
     try:
-        return bool(stamp(Path(path) for path, *_ in forecast["inputs"]) == forecast["inputs"])
+        return bool(stamp(Path(path) for path, *_ in forecast[inputs]) == forecast[inputs])
     except (OSError, TypeError, ValueError):
         return False
 
@@ -129,20 +133,46 @@ def judge(needed: int, error_percent: float, room: int | None) -> str:
     return "near" if needed + error > room else "fits"
 
 
-def judge_all(forecast: dict[str, Any], card: int | None, host: int | None) -> str:
-    """The worst verdict over the memory of a card and that of the host, in bytes; `host` is None for a host that is not
-    this one, of which nothing is said."""
+def judge_all(forecast: dict[str, Any], card: int | None, host: int | None, disk: int | None = None) -> str:
+    """The worst verdict over the memory of a card, that of the host, and the free disk of the run's directory, in
+    bytes; `host` and `disk` are None for a host that is not this one, of which nothing is said."""
     error = forecast["error_percent"]
     verdicts = [] if host is None else [judge(forecast["host_bytes"], error, host)]
     if forecast["device_bytes"]:
         verdicts.append(judge(forecast["device_bytes"], error, card))
+    verdicts.append(judge_disk(forecast, disk))
     return next((each for each in ("too_large", "near", "unknown") if each in verdicts), "fits")
 
 
+def judge_disk(forecast: dict[str, Any], disk: int | None) -> str:
+    """`too_large` where the checkpoints that are kept at the same time do not fit; `near` where not all that the run
+    may write does."""
+    if disk is None:
+        return "fits"
+    if _count_kept_bytes(forecast) > disk:
+        return "too_large"
+    return "near" if forecast["disk_bytes"] > disk else "fits"
+
+
+def _count_kept_bytes(forecast: dict[str, Any]) -> int:
+    return int(forecast.get("checkpoint_bytes", 0) * forecast.get("checkpoints", 0))
+
+
+def read_free_disk(home: Home) -> int | None:
+    """The free bytes of the disk that runs are on; None where the system does not tell."""
+    try:
+        return shutil.disk_usage(home.runs if home.runs.is_dir() else home.root).free
+    except OSError:
+        return None
+
+
 def is_hopeless(forecast: dict[str, Any], card: int | None, host: int | None) -> bool:
-    """Whether a run cannot fit for certain: by a forecast of its real rows, without settings whose memory is guessed,
-    not with the smallest micro-batch either, and not into all memory of the largest card, or of a host without cards.
-    All else is worth no more than a warning."""
+    """Whether a run cannot fit for certain: not with its weights, gradients and optimiser states alone
+    (`exceeds_floor`); or by a forecast of its real rows, without settings whose memory is guessed, not with the
+    smallest micro-batch either, and not into all memory of the largest card, or of a host without cards. All else is
+    worth no more than a warning."""
+    if exceeds_floor(forecast, card, host):
+        return True
     least = forecast.get("least")
     if not forecast.get("certain") or not least:
         return False
@@ -150,40 +180,77 @@ def is_hopeless(forecast: dict[str, Any], card: int | None, host: int | None) ->
     return bool(judge(needed, forecast["error_percent"], room) == "too_large")
 
 
-def describe_lack(forecast: dict[str, Any], card: int | None, host: int | None) -> str:
+def exceeds_floor(forecast: dict[str, Any], card: int | None, host: int | None) -> bool:
+    """Whether what the run takes whatever its rows, batches and kernels are is more than all memory of the largest
+    card, or of a host without cards. The forecast's own error does not count: nothing of that is guessed."""
+    floor = forecast.get("floor")
+    if not floor:
+        return False
+    needed, room = (floor["device_bytes"], card) if forecast["device_bytes"] else (floor["host_bytes"], host)
+    return bool(room is not None and needed > room)
+
+
+def describe_lack(forecast: dict[str, Any], card: int | None, host: int | None, disk: int | None = None) -> str:
     """What is needed and what is there, for a run that does not fit, or hardly."""
     error, lacking = forecast["error_percent"], []
     if forecast["device_bytes"] and judge(forecast["device_bytes"], error, card) not in ("fits", "unknown"):
         lacking.append((forecast["device_bytes"], card, "a card"))
-    if judge(forecast["host_bytes"], error, host) not in ("fits", "unknown"):
+    if host is not None and judge(forecast["host_bytes"], error, host) not in ("fits", "unknown"):
         lacking.append((forecast["host_bytes"], host, "the host's memory"))
-    return "; ".join(
+    found = [
         f"it needs about {format_size(needed)} ±{format_size(int(needed * error / 100))} of {format_size(room or 0)} "
         f"of {whose}"
         for needed, room, whose in lacking
-    )
+    ]
+    if judge_disk(forecast, disk) != "fits":
+        found.append(f"it writes up to {format_size(forecast['disk_bytes'])}, and {format_size(disk or 0)} are free")
+    return "; ".join(found)
 
 
 NEAR_HINT = "`cockpit forecast` lists what takes the memory, `cockpit fit` what takes less"
 
 
-def describe_near(forecast: dict[str, Any], card: int | None, host: int | None) -> str:
+def describe_near(forecast: dict[str, Any], card: int | None, host: int | None, disk: int | None = None) -> str:
     """The warning of a run that hardly fits, or does not; empty for one that fits."""
-    if judge_all(forecast, card, host) not in ("near", "too_large"):
+    if judge_all(forecast, card, host, disk) not in ("near", "too_large"):
         return ""
-    return f"the run hardly fits, or does not: {describe_lack(forecast, card, host)}"
+    return f"the run hardly fits, or does not: {describe_lack(forecast, card, host, disk)}"
 
 
 def explain_refusal(forecast: dict[str, Any], card: int | None, host: int | None) -> Problem:
     """The problem of a run that cannot fit."""
-    changes = forecast.get("changes") or []
-    forecast = forecast | (forecast.get("least") or {})
-    hint = "change one of these: " + "; or ".join(describe_change(each) for each in changes)
+    changes, floor = forecast.get("changes"), forecast.get("floor") or {}
+    alone = format_size(floor.get("device_bytes") or floor.get("host_bytes") or 0)
+    room = format_size((card if forecast["device_bytes"] else host) or 0)
+    lack = describe_lack(forecast | (forecast.get("least") or {}), card, host)
     return Problem(
         code="memory.will_not_fit",
         title="This run does not fit into memory",
-        cause=describe_lack(forecast, card, host),
-        hint=hint if changes else "`cockpit fit PROFILE --cards auto` looks for settings that fit",
+        cause=f"its weights, gradients and optimiser states alone take {alone}, and there are {room}"
+        if exceeds_floor(forecast, card, host)
+        else lack,
+        hint=f"change one of these: {describe_changes(changes)}"
+        if changes
+        else "`cockpit fit PROFILE --cards auto` looks for settings that fit",
+    )
+
+
+def describe_changes(changes: list[dict[str, Any]]) -> str:
+    """The cheapest of the changes that make a run fit."""
+    return "; or ".join(describe_change(each) for each in changes[:SUGGESTED])
+
+
+def explain_full_disk(forecast: dict[str, Any], disk: int, place: Path) -> Problem:
+    """The problem of a run whose checkpoints cannot fit on the disk of `place`."""
+    each, count = forecast["checkpoint_bytes"], forecast["checkpoints"]
+    fewer, lacking = disk // each if each else 0, format_size(count * each - disk)
+    return Problem(
+        code="disk.low",
+        title="The checkpoints of this run do not fit on the disk",
+        cause=f"{count} of {format_size(each)} are kept at the same time, and {format_size(disk)} are free in {place}",
+        hint=f"set checkpoint.keep to {fewer}, or free {lacking} of disk space"
+        if fewer
+        else f"free {lacking} of disk space, or set COCKPIT_HOME to a folder on a larger disk",
     )
 
 

@@ -256,7 +256,11 @@ CODES: dict[str, str] = {
     "forecast.unsupported": (
         "There is no forecast for this profile. Nothing to do for a run: its rehearsal shows whether it fits."
     ),
-    "forecast.card_size": "The size of a card cannot be read. Write `24GB`, or `8x80GB`.",
+    "forecast.card_size": "A card is neither a size nor a known type. Write `24GB`, `8x80GB` or `H100`.",
+    "forecast.card_count": (
+        "The global batch cannot be divided evenly among so many cards. Name one of the numbers in the message, or "
+        "change `training.accumulation`."
+    ),
     "forecast.strategy": "The message names the strategy that was chosen for `launch.strategy: auto`. Nothing to do.",
     "memory.batch_found": (
         "The message names the micro-batch that was chosen for `training.micro_batch: auto`. Nothing to do."

@@ -54,7 +54,7 @@ from engine.protocol.messages import (
     Trace,
     Welcome,
 )
-from engine.supervisor import cleaning, details, labels, votes
+from engine.supervisor import cleaning, details, labels, refusal, votes
 from engine.supervisor.clients import Caller
 from engine.supervisor.run_record import Record
 from engine.supervisor.server import Handler, Server
@@ -89,8 +89,8 @@ def attach(server: Server, caller: Caller, message: Nothing) -> Snapshot:
     )
 
 
-def submit(server: Server, caller: Caller, message: Submit) -> Run:
-    return server.queue.submit(message)
+def submit(server: Server, caller: Caller, message: Submit) -> Run | None:
+    return refusal.submit(server, caller, message)
 
 
 def runs(server: Server, caller: Caller, message: ListRuns) -> RunList:

@@ -19,6 +19,11 @@ from engine.protocol.messages import Device, ProblemError, Submit
 from engine.supervisor.devices import Devices
 
 
+class Unexplained(ProblemError):
+    """The refusal of a run whose forecast was made without looking for the changes that would make it fit, as the one
+    that is shown while a profile is being written."""
+
+
 def check_submitted(message: Submit, profile: Profile, home: Home, devices: Devices, *, idle: bool) -> str:
     """`check_memory` for a run that trains on this host."""
     if message.kind != "train" or message.first in stages.AFTER or profile.launch.via != "local":
@@ -33,19 +38,35 @@ def check_memory(profile: Profile, home: Home, cards: Sequence[Device], *, idle:
     there are accelerators. Raises ProblemError for a run that cannot fit."""
     try:
         found = find_forecast(profile, home, cards)
-        current = None if found is None else forecasts.is_current(found)
-        if found is None or current is False:
+        if found is None:
             return ""
+        current, disk = forecasts.is_current(found), forecasts.read_free_disk(home)
         card, host = forecasts.find_largest(cards), host_memory.read_total()
-        if current and is_fixed(profile, home) and forecasts.is_hopeless(found, card, host):
-            raise ProblemError(forecasts.explain_refusal(found, card, host))
+        if is_fixed(profile, home):
+            if is_refused(found, card, host):
+                raise (ProblemError if "changes" in found else Unexplained)(
+                    forecasts.explain_refusal(found, card, host)
+                )
+            if current and disk is not None and forecasts.judge_disk(found, disk) == "too_large":
+                raise ProblemError(forecasts.explain_full_disk(found, disk, home.runs))
+        if current is False:
+            return ""
         memory, swap = psutil.virtual_memory(), psutil.swap_memory()
         free = memory.available + swap.free if idle else memory.total + swap.total
-        return forecasts.describe_near(found, card, free)
+        return forecasts.describe_near(found, card, free, disk)
     except ProblemError:
         raise
     except Exception:  # noqa: BLE001 - a damaged forecast stops no run
         return ""
+
+
+def is_refused(found: dict[str, Any], card: int | None, host: int | None) -> bool:
+    """Whether the run cannot fit for certain by a forecast of what is there now. What it takes whatever its rows are
+    needs only its base."""
+    if forecasts.is_current(found):
+        return forecasts.is_hopeless(found, card, host)
+    base = forecasts.is_current(found, "base_inputs")
+    return bool(base) and forecasts.exceeds_floor(found, card, host)
 
 
 def is_fixed(profile: Profile, home: Home) -> bool:

@@ -79,7 +79,7 @@ class Server:
         self.registry = Registry(home.registry)
         self.telemetry: Telemetry | None = None
         self._handlers = handlers
-        self._closing, self._closing_when_idle = False, False
+        self.closing, self._closing_when_idle = False, False
         self._unread, self._logged = set[str](), set[str]()
         self._unstored = Unstored()
         """Parts of journals that wait for the registry's thread."""
@@ -125,7 +125,7 @@ class Server:
         ]
         due = [(time.monotonic(), period, action) for period, action in timers]
         advanced = 0.0
-        while not self._closing:
+        while not self.closing:
             wait = min(when for when, _, _ in due) - time.monotonic()
             if self.clients.waiting:
                 wait = min(wait, self.clients.retry)
@@ -184,7 +184,7 @@ class Server:
 
     def close(self) -> None:
         """End the loop. Jobs go on, and the next supervisor adopts them. Safe in a signal handler."""
-        self._closing = True
+        self.closing = True
         os.write(self._wake_write, b"!")
 
     def close_when_idle(self) -> None:
@@ -231,7 +231,7 @@ class Server:
                 self.call_soon(lambda: self.clients.reply(caller, future.result()))
 
         def work_unless_closing() -> Message:
-            if self._closing:  # a long list of questions must not keep the engine from its end
+            if self.closing:  # a long list of questions must not keep the engine from its end
                 raise ProblemError(
                     Problem(code="engine.closing", title="The engine is ending", hint="ask again: the next one answers")
                 )
@@ -342,7 +342,7 @@ class Server:
         self.queue.schedule()
         self.publish_changes()
         if self._closing_when_idle and not self.runs.list_live():
-            self._closing = True
+            self.closing = True
 
     def publish_changes(self) -> None:
         """Publish and index the runs that have changed since the last call."""

@@ -42,6 +42,11 @@ Conversation = list[dict[str, str]]
 T = TypeVar("T")
 
 
+def _count_padded(rows: list[Any]) -> int:
+    """The numbers of a micro-batch's rows, with all rows padded to the longest one."""
+    return len(rows) * max(sum(len(v) for v in row.values() if isinstance(v, list)) for row in rows)
+
+
 class Evaluator:
     """Evaluates at a step boundary; leaves the model in training mode and its random state untouched."""
 
@@ -128,11 +133,13 @@ class Evaluator:
 
     def longest_rows(self) -> list[Any]:
         """The held-out micro-batch that takes the most memory; empty without held-out rows."""
+        return max(self._batches, key=_count_padded, default=[])
 
-        def size(rows: list[Any]) -> int:  # with all rows padded to the longest one
-            return len(rows) * max(sum(len(v) for v in row.values() if isinstance(v, list)) for row in rows)
-
-        return max(self._batches, key=size, default=[])
+    def count_batches(self) -> float:
+        """How many times as much all held-out micro-batches of this rank are as the one of `longest_rows`, in tokens
+        with padding."""
+        sizes = [_count_padded(rows) for rows in self._batches]
+        return sum(sizes) / max(sizes, default=1)
 
     def longest_prompts(self, count: int) -> list[list[int]]:
         """Token ids of the longest prompts that replies are generated for, `count` at most."""

@@ -23,7 +23,7 @@ from engine.workers.forecast import find_ways, make
 from engine.workers.service_loop import Cancelled, ErrorTexts, build_parser, serve_requests
 
 QUESTIONS = ("forecast", "fit")
-_LEFT_OUT = ("terms", "inputs")
+_LEFT_OUT = ("terms", "inputs", "base_inputs")
 """What of a forecast is not sent."""
 
 _KEPT = 64
@@ -48,7 +48,8 @@ class Fit:
             )
             if not found["rows_measured"]:
                 self._assumed = {**dict(list(self._assumed.items())[1 - _KEPT :]), key: found}
-        verdict = forecasts.judge_all(found, host.card_bytes, host.host_bytes)  # more or less may be free by now
+        disk = forecasts.read_free_disk(self.home)
+        verdict = forecasts.judge_all(found, host.card_bytes, host.host_bytes, disk)  # more or less may be free by now
         shown = {name: value for name, value in found.items() if name not in _LEFT_OUT}
         return {**shown, "verdict": verdict}
 

@@ -39,7 +39,7 @@ FITS, TOO_LARGE, WRONG = 0, 1, 2
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="cockpit forecast")
-    parser.add_argument("action", choices=("forecast", "fit", "accuracy", "launch"))
+    parser.add_argument("action", choices=("forecast", "fit", "accuracy", "launch", "changes"))
     parser.add_argument("arguments", nargs="?", default="{}")
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--job", help="the run that this process belongs to, and ends with")
@@ -54,6 +54,8 @@ def main() -> int:
                 return _show_accuracy(home, options.json)
             case "launch":
                 return _forecast_run(home, arguments["run"])
+            case "changes":
+                return _find_changes(home, arguments)
             case "fit":
                 return _fit(home, arguments, options.json)
         return _forecast(home, arguments, options.json)
@@ -84,18 +86,21 @@ def make(
     """The forecast and the chosen profile. `report` gets them before the changes of one that does not fit are looked
     for, for about `limit` seconds, if it returns true. Raises ProblemError, also where the libraries cannot trace the
     model, and Abandoned once it is `cancelled`."""
+    from datasets import disable_progress_bars
     from transformers.utils import logging as library_logging
 
     from engine.training.forecast import estimate, verdict
 
     library_logging.set_verbosity_error()
     library_logging.disable_progress_bar()
+    disable_progress_bars()  # of the rows that are made up
     with ExitStack() as stack:
         with explain_failures():
             given = estimate.gather(profile, home, stack, prepared, ranks=host.cards)
             given = replace(given, cancelled=cancelled)
             found, chosen = verdict.forecast(profile, host, given)
-        if report(found, chosen) and found["verdict"] == "too_large":
+        needs_less = forecasts.judge_all(found, host.card_bytes, host.host_bytes) == "too_large"  # be the disk as it is
+        if report(found, chosen) and needs_less:
             verdict.add_changes(found, (profile, chosen), host, given, limit)
         return found, chosen
 
@@ -105,18 +110,47 @@ def find_ways(
 ) -> tuple[Host, dict[str, Any], list[dict[str, Any]]]:
     """The host of `wanted` cards (`8x80GB`, `auto`), the settings that keep the global batch there, and the ways in
     which the profile fits with these, the best first. Raises ProblemError, ProfileError, Abandoned."""
+    from datasets import disable_progress_bars
+
     from engine.training.forecast import estimate, hosts, solver, ways
 
-    cards, size = (None, None) if wanted == "auto" else hosts.parse_size(wanted)
-    host = hosts.find(profile, None if size is None else f"{size / 1e6:.0f}MB", cards)
+    card, cards = (None, None) if wanted == "auto" else (wanted, hosts.parse_card(wanted)[0])
+    host = hosts.find(profile, card, cards)
     spread = solver.spread(profile, host)
+    if not spread:
+        _check_global_batch(profile, host.cards)
     profile = estimate.replace_settings(profile, spread)
+    disable_progress_bars()
     with ExitStack() as stack, explain_failures():
         given = replace(estimate.gather(profile, home, stack, ranks=host.cards), cancelled=cancelled)
         found = ways.solve(profile, host, given)
         if cancelled():
             raise estimate.Abandoned
     return host, spread, found
+
+
+def _check_global_batch(profile: Profile, cards: int) -> None:
+    """Raises ProblemError if the global batch cannot be the same on so many cards as on as many processes as the
+    profile names."""
+    processes, training = profile.launch.processes, profile.training
+    if not isinstance(processes, int) or processes == cards:
+        return
+    passes = training.accumulation * processes
+    total = passes if training.tokens_per_batch else training.rows * passes
+    possible = [number for number in range(1, total + 1) if total % number == 0]
+    fewer = max((number for number in possible if number < cards), default=None)
+    more = min((number for number in possible if number > cards), default=None)
+    near = " or ".join(str(number) for number in (fewer, more) if number is not None)
+    raise ProblemError(
+        Problem(
+            code="forecast.card_count",
+            title=f"The global batch cannot be divided among {cards} cards",
+            cause=f"it has {total} passes, with launch.processes {processes}"
+            if training.tokens_per_batch
+            else f"it has {total} rows, with launch.processes {processes}",
+            hint=f"name {near} cards, or change training.accumulation",
+        )
+    )
 
 
 @contextmanager
@@ -162,17 +196,37 @@ def _forecast(home: Home, arguments: dict[str, Any], as_json: bool) -> int:
     found, _ = make(profile, home, host, report)
     if as_json:
         print(to_json(found))
+    disk = forecasts.read_free_disk(home) if host.is_here else None
     if found["verdict"] != "too_large":
+        if near := forecasts.describe_near(found, host.card_bytes, host.host_bytes, disk):
+            ERR.print(near, style="yellow", soft_wrap=True)
+            ERR.print(f"→ {forecasts.NEAR_HINT}", style="cyan", soft_wrap=True)
         return FITS
-    problem = forecasts.explain_refusal(found, host.card_bytes, host.host_bytes)
+    problem = _explain_lack(found, host, home, disk)
     ERR.print(f"{problem.title}: {problem.cause}", style="bold red", soft_wrap=True)
     ERR.print(f"→ {problem.hint}", style="cyan", soft_wrap=True)
     return TOO_LARGE
 
 
+def _explain_lack(found: dict[str, Any], host: Host, home: Home, disk: int | None) -> Problem:
+    if forecasts.judge_all(found, host.card_bytes, host.host_bytes) != "too_large" and disk is not None:
+        return forecasts.explain_full_disk(found, disk, home.runs)
+    return forecasts.explain_refusal(found, host.card_bytes, host.host_bytes)
+
+
+VERDICTS = {
+    "fits": ("it fits", "green"),
+    "near": ("it hardly fits, or does not", "yellow"),
+    "too_large": ("it does not fit", "bold red"),
+    "unknown": ("whether it fits is not known: the card does not tell its memory", "yellow"),
+}
+"""Verdict -> what is printed of it, and its style."""
+
+
 def _print_forecast(found: dict[str, Any], profile: Profile, chosen: Profile) -> None:
     console = GuardedConsole()
     console.print(text(forecasts.summarize(found)), soft_wrap=True)
+    console.print(VERDICTS[found["verdict"]][0], style=VERDICTS[found["verdict"]][1])
     if profile.launch.strategy != chosen.launch.strategy:
         ERR.print(f"launch.strategy auto: {chosen.launch.strategy}", soft_wrap=True)
     if not found["rows_measured"]:
@@ -238,6 +292,18 @@ def _show_accuracy(home: Home, as_json: bool) -> int:
         GuardedConsole(width=None if sys.stdout.isatty() else 200).print(table)
     else:
         ERR.print("no run has ended yet that there was a forecast for")
+    return FITS
+
+
+def _find_changes(home: Home, arguments: dict[str, Any]) -> int:
+    """Print, as a line of JSON, the forecast of a profile that was refused, with its `changes` as far as they are found
+    in about `limit` seconds; they are kept with it. Runs on this host come first."""
+    from engine.training.forecast import hosts
+
+    os.nice(5)
+    profile = _read_profile(home, arguments)
+    found, _ = make(profile, home, hosts.find(profile, None, None), lambda *_: True, limit=arguments["limit"])
+    print(to_json(found))
     return FITS
 
 

@@ -19,6 +19,8 @@ from engine.workers.run_journal import RunJournal
 
 SECONDS = 60
 """A forecast that takes longer is done without."""
+REFUSALS = ("memory.will_not_fit", "disk.low")
+"""Codes of problems of a run that cannot fit for certain."""
 
 
 def forecast_run(run: RunDirectory, home: Home, profile: Profile, journal: RunJournal) -> None:
@@ -28,7 +30,7 @@ def forecast_run(run: RunDirectory, home: Home, profile: Profile, journal: RunJo
     try:
         _forecast_run(run, home, profile, journal)
     except Exception as error:
-        if isinstance(error, ProblemError) and error.problem.code == "memory.will_not_fit":
+        if isinstance(error, ProblemError) and error.problem.code in REFUSALS:
             raise
         print(f"there is no forecast: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
@@ -56,7 +58,10 @@ def _forecast_run(run: RunDirectory, home: Home, profile: Profile, journal: RunJ
     card, host, free = forecasts.find_largest(cards), host_memory.read_total(), found["free_bytes"]
     if forecasts.is_hopeless(found, card, host):
         raise ProblemError(forecasts.explain_refusal(found, card, host))
-    if near := forecasts.describe_near(found, card, free):
+    disk = forecasts.read_free_disk(home)
+    if disk is not None and forecasts.judge_disk(found, disk) == "too_large":
+        raise ProblemError(forecasts.explain_full_disk(found, disk, home.runs))
+    if near := forecasts.describe_near(found, card, free, disk):
         journal.warn(near, forecasts.NEAR_HINT, code="memory.near")
     if unknown:
         _choose_strategy(run, profile, found, journal)

@@ -134,3 +134,18 @@ def test_the_manual_page_is_that_of_this_parser() -> None:
     for verb in leaves(VERBS):
         assert f"{verb.name.replace('-', chr(92) + '-')}" in page
     assert not [line for line in page.splitlines() if line.startswith("'")]
+
+
+def test_env_import_is_profile_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for group in ("profile", "env"):
+        options = build_parser().parse_args([group, "import", "a.yaml", "--out", "b.yaml"])
+        assert (options.function, options.file, options.out) == ("profile_import:import_", "a.yaml", "b.yaml")
+    helps = []
+    for group in ("profile", "env"):
+        with pytest.raises(SystemExit):
+            main([group, "import", "--help"])
+        helps.append(" ".join(capsys.readouterr().out.partition("\n\n")[2].split()))
+    assert helps[0] == helps[1] and "LLaMA-Factory" in helps[0]
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert " env " not in capsys.readouterr().out

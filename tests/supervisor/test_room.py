@@ -102,6 +102,51 @@ def test_only_a_run_that_cannot_fit_is_refused(bare_home):
     assert "training.gradient_checkpointing=true (9.0 GB)" in refused.value.problem.hint
 
 
+def test_what_a_run_takes_whatever_its_batch_is_refused_without_certainty(bare_home):
+    profile = load(find("triples-qlora"))
+
+    def check(size: int, **further: Any) -> str:
+        guessed = {"certain": False, "least": None, "changes": []}
+        stamps = {"inputs": None, "base_inputs": forecasts.stamp([Path("/")])}
+        floors = {"floor": {"device_bytes": size, "host_bytes": 0}}
+        found = forecast(30 * GB, host=1000, **{**guessed, **stamps, **floors, **further})
+        forecasts.keep(bare_home, forecasts.compute_key(profile, forecasts.find_place([_card(24 * GB)]), 1), found)
+        return room.check_memory(profile, bare_home, [_card(24 * GB)], idle=True)
+
+    assert "hardly fits" in check(24 * GB)
+    assert "hardly fits" in check(25 * GB, base_inputs=None)
+    assert "hardly fits" in check(25 * GB, base_inputs=[["/nowhere", 1, 1]])  # of another base
+    assert "hardly fits" in check(25 * GB, floor=None)
+    with pytest.raises(ProblemError, match="alone take"):
+        check(25 * GB, inputs=[["/nowhere", 1, 1]])  # of other rows, which do not matter
+    with pytest.raises(ProblemError, match=r"alone take 25\.0 GB, and there are 24\.0 GB"):
+        check(25 * GB)
+
+
+def test_a_disk_without_room_for_the_checkpoints_that_are_kept_refuses_a_run(bare_home, monkeypatch):
+    profile = load(find("triples-qlora"))
+    free = 10 * GB
+    monkeypatch.setattr(forecasts.shutil, "disk_usage", lambda _: type("", (), {"free": free}))
+
+    def check(count: int, **further: Any) -> str:
+        sizes = {"checkpoint_bytes": 3 * GB, "checkpoints": count, "disk_bytes": (count + 1) * 3 * GB}
+        found = forecast(host=1000, **sizes, **further)
+        forecasts.keep(bare_home, forecasts.compute_key(profile, CPU, 1), found)
+        return room.check_memory(profile, bare_home, [], idle=True)
+
+    assert check(2) == ""
+    assert "writes up to 12.0 GB, and 10.0 GB are free" in check(3)
+    assert "writes up to 15.0 GB" in check(4, inputs=None)  # of rows that are not known
+    with pytest.raises(ProblemError) as refused:
+        check(4)
+    problem = refused.value.problem
+    assert problem.code == "disk.low" and "4 of 3.0 GB" in problem.cause
+    assert problem.hint == "set checkpoint.keep to 3, or free 2.0 GB of disk space"
+    free = 2 * GB
+    with pytest.raises(ProblemError, match=r"1 of 3\.0 GB"):
+        check(1)
+
+
 def test_a_busy_host_is_not_held_against_a_run(bare_home, monkeypatch):
     """On a host without cards free memory is compared; while another run takes it, all of it."""
     profile = load(find("triples-qlora"))
@@ -139,7 +184,7 @@ def test_a_control_group_limits_the_host(tmp_path, monkeypatch):
 def test_an_engine_refuses_it_and_leaves_nothing_behind(engine):
     profile = load(find("triples-qlora"))
     sent = parse(profile.to_yaml(), "profile", Path("/"))
-    forecasts.keep(engine.home, forecasts.compute_key(sent, CPU, 1), forecast(host=10**15))
+    forecasts.keep(engine.home, forecasts.compute_key(sent, CPU, 1), forecast(host=10**15, changes=[]))
     with pytest.raises(ProblemError) as refused:
         engine.client.request("submit", Submit(profile=profile.to_yaml(), kind="train", directory="/"))
     assert refused.value.problem.code == "memory.will_not_fit"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from engine.config import forecasts
 from engine.config.profile import load, parse
 from engine.protocol.messages import Device, ProblemError
+from engine.training.forecast import hosts
 from engine.workers import forecast as worker
 from engine.workers import launch_forecast
 from tests.training.harness import PROFILE
@@ -59,10 +61,31 @@ def test_a_profile_is_forecast_for_cards_that_are_not_here(bare_home, profile, c
 
 
 @pytest.mark.slow
-def test_what_cannot_fit_is_told_with_changes(bare_home, profile, capfd):
+def test_what_nothing_makes_fit_is_told_without_changes(bare_home, profile, capfd):
     status, found = _forecast(bare_home, profile, capfd, card="100MB")
     assert (status, found["verdict"]) == (1, "too_large")  # the context alone is larger
     assert found["changes"] == []
+
+
+def test_the_verdict_is_said_and_nothing_else_of_what_is_made_up(bare_home, profile, capfd, monkeypatch):
+    text = load(profile, []).to_yaml()
+    arguments = {"profile": str(profile), "text": text, "directory": str(profile.parent), "card": None, "cards": None}
+
+    def say(free: int) -> tuple[int, list[str], str]:
+        monkeypatch.setattr(forecasts.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+        status = worker._forecast(bare_home, arguments, False)
+        out, error = capfd.readouterr()
+        return status, out.splitlines(), error
+
+    status, lines, error = say(10**12)
+    assert (status, lines[1]) == (0, "it fits") and "Saving" not in error and "hardly" not in error
+    found = worker.make(load(profile), bare_home, hosts.find(load(profile), None, None), lambda *_: False)[0]
+    status, lines, error = say(found["disk_bytes"] - 1)
+    assert (status, lines[1]) == (0, "it hardly fits, or does not")
+    assert "the run hardly fits, or does not: it writes up to" in error and forecasts.NEAR_HINT in error
+    status, lines, error = say(found["checkpoint_bytes"] - 1)
+    assert (status, lines[1]) == (1, "it does not fit")
+    assert "The checkpoints of this run do not fit on the disk: 1 of" in error
 
 
 def test_on_a_cpu_everything_is_in_the_hosts_memory(bare_home, profile, capfd):
@@ -114,6 +137,16 @@ def test_a_run_that_hardly_fits_is_warned_and_one_that_cannot_is_refused(tmp_pat
     for unsure in ({"certain": False}, {"least": None}, {"least": {"device_bytes": GB, "host_bytes": 1}}):
         journal, _ = _launch(tmp_path / str(unsure)[:12], monkeypatch, _found(30 * GB, **unsure))
         assert journal.warned == ["memory.near"]
+
+
+def test_a_run_whose_checkpoints_do_not_fit_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(forecasts.shutil, "disk_usage", lambda _: SimpleNamespace(free=5 * GB))
+    sizes = {"checkpoint_bytes": 3 * GB, "disk_bytes": 9 * GB}
+    journal, _ = _launch(tmp_path / "near", monkeypatch, _found(8 * GB, **sizes, checkpoints=1))
+    assert journal.warned == ["memory.near"]
+    with pytest.raises(ProblemError, match="2 of 3") as refused:
+        _launch(tmp_path / "large", monkeypatch, _found(8 * GB, **sizes, checkpoints=2))
+    assert refused.value.problem.code == "disk.low"
 
 
 def test_a_forecast_that_fails_stops_no_run(tmp_path, monkeypatch):

@@ -13,8 +13,11 @@ from ruamel.yaml import YAML
 from engine.config.profile import parse
 from engine.protocol.journal import Memory
 from engine.protocol.messages import ProblemError
-from engine.training.forecast import apply, calibration, hosts, solver
+from engine.training.forecast import apply, calibration, estimate, hosts, solver
+from engine.training.forecast.estimate import Given
 from engine.training.forecast.hosts import Host
+from engine.training.forecast.trace import Trace
+from engine.workers import forecast as worker
 from tests.training.harness import PROFILE
 from tests.training.here import Here
 
@@ -56,14 +59,64 @@ def test_damaged_calibration_is_none(bare_home):
     assert calibration.list_runs(bare_home) == {}
 
 
-def test_sizes_of_cards():
-    assert hosts.parse_size("24GB") == (1, 24 * GB)
-    assert hosts.parse_size("8x80GB") == (8, 80 * GB)
-    assert hosts.parse_size("2 x 24 GiB") == (2, 24 * 2**30)
-    assert hosts.parse_size("16") == (1, 16 * GB)
-    for wrong in ("", "much", "0GB", "x24GB", "24TB"):
-        with pytest.raises(ProblemError):
-            hosts.parse_size(wrong)
+def test_cards_are_named_by_size_or_type():
+    assert hosts.parse_card("24GB") == (1, 24 * GB, "")
+    assert hosts.parse_card("8x80GB") == (8, 80 * GB, "")
+    assert hosts.parse_card("2 x 24 GiB") == (2, 24 * 2**30, "")
+    assert hosts.parse_card("16") == (1, 16 * GB, "")
+    assert hosts.parse_card("8xH100") == (8, 80 * GB, "H100")
+    for name in ("RTX 4090", "rtx4090", "4090", "NVIDIA GeForce RTX 4090"):
+        assert hosts.parse_card(name) == (1, 24 * GB, "RTX 4090")
+    assert hosts.parse_card("a6000") == (1, 48 * GB, "RTX A6000")
+    assert hosts.parse_card("A100") == (1, 40 * GB, "A100")
+    assert hosts.parse_card("2xA100-80GB") == (2, 80 * GB, "A100")
+    assert hosts.parse_card("T4") == (1, 16 * GB, "T4")
+    for wrong in ("", "much", "0GB", "x24GB", "24TB", "T400", "RTX 4090 Laptop", "H101 80GB", "0xH100"):
+        with pytest.raises(ProblemError) as refused:
+            hosts.parse_card(wrong)
+        assert refused.value.problem.code == "forecast.card_size"
+    with pytest.raises(ProblemError) as refused:
+        hosts.parse_card("H1000")
+    assert "H100" in refused.value.problem.hint
+
+
+def test_a_named_type_has_a_speed_and_a_size_has_none():
+    assert hosts.find(_profile(), "H100 PCIe", None).list_flops("bfloat16") == 756e12 * hosts.ACHIEVED
+    assert hosts.find(_profile(), "H100", None).list_flops("float32") is None
+    assert hosts.find(_profile(), "80GB", None).list_flops("bfloat16") is None
+
+
+def test_the_time_counts_the_losses_of_held_out_rows():
+    traced = Trace(flops=600, tokens=10, epoch_tokens=100, steps=10, steps_per_epoch=10, held_out_flops=500)
+    given = Given(None, {}, None, True, 0)  # type: ignore[arg-type]
+    host = Host("cuda", "H100", 1, GB, None)
+
+    def count(*changes: str) -> float | None:
+        return estimate._estimate_seconds(_profile(*changes), traced, host, 2.0, given)
+
+    assert count() == 600 / 10 * 100 / 2 + 500 / 2  # at the end
+    assert count("evaluation.every_steps=5", "evaluation.at_start=true") == 600 / 10 * 100 / 2 + 3 * 500 / 2
+    assert estimate._estimate_seconds(_profile(), traced, host, None, given) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "cards", "message"),
+    [
+        ((), 3, "32 rows, with launch.processes 1: name 2 or 4 cards"),
+        ((), 64, "32 rows, with launch.processes 1: name 32 cards"),
+        (
+            ("training.micro_batch=1", "training.tokens_per_batch=640"),
+            3,
+            "4 passes, with launch.processes 1: name 2 or 4",
+        ),
+    ],
+)
+def test_cards_that_would_change_the_global_batch_are_refused(changes, cards, message, bare_home):
+    profile = _profile("training.micro_batch=8", "training.accumulation=4", *changes)
+    with pytest.raises(ProblemError) as refused:
+        worker.find_ways(profile, bare_home, f"{cards}x24GB")
+    problem = refused.value.problem
+    assert problem.code == "forecast.card_count" and message in f"{problem.cause}: {problem.hint}"
 
 
 def test_a_named_number_of_cards_counts():

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from engine.hardware import cards
 from engine.protocol.home import Home
 from engine.protocol.journal import Metrics
 from engine.training import preflight, step_clock, utilisation
@@ -212,6 +213,9 @@ def test_a_real_run_tells_what_it_waits_for(
         ("NVIDIA GB200", 2500),
         ("NVIDIA H200 NVL", 835),
         ("AMD Instinct MI300X", 1307),
+        ("NVIDIA L40", 181),
+        ("NVIDIA T400 4GB", None),
+        ("Tesla T4", None),  # it has no bfloat16
         ("NVIDIA RTX A1000", None),
         ("NVIDIA RTX A4000", None),
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
@@ -221,8 +225,15 @@ def test_a_real_run_tells_what_it_waits_for(
     ],
 )
 def test_the_peaks_of_cards(label: str, peak: float | None) -> None:
-    assert utilisation.find_peak(label, "bfloat16") == (peak * 1e12 if peak else None)
-    assert utilisation.find_peak(label, "float32") is None
+    assert cards.find_peak(label, "bfloat16") == (peak * 1e12 if peak else None)
+    assert cards.find_peak(label, "float32") is None
+
+
+def test_an_old_card_has_a_peak_in_float16() -> None:
+    assert (cards.find_peak("Tesla T4", "float16"), cards.find_peak("Tesla V100-SXM2-32GB", "float16")) == (
+        65e12,
+        125e12,
+    )
 
 
 def test_the_operations_of_a_token_are_six_per_trained_weight_and_four_per_frozen_one() -> None:

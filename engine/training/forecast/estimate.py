@@ -25,7 +25,6 @@ from engine.protocol.home import Home
 from engine.protocol.messages import Problem, ProblemError
 from engine.training import background_writer, live_settings, performance
 from engine.training.forecast import calibration, simulated, terms, zero
-from engine.training.forecast.calibration import Calibration
 from engine.training.forecast.hosts import Host
 from engine.training.forecast.trace import Trace, trace
 from engine.training.forecast.zero import Zero
@@ -101,11 +100,11 @@ def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
     found_zero = _check_strategy(profile, world)
     named = profile.launch.strategy if world > 1 else "single"
     profile = replace(profile, launch=profile.launch.model_copy(update={"processes": world}))
+    listed_flops = host.list_flops(profile.model.dtype)
     profile = zero.replace_strategy(profile, found_zero) if found_zero else profile
     options = profile.launch
     known = calibration.read(given.home, host.label, host.kind)
-    if host.kind != "cpu":
-        profile = _replace_float16(profile)
+    profile = _replace_float16(profile) if host.kind != "cpu" else profile
     traced = trace(
         profile,
         given.prepared,
@@ -118,18 +117,13 @@ def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
     device = _list_device_terms(profile, host, traced, given, sharded=sharded, further=found_zero)
     peak = sum(term["bytes"] for term in device)
     allocated = sum(term["bytes"] for term in device if term["name"] not in ("context", "allocator slack"))
-    if host.kind == "cpu":
-        device = [{**term, "place": "host"} for term in device]
     host_terms = _list_host_terms(profile, host, traced, given, sharded=sharded, further=found_zero)
-    disk = terms.disk(profile, traced, _count_whole_states(traced, options, world))
-    listed = [
-        *device,
-        *host_terms,
-        *({"name": name, "bytes": size, "phase": "save", "place": "disk"} for name, size in disk.items()),
-    ]
+    disk = terms.disk(profile, traced, states := _count_whole_states(traced, options, world))
+    disk_terms = [{"name": name, "bytes": size, "phase": "save", "place": "disk"} for name, size in disk.items()]
     if host.kind == "cpu":
         total = int((peak * world + sum(term["bytes"] for term in host_terms)) * known.factor)
         device_bytes, host_bytes = 0, total
+        device = [{**term, "place": "host"} for term in device]
     else:
         device_bytes = int(peak * known.factor)
         host_bytes = sum(term["bytes"] for term in host_terms)
@@ -146,11 +140,15 @@ def estimate(profile: Profile, host: Host, given: Given) -> dict[str, Any]:
         "host_bytes": host_bytes,
         "uncalibrated_bytes": allocated if host.kind != "cpu" else int(host_bytes / known.factor),
         "disk_bytes": sum(disk.values()),
-        "seconds": _estimate_seconds(traced, host, known, given, online=isinstance(profile.method, OnlineOptions)),
+        "checkpoint_bytes": terms.checkpoint(profile, traced, states),
+        "checkpoints": _count_checkpoints(profile, traced) if given.measured else 1,
+        "floor": _find_floor(profile, host, traced, sharded=sharded, further=found_zero),
+        "steps": traced.steps,
+        "seconds": _estimate_seconds(profile, traced, host, known.flops or listed_flops, given),
         "flops": traced.flops,
         "flops_per_token": traced.flops / traced.tokens if traced.tokens else None,
         "error_percent": round(known.error_percent, 1),
-        "terms": listed,
+        "terms": [*device, *host_terms, *disk_terms],
     }
 
 
@@ -229,6 +227,21 @@ def _list_device_terms(
     return [{"name": name, "bytes": size, "phase": phase, "place": "device"} for name, size in found.items() if size]
 
 
+def _find_floor(
+    profile: Profile, host: Host, traced: Trace, *, sharded: bool, further: Zero | None
+) -> dict[str, int] | None:
+    """Bytes that the run takes at the end of an optimiser's step whatever its batch is, and whatever kernels it uses:
+    the weights as they are stored, their gradients and the optimiser's states.
+    Activations, the context and all that is guessed are left out. None where nothing is certain: with DeepSpeed, which
+    may store less than is traced, and with `launch.offload`."""
+    if further or profile.launch.offload != "none":
+        return None
+    if host.kind == "cpu":  # frozen weights may be mapped from their files, and ranks may share them
+        return {"device_bytes": 0, "host_bytes": traced.trained + traced.gradients + traced.states}
+    found = traced.model + traced.gradients + traced.states - terms.paged_states(profile, traced)
+    return {"device_bytes": found, "host_bytes": 0}
+
+
 _REST = {
     "load": "weights being read",
     "step": "activations",
@@ -300,14 +313,22 @@ def _count_whole_states(traced: Trace, options: LaunchOptions, world: int) -> in
     return traced.states * (world if divided else 1)
 
 
-def _estimate_seconds(traced: Trace, host: Host, known: Calibration, given: Given, *, online: bool) -> float | None:
-    """Seconds of training; None where the rows or the speed are not known, and for methods that generate replies, which
-    the traced step does not."""
-    speed = known.flops or host.listed_flops
-    if not speed or not traced.tokens or not given.measured or online:
+def _count_checkpoints(profile: Profile, traced: Trace) -> int:
+    """How many checkpoints there are at the end at least."""
+    every = profile.checkpoint.every_steps or math.ceil(traced.steps_per_epoch)
+    return min(profile.checkpoint.keep, max(1, math.ceil(traced.steps / max(1, every))))
+
+
+def _estimate_seconds(profile: Profile, traced: Trace, host: Host, speed: float | None, given: Given) -> float | None:
+    """Seconds of training and of the held-out losses, without replies and saving; None where the rows or the speed are
+    not known, and for methods that generate replies, which the traced step does not."""
+    if not speed or not traced.tokens or not given.measured or isinstance(profile.method, OnlineOptions):
         return None
     each = traced.epoch_tokens / max(1, math.ceil(traced.steps_per_epoch)) / host.cards
-    return traced.flops / traced.tokens * each * traced.steps / speed
+    training = traced.flops / traced.tokens * each * traced.steps
+    every = profile.evaluation.every_steps or max(1, math.ceil(traced.steps_per_epoch))
+    times = math.ceil(traced.steps / every) + bool(profile.evaluation.at_start)
+    return (training + times * traced.held_out_flops) / speed
 
 
 def replace_settings(profile: Profile, settings: dict[str, Any]) -> Profile:

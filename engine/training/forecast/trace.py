@@ -44,6 +44,8 @@ class Trace:
     `evaluation` and `generation` are peaks of the whole device; the others are parts of them."""
 
     weights: int = 0
+    model: int = 0
+    """Of the trained model's weights as they are stored, without copies, buffers and batches."""
     trained: int = 0
     """Of the weights that are trained, as this rank holds them."""
     gradients: int = 0
@@ -65,6 +67,8 @@ class Trace:
     """The largest weight."""
     flops: int = 0
     """Of the passes over one micro-batch."""
+    held_out_flops: int = 0
+    """Of the passes over all held-out rows of one rank."""
     tokens: int = 0
     """In that micro-batch."""
     whole: dict[str, int] = field(default_factory=dict)
@@ -133,6 +137,7 @@ class _Tracing:
         self.tracker.padded = padded
         parameters = list(loop.model.parameters())
         found.weights = self.tracker.live
+        found.model = self._size(parameters)
         found.trained = self._size([each for each in parameters if each.requires_grad])
         found.largest = max(each.numel() * each.element_size() for each in parameters)
         found.whole = {
@@ -219,8 +224,10 @@ class _Tracing:
         if batch is None:
             return
         loop.model.eval()
+        before = self.tracker.flops
         with self._watching("evaluation"), torch.no_grad(), self.job.device.autocast():
             loop.method.measure(batch)
+        self.found.held_out_flops = int((self.tracker.flops - before) * loop.evaluator.count_batches())
         loop.method.expect_plain_batches()
         loop.model.train()
 

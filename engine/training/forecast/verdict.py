@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import Any
 
 from engine.config import forecasts
 from engine.config.profile import Profile
+from engine.options.tokenizer import TokenizerOptions
 from engine.prep.prepare import list_inputs
+from engine.training import compiling, liger
 from engine.training.forecast import solver
 from engine.training.forecast.estimate import Abandoned, Given, estimate
 from engine.training.forecast.hosts import Host
 from engine.training.forecast.trace import PAGED
 from engine.training.memory import smaller_micro_batch
 from engine.training.online.options import OnlineOptions
+from engine.training.parallel import deepspeed_config
 
 
 def forecast(profile: Profile, host: Host, given: Given) -> tuple[dict[str, Any], Profile]:
     """The forecast, kept in the home if it is for devices of this host, and the profile with `launch.strategy: auto`
     replaced by the cheapest strategy that fits. Raises ProblemError."""
     found, chosen = solver.choose_strategy(profile, host, given)
-    found["verdict"] = forecasts.judge_all(found, host.card_bytes, host.host_bytes)
-    found["certain"] = is_certain(chosen, host, given)
-    if found["verdict"] == "too_large" and found["certain"]:
+    disk = forecasts.read_free_disk(given.home) if host.is_here else None
+    found["verdict"] = forecasts.judge_all(found, host.card_bytes, host.host_bytes, disk)
+    found["certain"] = is_certain(chosen, host, given, found["steps"])
+    if platform.uname().release.endswith(
+        "microsoft-standard-WSL2"
+    ):  # there the driver moves what a card has no room for
+        found["certain"], found["floor"] = False, None
+    needs_less = forecasts.judge_all(found, host.card_bytes, host.host_bytes) == "too_large"
+    if needs_less and found["certain"]:
         found["least"] = _estimate_least(chosen, host, given, found)
-    found["inputs"] = _stamp_inputs(profile, given)
+    found["base_inputs"] = _stamp_base(profile, given)
+    found["inputs"] = _stamp_inputs(profile, given, found["base_inputs"])
     keep(found, (profile, chosen), host, given)
     return found, chosen
 
 
 def add_changes(found: dict[str, Any], profiles: tuple[Profile, Profile], host: Host, given: Given, limit: int) -> None:
-    """Add to a forecast with the verdict `too_large` the cheapest `changes` that make it fit, as far as they are found
-    in about `limit` seconds."""
+    """Add to a forecast of what does not fit into memory the cheapest `changes` that make it fit, as far as they are
+    found in about `limit` seconds."""
     found["changes"] = solver.find_changes(profiles[1], host, given, limit=limit)
     keep(found, profiles, host, given)
 
@@ -43,23 +54,26 @@ def keep(found: dict[str, Any], profiles: tuple[Profile, Profile], host: Host, g
             forecasts.keep(given.home, forecasts.compute_key(each, host.place, host.cards), found)
 
 
-def is_certain(profile: Profile, host: Host, given: Given) -> bool:
-    """Whether the forecast is of the real rows and without settings whose memory is only guessed."""
+def is_certain(profile: Profile, host: Host, given: Given, steps: int) -> bool:
+    """Whether the forecast is of the real rows and without settings whose memory is only guessed, in a run of `steps`
+    steps."""
     training, launch = profile.training, profile.launch
     return (
         given.measured
         and launch.offload == "none"
+        and launch.strategy != deepspeed_config.NAME
         and profile.model.quantization == "none"
-        and not (training.optimizations and _is_fused(training.compile, training.liger, host))
+        and not (training.optimizations and _is_fused(profile, host, steps))
         and training.optimizer not in PAGED
         and not isinstance(profile.method, OnlineOptions)
         and (host.kind != "cpu" or host.cards == 1)
     )
 
 
-def _is_fused(compiled: Any, liger: Any, host: Host) -> bool:
-    """Whether layers may be compiled, or Liger's, which take less than is forecast; `auto` means so on cards."""
-    return True in (compiled, liger) or (host.kind != "cpu" and "auto" in (compiled, liger))
+def _is_fused(profile: Profile, host: Host, steps: int) -> bool:
+    """Whether layers may be compiled, or Liger's, which take less than is forecast."""
+    compiled, kernels = profile.training.compile, profile.training.liger
+    return compiling.is_enabled(compiled, host.kind, steps) or kernels is True or liger.is_enabled(kernels, host.kind)
 
 
 def _estimate_least(profile: Profile, host: Host, given: Given, found: dict[str, Any]) -> dict[str, Any] | None:
@@ -78,13 +92,23 @@ def _estimate_least(profile: Profile, host: Host, given: Given, found: dict[str,
     return {name: found[name] for name in ("device_bytes", "host_bytes")}
 
 
-def _stamp_inputs(profile: Profile, given: Given) -> list[list[Any]] | None:
-    """The files of rows and base; None where they are not all known."""
+def _stamp_base(profile: Profile, given: Given) -> list[list[Any]] | None:
+    """The files of the base and its tokenizer; None where these are not known yet."""
     base, tokenizer = given.prepared["base"], given.prepared.get("tokenizer")
+    if isinstance(profile.model.tokenizer, TokenizerOptions) and not given.measured:
+        return None  # how many tokens it will have is only guessed
     try:
-        paths = list_inputs(profile, given.home)
+        paths: list[Path] = []
         for folder in filter(None, (base, tokenizer)):
             paths += sorted(path for path in Path(folder).iterdir() if path.is_file())
-        return forecasts.stamp(paths) if given.measured else None
+        return forecasts.stamp(paths)
+    except OSError:  # then the forecast refuses nothing
+        return None
+
+
+def _stamp_inputs(profile: Profile, given: Given, base: list[list[Any]] | None) -> list[list[Any]] | None:
+    """The files of rows and base; None where they are not all known."""
+    try:
+        return forecasts.stamp(list_inputs(profile, given.home)) + base if given.measured and base else None
     except Exception:  # noqa: BLE001 - then the forecast refuses nothing
         return None
