@@ -49,7 +49,7 @@ def _own_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_names, "ends_with_reader", False)
 
 
-MOST_OPEN = 256
+MOST_OPEN = 512
 """Files, sockets and pipes that a process of tests may have open between two tests."""
 
 

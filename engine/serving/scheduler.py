@@ -287,12 +287,11 @@ class Scheduler:
             return {}
         most = max(rows[place].job.alternatives or 0 for place in places)
         scored = self._scorer.score(logits[places], [tokens[place] for place in places], most)
-        return {
-            place: replace(
-                each, top=each.top[: rows[place].job.alternatives], shown=self._scorer.is_shown(tokens[place])
-            )
-            for place, each in zip(places, scored, strict=True)
-        }
+        found = {}
+        for place, each in zip(places, scored, strict=True):
+            top, shown = each.top[: rows[place].job.alternatives], self._scorer.is_shown(tokens[place])
+            found[place] = replace(each, top=top, shown=shown)
+        return found
 
     def _add_row(self, live: _ActiveRow, token: int) -> None:
         import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -46,7 +47,8 @@ def test_a_file_cut_anywhere_keeps_its_whole_lines_and_takes_more(
     os.truncate(path, min(cut, sizes[-1]))
     whole = [step for step, size in enumerate(sizes, 1) if size <= cut]
     assert [entry.step for entry in entries(path)] == whole
-    Writer(path).write(metrics(9))
+    with contextlib.closing(Writer(path)) as again:
+        again.write(metrics(9))
     assert [entry.step for entry in entries(path)] == [*whole, 9]
 
 

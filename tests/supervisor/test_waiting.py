@@ -100,6 +100,8 @@ def test_any_sequence_of_moves_is_read_back_from_the_journals(seed: int, tmp_pat
                 again.adopt(found[name])
             again.sort()
             assert [[run, found[run].run.priority] for run in again.order] == model.runs
+    for record in records.values():
+        record.close()
 
 
 @pytest.mark.usefixtures("no_sync")
