@@ -6,6 +6,7 @@ import json
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,6 +91,28 @@ def test_the_floor_is_the_part_of_a_forecast_that_no_batch_and_no_kernel_changes
     floor = found["floor"]["device_bytes"]
     assert 0 < floor <= kept < found["device_bytes"]
     assert count("data.max_length=32")["floor"]["device_bytes"] == floor
+
+
+@pytest.mark.parametrize("packed", ["base", "part of base", "wsl", ""])
+def test_a_base_that_is_stored_packed_and_a_driver_that_moves_memory_refuse_nothing(
+    packed, wide, tmp_path, bare_home, monkeypatch
+):
+    folder = tmp_path / "base"
+    shutil.copytree(wide, folder)
+    config = json.loads((folder / "config.json").read_text())
+    kept = {"quantization_config": {"quant_method": "fp8"}}
+    (folder / "config.json").write_text(
+        json.dumps(config | {"base": kept, "part of base": {"text_config": kept}}.get(packed, {}))
+    )
+    kernel = f"6.6.87-{verdict.WSL}" if packed == "wsl" else "6.8.0"
+    monkeypatch.setattr(verdict.platform, "uname", lambda: SimpleNamespace(release=kernel))
+    found = {"device_bytes": 9, "host_bytes": 1, "disk_bytes": 0, "error_percent": 10.0, "steps": 1, "longest": 1}
+    found |= {"floor": {"device_bytes": 9, "host_bytes": 0}}
+    monkeypatch.setattr(verdict.solver, "choose_strategy", lambda profile, *_: (dict(found), profile))
+    given = estimate.Given(bare_home, {"base": str(folder)}, None, True, 0)
+    profile = parse(PROFILE.format(base=wide), "test", Path("/"), ["training.liger=false"])
+    judged, _ = verdict.forecast(profile, Host("cuda", "a card", 1, 8, None), given)
+    assert (judged["floor"] is None, judged["certain"]) == (bool(packed), not packed)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.config import forecasts
 from engine.config.profile import Profile
+from engine.models import files
 from engine.options.tokenizer import TokenizerOptions
 from engine.prep.prepare import list_inputs
 from engine.training import compiling, liger
@@ -19,6 +20,9 @@ from engine.training.memory import smaller_micro_batch
 from engine.training.online.options import OnlineOptions
 from engine.training.parallel import deepspeed_config
 
+WSL = "microsoft-standard-WSL2"
+"""How the name of its kernel ends."""
+
 
 def forecast(profile: Profile, host: Host, given: Given) -> tuple[dict[str, Any], Profile]:
     """The forecast, kept in the home if it is for devices of this host, and the profile with `launch.strategy: auto`
@@ -27,9 +31,7 @@ def forecast(profile: Profile, host: Host, given: Given) -> tuple[dict[str, Any]
     disk = forecasts.read_free_disk(given.home) if host.is_here else None
     found["verdict"] = forecasts.judge_all(found, host.card_bytes, host.host_bytes, disk)
     found["certain"] = is_certain(chosen, host, given, found["steps"])
-    if platform.uname().release.endswith(
-        "microsoft-standard-WSL2"
-    ):  # there the driver moves what a card has no room for
+    if _may_take_less(given):
         found["certain"], found["floor"] = False, None
     needs_less = forecasts.judge_all(found, host.card_bytes, host.host_bytes) == "too_large"
     if needs_less and found["certain"]:
@@ -68,6 +70,15 @@ def is_certain(profile: Profile, host: Host, given: Given, steps: int) -> bool:
         and not isinstance(profile.method, OnlineOptions)
         and (host.kind != "cpu" or host.cards == 1)
     )
+
+
+def _may_take_less(given: Given) -> bool:
+    """Whether a card may hold less than any forecast says: a base that is stored packed, which is forecast unpacked; or
+    under WSL, where the driver moves to the host's memory what a card has no room for."""
+    path = Path(given.prepared["base"]) / "config.json"
+    config = files.read_json_object(path) if path.is_file() else {}
+    stored = [config, *(part for part in config.values() if isinstance(part, dict))]
+    return platform.uname().release.endswith(WSL) or any(part.get("quantization_config") for part in stored)
 
 
 def _is_fused(profile: Profile, host: Host, steps: int) -> bool:
