@@ -1,9 +1,10 @@
 """What one borrowed card shows within ten minutes: the tests of `tests/gpu`, then a ladder of measurements.
 
 On a Llama with the shape of Llama 3 8B and random weights, made on the card: the rate of matrix products; LoRA and
-QLoRA at two lengths against trl's defaults and trl with packing; decoding against transformers' `generate`. Sides
-alternate in rounds, for which each has a process that stays. Rounds are repeated while there is time, and medians are
-reported. Each measurement has a time limit. What fails is recorded with its error, and the others go on.
+QLoRA at two lengths against trl's defaults and trl with packing, with the forecast of our peak memory beside the
+measured one; decoding against transformers' `generate`. Sides alternate in rounds, for which each has a process that
+stays. Rounds are repeated while there is time, and medians are reported. Each measurement has a time limit. What fails
+is recorded with its error, and the others go on.
 
 `bench/card.sh` is the way to run it. `--cpu` rehearses all of it with a tiny model.
 """
@@ -147,6 +148,8 @@ class Ladder:
     until: float
     """By `time.monotonic`."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
+    forecasts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By the request in JSON: `forecast_gb`, or `forecast_error`."""
 
     def run(self, rounds: int) -> None:
         command = [sys.executable, "-m", "bench.card_worker", *(["--cpu"] if self.cpu else [])]
@@ -174,11 +177,22 @@ class Ladder:
             return
         figures = worker.ask(request, self.until)
         if "OutOfMemory" in figures.get("error", "") and side == "cockpit" and request.get("more") == []:
-            more = ["training.gradient_checkpointing=true"]
-            again = worker.ask({**request, "more": more}, self.until)
-            figures = again | {"gradient_checkpointing": True}
+            request = {**request, "more": ["training.gradient_checkpointing=true"]}
+            figures = worker.ask(request, self.until) | {"gradient_checkpointing": True}
+        if side == "cockpit" and request["measure"] == "training" and "error" not in figures:
+            figures |= self._forecast(worker, request)
         told.append(figures)
         print(f"{name} · {side}: {figures}", file=sys.stderr)
+
+    def _forecast(self, worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
+        """The forecast of a measurement, made once for all rounds."""
+        key = json.dumps(request)
+        if key not in self.forecasts:
+            if self.until - time.monotonic() < 5:
+                return {"forecast_error": "no time was left"}
+            told = worker.ask({**request, "measure": "forecast"}, self.until)
+            self.forecasts[key] = {"forecast_error": told["error"]} if "error" in told else told
+        return self.forecasts[key]
 
 
 def summarize(found: dict[str, dict[str, list[dict[str, Any]]]]) -> dict[str, Any]:
@@ -198,6 +212,8 @@ def summarize(found: dict[str, dict[str, list[dict[str, Any]]]]) -> dict[str, An
                 for key, value in good[0].items()
             }
             entry["rounds"] = len(good)
+            if "forecast_gb" in entry and "peak_gb" in entry:
+                entry["forecast_error_percent"] = (entry["forecast_gb"] / entry["peak_gb"] - 1) * 100
             if failed := [each["error"] for each in rounds if "error" in each]:
                 entry["failed_rounds"] = failed
             if peaks and "tokens_per_second" in entry:

@@ -87,8 +87,6 @@ def measure_training(
     import torch
 
     rows = make_rows(shape, length)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
     clock = Clock()
     notes: dict[str, Any] = {}
     if side == "cockpit":
@@ -106,20 +104,21 @@ def measure_training(
     return figures | notes
 
 
-def train_here(
-    shape: Shape, folder: Path, quantization: str, rows: list[list[int]], length: int, clock: Clock, more: list[str]
-) -> None:
-    """The training session itself, on a base that is made rather than read; its checkpoint is not read back."""
-    from datasets import Dataset
+def build_base(folder: Path, device: str, quantization: str, attention: str | None) -> Any:
+    """The base, made on the device. What making it takes does not count in the peak: a run reads it, and packs each
+    weight as it is read."""
+    import torch
 
+    made = build(folder, device, quantization, attention)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    return made
+
+
+def read_profile(shape: Shape, folder: Path, quantization: str, length: int, more: list[str], place: Path) -> Any:
+    """The profile of a measurement, whose base has no files of weights."""
     from engine.config import profile
-    from engine.models import base, folders
-    from engine.protocol.home import Home
-    from engine.protocol.worker_link import Link
-    from engine.training import checkpoints, session
-    from engine.training.inbox import Inbox
-    from engine.training.metrics import StepMetrics
-    from engine.training.reporter import Reporter
+    from engine.models import folders
 
     text = json.dumps(
         {
@@ -137,22 +136,59 @@ def train_here(
             "limits": {"disk_free_gb": 0},
         }
     )
+    with mock.patch.object(folders, "find_weights_problems", lambda *_: []):
+        return profile.parse(text, "bench", place, more)
+
+
+def save_rows(folder: Path, rows: list[list[int]], place: Path) -> dict[str, Any]:
+    """Save the rows, and return the content of prepared.json."""
+    from datasets import Dataset
+
+    Dataset.from_list([{"input_ids": row, "labels": row} for row in rows]).save_to_disk(f"{place}/rows")
+    tokens = sum(map(len, rows))
+    return {
+        "train": f"{place}/rows", "validation": None, "validation_rows": None, "rows": len(rows),
+        "tokens": tokens, "trained_tokens": tokens, "rejected": 0, "hash": "0", "base": str(folder),
+        "lock": {"template_sha256": "", "eos_token_ids": [1], "golden": []}, "stats": {},
+    }  # fmt: skip
+
+
+def forecast_training(
+    shape: Shape, folder: Path, quantization: str, length: int, more: list[str], **_: Any
+) -> dict[str, Any]:
+    """What the forecast says of the training that `measure_training` measures on our side: the bytes that are
+    allocated on a card, without what its allocator and its context hold besides."""
+    from engine.models.base import load_tokenizer
+    from engine.protocol.home import Home
+    from engine.training.forecast import estimate
+    from engine.training.forecast.hosts import Host
+
+    with tempfile.TemporaryDirectory() as place, sent_to_stderr():
+        settings = read_profile(shape, folder, quantization, length, more, Path(place))
+        prepared = save_rows(folder, make_rows(shape, length), Path(place))
+        tokenizer = load_tokenizer(str(folder), False, None)
+        given = estimate.Given(Home(Path(place)), prepared, tokenizer, True, 0)
+        found = estimate.estimate(settings, Host("cuda", "card", 1, None, None), given)
+    return {"forecast_gb": found["allocated_bytes"] / 2**30}
+
+
+def train_here(
+    shape: Shape, folder: Path, quantization: str, rows: list[list[int]], length: int, clock: Clock, more: list[str]
+) -> None:
+    """The training session itself, on a base that is made rather than read; its checkpoint is not read back."""
+    from engine.models import base
+    from engine.protocol.home import Home
+    from engine.protocol.worker_link import Link
+    from engine.training import checkpoints, session
+    from engine.training.inbox import Inbox
+    from engine.training.metrics import StepMetrics
+    from engine.training.reporter import Reporter
+
     with tempfile.TemporaryDirectory() as place:
-        with mock.patch.object(folders, "find_weights_problems", lambda *_: []):
-            settings = profile.parse(text, "bench", Path(place), more)
+        settings = read_profile(shape, folder, quantization, length, more, Path(place))
         run = Home(Path(place)).create().run("bench")
         run.path.mkdir(parents=True)
-        Dataset.from_list([{"input_ids": row, "labels": row} for row in rows]).save_to_disk(f"{place}/rows")
-        tokens = sum(map(len, rows))
-        run.prepared.write_text(
-            json.dumps(
-                {
-                    "train": f"{place}/rows", "validation": None, "validation_rows": None, "rows": len(rows),
-                    "tokens": tokens, "trained_tokens": tokens, "rejected": 0, "hash": "0", "base": str(folder),
-                    "lock": {"template_sha256": "", "eos_token_ids": [1], "golden": []}, "stats": {},
-                }
-            )
-        )  # fmt: skip
+        run.prepared.write_text(json.dumps(save_rows(folder, rows, Path(place))))
         end_step = StepMetrics.end_step
 
         def timed(self: StepMetrics, loss: float) -> None:
@@ -160,7 +196,8 @@ def train_here(
             clock.step_ends(self.tokens)  # a report follows each step, and empties the tally
 
         def make(name: str, **arguments: Any) -> Any:
-            return build(Path(name), arguments["device_map"][""], quantization, arguments.get("attn_implementation"))
+            device, attention = arguments["device_map"][""], arguments.get("attn_implementation")
+            return build_base(Path(name), device, quantization, attention)
 
         link, inbox = Link(f"ipc://{place}/none", "bench", 1), Inbox()
         inbox.connect(link)
@@ -201,7 +238,7 @@ def train_with_trl(
 
     with tempfile.TemporaryDirectory() as place, sent_to_stderr():
         trainer = Timed(
-            model=build(folder, find_device(), quantization, attention),
+            model=build_base(folder, find_device(), quantization, attention),
             args=SFTConfig(
                 output_dir=place,
                 per_device_train_batch_size=shape.tokens // length,
@@ -302,6 +339,7 @@ def generate(model: Any, prompts: list[list[int]], tokens: int) -> None:
 MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "peak": measure_peak,
     "training": measure_training,
+    "forecast": forecast_training,
     "decoding": measure_decoding,
 }
 

@@ -68,26 +68,61 @@ def test_medians_shares_and_ratios_are_of_the_rounds_that_worked() -> None:
         return [{"tokens_per_second": each, "tflops": each / 10, "tflops_palm": each / 5} for each in rates]
 
     name = "bf16 LoRA, rows of up to 8192 tokens"
+    ours = told(300, 500, 400)
+    for each, peak in zip(ours, (20.0, 25.0, 30.0), strict=True):
+        each |= {"peak_gb": peak, "forecast_gb": 26.0}
     found = {
         "peak of matrix products": {"cockpit": [{"tflops": 100.0, "size": 8192}]},
         name: {
-            "cockpit": told(300, 500, 400),
+            "cockpit": ours,
             "trl": [*told(100, 250), {"error": "OutOfMemoryError: full | all"}],
             "trl, packing": [{"error": "ImportError: no such thing"}],
         },
         "decoding, one stream": {"cockpit": [{"error": "no time was left"}]},
     }
     summary = card.summarize(found)
-    ours, theirs = summary[name]["cockpit"], summary[name]["trl"]
-    assert (ours["tokens_per_second"], ours["mfu"], ours["mfu_palm"], ours["rounds"]) == (400, 0.4, 0.8, 3)
+    first, theirs = summary[name]["cockpit"], summary[name]["trl"]
+    assert (first["tokens_per_second"], first["mfu"], first["mfu_palm"], first["rounds"]) == (400, 0.4, 0.8, 3)
     assert (theirs["cockpit_is_times"], theirs["rounds"]) == (2.5, 2)
     machine = {"cores": 1, "memory_gb": 1, "system": "Linux", "architecture": "x", "python": "3", "versions": {}}
     results = {"rehearsal": False, "model": "m", "card": {"card": "C"}, "ladder": summary, "seconds": 1.0}
     page = card_page.write_page({"date": "d", "machine": machine, "results": results})
-    for part in ("40.0% (goal 55%)", "failed: ImportError", "full \\| all", "failed: no time was left", "card C"):
+    for part in (
+        "40.0% (goal 55%)",
+        "| 25.0 GB | 26 GB (+4.0 %) |",
+        "failed: ImportError",
+        "full \\| all",
+        "failed: no time was left",
+        "card C",
+    ):
         assert part in page, part
     results["rehearsal"] = True
     assert "No GPU was used" in card_page.write_page({"date": "d", "machine": machine, "results": results})
+
+
+def test_a_forecast_is_made_once_and_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for all rounds of a measurement, of the settings that it ran with in the end; without one it counts."""
+    asked: list[tuple[str, list[str]]] = []
+
+    def answer(self: card.Worker, request: dict[str, Any], until: float) -> dict[str, Any]:
+        asked.append((request["measure"], request["more"]))
+        if request["measure"] == "forecast":
+            return {"error": "no such thing"} if request["more"] == [] else {"forecast_gb": 3.0}
+        full = request["length"] == 256 and request["more"] == []
+        return {"error": "OutOfMemoryError: full"} if full else {"tokens_per_second": 1.0}
+
+    monkeypatch.setattr(card.Worker, "ask", answer)
+    ladder = card.Ladder(TINY, True, time.monotonic() + 60)
+    for length in (64, 256):
+        for _ in range(2):
+            request = {"measure": "training", "length": length, "more": []}
+            ladder._measure(card.Worker([]), f"{length}", "cockpit", request)
+    again = ["training.gradient_checkpointing=true"]
+    assert [more for kind, more in asked if kind == "forecast"] == [[], again]
+    assert ladder.found["64"]["cockpit"] == 2 * [{"tokens_per_second": 1.0, "forecast_error": "no such thing"}]
+    found = {"tokens_per_second": 1.0, "gradient_checkpointing": True, "forecast_gb": 3.0}
+    assert ladder.found["256"]["cockpit"] == 2 * [found]
+    assert card_page._describe_forecast(ladder.found["64"]["cockpit"][0]) == "failed: no such thing"
 
 
 def test_the_report_of_the_tests_says_what_failed_and_why(tmp_path: Path) -> None:

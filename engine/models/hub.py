@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,21 @@ UNWANTED = ["*.gguf", "*.onnx", "*.h5", "*.msgpack", "original/*"]
 def pull(repository: str) -> Path:
     """Download `org/name` into the hub's cache and return its folder. An interrupted download is resumed; progress goes
     to stderr. Raises ProblemError."""
-    import httpx2
     from huggingface_hub import snapshot_download
+
+    with explain_failures(repository):
+        commit = _fetch_large_files(repository)
+        return Path(snapshot_download(repository, revision=commit, ignore_patterns=UNWANTED))
+
+
+@contextmanager
+def explain_failures(repository: str) -> Iterator[None]:
+    """Context in which what the hub and its library refuse becomes a ProblemError."""
+    import httpx2
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        commit = _fetch_large_files(repository)
-        return Path(snapshot_download(repository, revision=commit, ignore_patterns=UNWANTED))
+        yield
     except GatedRepoError as error:
         hint = "accept its licence on its page, then set HF_TOKEN"
         raise ProblemError(

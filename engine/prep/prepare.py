@@ -104,8 +104,13 @@ def find_prepared(profile: Profile, home: Home) -> dict[str, Any] | None:
 
     def quiet(*_: object) -> None: ...
 
-    check_here(profile, home)
-    base, given = locate_base(profile, home, quiet)
+    try:
+        check_here(profile, home)
+        base, given = locate_base(profile, home, quiet)
+    except ProblemError as error:
+        if error.problem.code == "model.not_pulled":
+            return None
+        raise
     model = {"base": base, "tokenizer": str(given) if profile.model.tokenizer is not None else None}
     if folders := pretokenized.find_folders(profile.data, profile.directory, learning=False):
         return {**_use_tokenised(profile, given, folders, None), **model}

@@ -91,6 +91,54 @@ def test_a_micro_batch_that_does_not_fit_is_halved(
     assert series(run, "train/loss") == pytest.approx(series(whole, "train/loss"), rel=5e-5)
 
 
+@pytest.fixture(scope="session")
+def large_rows(long_rows: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The long rows with a model of 240 million weights: a step of a small one takes less than a card's libraries."""
+    import shutil
+
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("large") / "model"
+    shutil.copytree(long_rows["base"], folder)
+    config = LlamaConfig.from_pretrained(folder)
+    config.hidden_size, config.intermediate_size, config.num_hidden_layers = 2048, 8192, 4
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 16, 4, 128
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return long_rows | {"base": str(folder)}
+
+
+SETTINGS = [
+    ("training.micro_batch=8",),
+    ("training.micro_batch=64", "model.dtype=bfloat16"),
+    ("training.micro_batch=64", "model.dtype=bfloat16", "training.gradient_checkpointing=true"),
+    ("adapter={kind: none}", "training.micro_batch=8", "model.dtype=bfloat16"),
+    ("training.micro_batch=16", "model.dtype=bfloat16", "model.quantization=nf4"),
+]
+
+
+@pytest.mark.parametrize("changes", SETTINGS, ids=lambda changes: " ".join(changes))
+def test_a_forecast_is_within_8_percent_of_the_real_peak(
+    bare_home: Home, large_rows: dict[str, Any], changes: tuple[str, ...]
+) -> None:
+    import torch
+
+    from engine.config.profile import parse
+    from engine.models.base import load_tokenizer
+    from engine.training.forecast import estimate
+    from engine.training.forecast.hosts import Host
+    from tests.training.harness import PROFILE
+
+    changes = (*changes, "training.max_steps=2", "training.compile=false", "training.liger=false")
+    changes = (*changes, "data.max_length=200", "training.rehearsal=false")
+    profile = parse(PROFILE.format(base=large_rows["base"]), "test", Path("/"), changes, bare_home)
+    given = estimate.Given(bare_home, large_rows, load_tokenizer(large_rows["base"], False, None), True, 0)
+    found = estimate.estimate(profile, Host("cuda", "a card", 1, None, None), given)
+    accelerator.release()
+    torch.cuda.reset_peak_memory_stats()
+    train(bare_home, "measured", large_rows, *changes)
+    assert found["allocated_bytes"] == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.08)
+
+
 def test_a_foreign_process_is_seen_and_waited_for(bare_home: Home) -> None:
     from engine.config.profile import parse
     from engine.hardware.listing import Listing

@@ -14,7 +14,7 @@ from cockpit.command_line.options import Verb
 from cockpit.language.translate import set_language
 from engine.protocol import states
 from engine.protocol.messages import Command
-from tests.scripted.bench import Engine
+from tests.scripted.bench import Engine, wait_for
 
 TEXT = {"completion", "logs", "man"}
 """Verbs that print no JSON."""
@@ -50,7 +50,9 @@ def test_json_is_the_same_in_chinese_and_in_english(
     running = engine.wait(engine.submit(steps=100_000), states.RUNNING)
     engine.client.request("pause", Command(run=(busy := running.id)))
     engine.wait(running, states.PAUSED)  # its figures stay as they are
-    first, second = (engine.submit(steps=2).id for _ in range(2))
+    queued = [engine.submit(steps=2) for _ in range(2)]
+    first, second = (run.id for run in queued)
+    wait_for(lambda: engine.show(queued[0]).run.holders and engine.show(queued[1]).run.position == 2, what="the queue")
     bad, foreign = tmp_path / "bad.yaml", tmp_path / "foreign.yaml"
     bad.write_text("training: {learning_rat: 1}\n")
     foreign.write_text("model_name_or_path: x\nstage: sft\nno_such_setting: 3\n")

@@ -18,6 +18,7 @@ from engine.workers import forecast as worker
 from tests.training.harness import PROFILE
 
 GB = 10**9
+TOKENS = ("training.micro_batch=1", "training.tokens_per_batch=8192")
 
 
 @pytest.fixture
@@ -87,6 +88,51 @@ def test_each_setting_is_doubled_while_it_fits(monkeypatch):
     ]
     assert ways.find_larger(profile, host, None, unchanged | {"device_bytes": 15 * GB}) == []
     assert ways.find_larger(profile, host, None, unchanged | {"verdict": "near"}) == []
+
+
+@pytest.mark.parametrize(
+    ("card", "batch", "expected"),
+    [
+        (9, ("training.micro_batch=4",), [("a lower rank", 16, 4096), ("shorter rows", 64, 1024)]),
+        (7, ("training.micro_batch=4",), [("a lower rank", 1, 2048)]),
+        (9, TOKENS, [("a lower rank", 16, 4096), ("shorter rows", 64, 1024)]),
+        (2, ("training.micro_batch=4",), []),
+    ],
+)
+def test_where_nothing_fits_at_one_row_rank_and_length_are_halved(card, batch, expected, monkeypatch):
+    """Memory is a number of GB by the settings; int8 takes one less than 16 bits, and NF4 two."""
+    changes = [*batch, "data.max_length=4096", "adapter.rank=64", "training.gradient_checkpointing=true"]
+    profile = parse(PROFILE.format(base="a/b"), "test", "/", changes)
+    assumed = []
+
+    def fake(changed: Any, host: Any, given: Any) -> dict[str, Any]:
+        training, length = changed.training, changed.data.max_length
+        tokens = training.tokens_per_batch or training.micro_batch * length
+        needed = 5 + tokens / 1024 + changed.adapter.rank / 16
+        needed -= {"none": 0, "int8": 1, "nf4": 2}[changed.model.quantization]
+        return {"device_bytes": int(needed * GB), "host_bytes": GB, "error_percent": 10.0}
+
+    monkeypatch.setattr(solver, "estimate", fake)
+    monkeypatch.setattr(estimate, "assume_rows", lambda changed, *_, **__: assumed.append(changed.data.max_length))
+    found = ways.solve(profile, Host("cuda", "a card", 1, card * GB, None), None)
+    told = []
+    for way in found:
+        changed = estimate.replace_settings(profile, way["settings"])
+        adapter: Any = changed.adapter
+        told.append((way["grows"].split(",")[0].split(":")[0], adapter.rank, changed.data.max_length))
+        assert adapter.alpha / adapter.rank == pytest.approx(profile.adapter.alpha / 64, rel=1e-3)
+        assert changed.model.quantization == "nf4"
+        assert ("this changes the data" in way["grows"]) == ("data.max_length" in way["settings"])
+    assert told == expected
+    assert assumed or not expected  # the real rows are cut
+
+
+def test_int8_is_tried_where_nf4_is():
+    profile = parse(PROFILE.format(base="a/b"), "test", "/", ["adapter={kind: lora}"])
+    for kind, expected in (("cuda", ["nf4", "int8"]), ("cpu", [])):
+        listed = solver.list_changes(profile, Host(kind, "", 1, 20 * GB, None))
+        alone = [each["settings"] for each in listed if len(each["settings"]) == 1]
+        assert [each["model.quantization"] for each in alone if "model.quantization" in each] == expected
 
 
 def test_a_micro_batch_that_grows_stays_so_on_other_cards():

@@ -26,6 +26,7 @@ from engine.protocol.messages import Problem, ProblemError
 from engine.training import background_writer, live_settings, performance
 from engine.training.forecast import calibration, simulated, terms, zero
 from engine.training.forecast.hosts import Host
+from engine.training.forecast.remote_base import fetch_shapes
 from engine.training.forecast.trace import Trace, trace
 from engine.training.forecast.zero import Zero
 from engine.training.online.options import OnlineOptions
@@ -55,13 +56,14 @@ class Abandoned(Exception):
 def gather(
     profile: Profile, home: Home, stack: ExitStack, prepared: dict[str, Any] | None = None, *, ranks: int = 1
 ) -> Given:
-    """Find the rows of a profile, or make some up, enough for `ranks`. `stack` keeps them. Raises ProblemError for a
-    base that is not on this machine."""
+    """Find the rows of a profile, or make some up, enough for `ranks`. `stack` keeps them. Of a base that is on a hub
+    alone, its configuration and its tokenizer are fetched. Raises ProblemError for one that cannot be had."""
     import accelerate  # noqa: F401 - a rank imports it too, and its memory is measured below
     import peft  # noqa: F401
     import transformers  # noqa: F401
 
     quiet: Callable[..., None] = lambda *_: None  # noqa: E731
+    profile = profile if prepared else fetch_shapes(profile, home)
     found = prepared or find_prepared(profile, home)
     if found is not None:
         base, tokenizer = found["base"], found.get("tokenizer") or found["base"]

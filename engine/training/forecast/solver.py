@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -71,7 +72,7 @@ def find_changes(
     or where they are not found in `limit` seconds."""
     found: list[Change] = []
     end = time.monotonic() + limit
-    everything = _combine_all(profile, host)
+    everything = combine_all(profile, host)
     if _works(profile, host, everything) and not try_change(profile, host, given, everything):
         return []
     halved = [change for change in _list_single(profile, host) if _is_halved(change)]
@@ -161,7 +162,7 @@ def _combine(singles: list[Change], size: int) -> Iterator[Change]:
         yield {"settings": settings, "time": round(time, 2)}
 
 
-def _combine_all(profile: Profile, host: Host) -> Change:
+def combine_all(profile: Profile, host: Host) -> Change:
     """All single changes at once: if the profile does not fit with these, it does not with any."""
     settings: dict[str, Any] = {}
     for single in _list_single(profile, host):
@@ -169,9 +170,20 @@ def _combine_all(profile: Profile, host: Host) -> Change:
     return {"settings": settings, "time": 1.0}
 
 
+def combine_possible(profile: Profile, host: Host) -> Change:
+    """As many single changes at once as go together."""
+    settings: dict[str, Any] = {}
+    times: dict[frozenset[str], float] = {}
+    for single in _list_single(profile, host):
+        if _works(profile, host, {"settings": settings | single["settings"]}):
+            settings |= single["settings"]
+            times[frozenset(single["settings"])] = single["time"]
+    return {"settings": settings, "time": round(math.prod(times.values()), 2)}
+
+
 def _list_single(profile: Profile, host: Host) -> Iterator[Change]:
     training, launch = profile.training, profile.launch
-    for at, smaller in enumerate(_list_micro_batches(profile), 1):
+    for at, smaller in enumerate(list_micro_batches(profile), 1):
         yield {"settings": smaller, "time": round(1 + at * (SPEEDS["micro_batch"] - 1), 2)}
     if not training.gradient_checkpointing:
         yield {"settings": {"training.gradient_checkpointing": True}, "time": SPEEDS["checkpointing"]}
@@ -181,13 +193,14 @@ def _list_single(profile: Profile, host: Host) -> Iterator[Change]:
         if launch.offload == "none" and host.kind != "cpu":
             yield {"settings": {"launch.strategy": "fsdp", "launch.offload": "cpu"}, "time": SPEEDS["offload"]}
     if profile.adapter.kind != "none" and profile.model.quantization == "none" and host.kind != "cpu":
-        yield {"settings": {"model.quantization": "nf4"}, "time": SPEEDS["nf4"]}
+        for name in ("int8", "nf4"):  # the smaller comes last: it is the one of `combine_all`
+            yield {"settings": {"model.quantization": name}, "time": SPEEDS[name]}
     if training.optimizer in ("adamw", "adam") and profile.adapter.kind == "none":
         name = "adafactor" if host.kind == "cpu" else "paged_adamw_8bit"
         yield {"settings": {"training.optimizer": name}, "time": SPEEDS["optimizer"]}
 
 
-def _list_micro_batches(profile: Profile) -> Iterator[dict[str, Any]]:
+def list_micro_batches(profile: Profile) -> Iterator[dict[str, Any]]:
     """Settings with smaller micro-batches of the same global batch, the largest first."""
     keys = (
         ("tokens_per_batch", "accumulation") if profile.training.tokens_per_batch else ("micro_batch", "accumulation")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.profile import Profile
+from engine.models.hub_shape import read_sizes
 from engine.models.weights import DamagedFile, read_header
 from engine.training.forecast.trace import PAGED, Trace
 
@@ -65,6 +66,8 @@ def offloaded(profile: Profile, trace: Trace, *, sharded: bool) -> dict[str, int
 def weight_files(base: str | None) -> tuple[int, int]:
     """The bytes of the base's weights on the disk, and of its largest file. The files are mapped into the memory of
     each process that loads them."""
+    if base and (sizes := read_sizes(Path(base))) is not None:  # the files themselves are on a hub
+        return sum(sizes), max(sizes, default=0)
     sizes = []
     for path in Path(base).glob("*.safetensors") if base else ():
         try:

@@ -1,5 +1,5 @@
 """The ways in which a profile fits: as it is, with changes that take less, and, where it leaves much memory, with a
-larger micro-batch, longer rows or a higher rank."""
+larger micro-batch, longer rows or a higher rank. Where nothing of that fits, with a lower rank or shorter rows."""
 
 from __future__ import annotations
 
@@ -22,16 +22,55 @@ SECONDS = 60
 """Time that the search takes: nothing larger is tried after it."""
 HIGHEST_RANK = 256
 """Rank up to which higher ones are tried."""
+SHORTEST = 128
+"""Tokens down to which shorter rows are tried."""
 
 
 def solve(profile: Profile, host: Host, given: Given) -> list[Change]:
     """The ways in which a profile fits, the fastest first, all with the same global batch: as it is, and with changes.
-    Then larger settings that fit."""
+    Then larger settings that fit. Where nothing fits, settings that change what is learnt."""
     profile = solver.replace_auto(profile)
     unchanged = solver.try_change(profile, host, given, {"settings": {}, "time": 1.0})
     changes = solver.find_changes(profile, host, given, count=2 * solver.ENOUGH)
+    if not unchanged and not changes:
+        return find_smaller(profile, host, given)
     larger = find_larger(profile, host, given, unchanged) if unchanged else []
     return [*filter(None, [unchanged]), *changes, *larger]
+
+
+def find_smaller(profile: Profile, host: Host, given: Given) -> list[Change]:
+    """For rank and length, the largest that fits with all other changes that take less, found by halving; for both
+    together where neither is enough. `grows` says what is given up."""
+    most, end = solver.combine_possible(profile, host), time.monotonic() + SECONDS
+    found: list[Change] = []
+    ranks = list(_list_lower_ranks(profile))
+    lengths = list(_list_shorter(profile))
+    both = [_merge(ranks[-1], each) for each in lengths] if ranks else []
+    for smaller in (ranks, lengths, both):
+        if smaller is both and found:
+            break
+        for change in smaller:
+            if time.monotonic() > end:
+                break
+            if traced := _try(profile, host, given, _add_smallest(profile, _merge(most, change))):
+                found.append(traced)
+                break
+    return found
+
+
+def _merge(one: Change, other: Change) -> Change:
+    grows = "; ".join(each["grows"] for each in (one, other) if "grows" in each)
+    time = round(one["time"] * other["time"], 2)
+    return {"settings": one["settings"] | other["settings"], "time": time, "grows": grows}
+
+
+def _add_smallest(profile: Profile, change: Change) -> Change:
+    """The change with the smallest micro-batch: with shorter rows one of tokens may be smaller."""
+    try:
+        smaller = list(solver.list_micro_batches(estimate.replace_settings(profile, change["settings"])))
+    except (ProblemError, ValueError):
+        return change
+    return {**change, "settings": change["settings"] | smaller[-1]} if smaller else change
 
 
 def find_larger(profile: Profile, host: Host, given: Given, unchanged: Change) -> list[Change]:
@@ -91,6 +130,29 @@ def _list_ranks(profile: Profile) -> Iterator[Change]:
         rank, alpha, slower = 2 * rank, round(times * alpha, 4), slower * 1.02
         settings = {"adapter.rank": rank, "adapter.alpha": alpha}
         yield {"settings": settings, "time": round(slower, 2), "grows": "a higher rank, of the same scale"}
+
+
+def _list_lower_ranks(profile: Profile) -> Iterator[Change]:
+    """Lower ranks, scaled as the profile's is."""
+    adapter: Any = profile.adapter
+    rank, alpha = getattr(adapter, "rank", None), getattr(adapter, "alpha", None)
+    if not isinstance(rank, int) or not isinstance(alpha, (int, float)):
+        return
+    while rank > 1:
+        lower = rank // 2
+        alpha *= (lower / rank) ** (0.5 if adapter.kind == "rslora" else 1)
+        rank = lower
+        settings = {"adapter.rank": rank, "adapter.alpha": round(alpha, 4)}
+        yield {"settings": settings, "time": 1.0, "grows": "a lower rank, of the same scale: it can learn less"}
+
+
+def _list_shorter(profile: Profile) -> Iterator[Change]:
+    """Shorter rows, with which the time is that of rows which are all so long."""
+    length, faster = profile.data.max_length, 1.0
+    while length // 2 >= SHORTEST:
+        length, faster = length // 2, faster / 2
+        words = "shorter rows: this changes the data"
+        yield {"settings": {"data.max_length": length}, "time": faster, "grows": words}
 
 
 def _list_lengths(profile: Profile, given: Given) -> Iterator[Change]:
